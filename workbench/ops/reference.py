@@ -1,0 +1,47 @@
+"""Multi-scale deformable attention in plain PyTorch: any device, any floating dtype. It is the definition that
+every other back end is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def deform_attn_reference(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Sample each head's feature maps at a few points a query and add them up, weighted.
+
+    Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it. A location (x, y) of level
+    (H, W) reads the bilinear interpolation at pixel (x*W - 0.5, y*H - 0.5); what lies outside the map counts as 0.
+
+    Args:
+        value: (B, S, M, D) with S = sum of H*W over the levels, level after level, row after row.
+        spatial_shapes: (H, W) of each of the L levels.
+        sampling_locations: (B, Lq, M, L, P, 2) as (x, y), [0, 1] across the map; anything else is legal.
+        attention_weights: (B, Lq, M, L, P); need not add up to 1.
+
+    Returns:
+        (B, Lq, M*D) in value's dtype. Half precision is computed in float32.
+    """
+    batch, _, heads, channels = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    maps = value.to(dtype).split([height * width for height, width in spatial_shapes], dim=1)
+    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Lq, L, P, 2)
+    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*M, Lq, L, P)
+    samples = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        image = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        samples.append(
+            F.grid_sample(image, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        )
+    stacked = torch.stack(samples, dim=-2).flatten(-2)  # (B*M, D, Lq, L*P)
+    output = (stacked * weights.reshape(batch * heads, 1, queries, len(spatial_shapes) * points)).sum(-1)
+    return output.reshape(batch, heads * channels, queries).transpose(1, 2).contiguous().to(value.dtype)
