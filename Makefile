@@ -1,0 +1,68 @@
+# make demo   from an empty folder to a trained, evaluated, visible model
+# make test   the whole test suite           make lab    JupyterLab in the same environment
+# make lint   ruff, and notebooks without outputs        make env    only set .venv up
+# make clean  remove .venv and caches; data/ and outputs/ stay
+#
+# The Python that .venv is made from: `make env PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= outputs/demo
+
+# Named after the content of what is installed, so that neither a fresh clone's file times nor `touch` matter.
+STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+
+# The kernel of a notebook is .venv's, whatever kernels the user has registered elsewhere.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lab lint clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+env: $(STAMP)
+
+$(STAMP):
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	    echo "The workbench needs Python 3.10 or newer, and '$(PYTHON)' was not found: install it, or name another with make PYTHON=..." >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "The workbench needs Python 3.10 or newer, and '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1): name a newer one with make PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "'$(PYTHON)' cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
+	    || { echo "Making $(VENV) with $$("$(PYTHON)" -V)" && "$(PYTHON)" -m venv --clear $(VENV); }
+	@echo "Installing requirements.lock (several GB with torch; a minute or more)"
+	@uv=$$(grep -E '^uv==' requirements.lock | cut -d' ' -f1); \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$uv" \
+	    && UV_LINK_MODE=copy $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock \
+	    || { echo "Installing with pip instead" && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: env
+	@$(BIN)/workbench shapes
+	@mkdir -p $(DEMO)
+	@echo "Training: notebooks/03_train.ipynb"
+	@$(BIN)/papermill notebooks/03_train.ipynb $(DEMO)/03_train.ipynb \
+	    -p config configs/shapes/demo.yaml -p output $(DEMO)
+	@echo "Evaluation: notebooks/04_eval.ipynb"
+	@$(BIN)/papermill notebooks/04_eval.ipynb $(DEMO)/04_eval.ipynb -p ckpt $(DEMO)/checkpoints/best
+	@$(BIN)/workbench show $(DEMO)
+
+# One thread a test process: two processes with two threads each would fight for the same cores.
+test: env
+	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+lab: env
+	@$(BIN)/jupyter lab notebooks
+
+lint: env
+	@$(BIN)/ruff check .
+	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -exec $(BIN)/nbstripout --verify {} +
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
