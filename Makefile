@@ -36,7 +36,7 @@ $(STAMP):
 	@echo "Installing requirements.lock (several GB with torch; a minute or more)"
 	@uv=$$(grep -E '^uv==' requirements.lock | cut -d' ' -f1); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$uv" \
-	    && UV_LINK_MODE=copy $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock \
+	    && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock \
 	    || { echo "Installing with pip instead" && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
