@@ -1,0 +1,142 @@
+"""Datasets by name or by path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from workbench.data.reading import image_path, read_coco_json
+from workbench.errors import WorkbenchError
+
+CATALOG_FILE = "catalog.yaml"
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """Where a dataset lies: its COCO instances JSON and the folder its file names are relative to."""
+
+    name: str
+    annotations: Path
+    images: Path
+
+
+def _builtin() -> dict[str, tuple[str, str]]:
+    """Usual places of known datasets below the data folder, as (annotations, images)."""
+    places = {}
+    for split in ("train", "val", "test"):
+        for name in ("shapes", "shapes_crowded"):
+            places[f"{name}_{split}"] = (f"{name}/annotations/{split}.json", f"{name}/{split}")
+    for year in (2014, 2017):
+        for split in ("train", "val"):
+            places[f"coco_{year}_{split}"] = (
+                f"coco/annotations/instances_{split}{year}.json",
+                f"coco/{split}{year}",
+            )
+    for split, folder in (("train", "training"), ("val", "validation")):
+        places[f"ade20k_instance_{split}"] = (
+            f"ADEChallengeData2016/ade20k_instance_{split}.json",
+            f"ADEChallengeData2016/images/{folder}",
+        )
+    return places
+
+
+_BUILTIN = _builtin()
+_REGISTERED: dict[str, DatasetEntry] = {}
+
+
+def register(name: str, annotations: Path | str, images: Path | str) -> DatasetEntry:
+    """Make a dataset known by name for this process; a later call with the same name replaces it."""
+    entry = DatasetEntry(name, Path(annotations), Path(images))
+    _REGISTERED[name] = entry
+    return entry
+
+
+def known_names(root: Path | str = "data") -> list[str]:
+    """All names :func:`get_entry` knows, sorted; whether their files are there is not looked at."""
+    return sorted({*_REGISTERED, *_read_catalog(Path(root)), *_BUILTIN})
+
+
+def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEntry:
+    """The dataset of that name, or at that path.
+
+    A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in places
+    below ``root``. A path ends in ``.json``; its images are looked for near it, or named after an ``@``
+    (``labels.json@pictures``). WorkbenchError where nothing is found, naming the nearest known name.
+    """
+    text, root = str(name_or_path), Path(root)
+    annotations, at, images = text.rpartition("@")
+    if at and annotations.endswith(".json"):
+        return DatasetEntry(Path(annotations).stem, Path(annotations), Path(images))
+    if text.endswith(".json"):
+        return DatasetEntry(Path(text).stem, Path(text), _find_images(Path(text)))
+    if text in _REGISTERED:
+        return _REGISTERED[text]
+    catalog = _read_catalog(root)
+    if text in catalog:
+        return catalog[text]
+    if text in _BUILTIN:
+        annotations, images = _BUILTIN[text]
+        return DatasetEntry(text, root / annotations, root / images)
+    nearest = get_close_matches(text, known_names(root), n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    raise WorkbenchError(
+        f"No dataset is called {text!r}{hint} A dataset of your own is the path of its JSON, or a line "
+        f"'{text}: {{annotations: labels.json, images: pictures}}' in {root / CATALOG_FILE}."
+    )
+
+
+def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
+    path = root / CATALOG_FILE
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise WorkbenchError(f"The catalog {path} cannot be read: {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WorkbenchError(
+            f"The catalog {path} is not valid YAML: {' '.join(str(error).split())}."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise WorkbenchError(f"The catalog {path} must map names to {{annotations: ..., images: ...}}.")
+    entries = {}
+    for name, value in content.items():
+        if not (isinstance(value, dict) and set(value) == {"annotations", "images"}):
+            raise WorkbenchError(
+                f"The entry {name!r} of {path} must be {{annotations: a JSON, images: a folder}}."
+            )
+        entries[str(name)] = DatasetEntry(
+            str(name), root / str(value["annotations"]), root / str(value["images"])
+        )
+    return entries
+
+
+def _find_images(annotations: Path) -> Path:
+    """The folder in which the first image of a dataset file is found, of the usual ones near it."""
+    content = read_coco_json(annotations)
+    names = (image.get("file_name") for image in content["images"] if isinstance(image, dict))
+    first = next((name for name in names if isinstance(name, str)), None)
+    here = annotations.absolute().parent
+    stem = annotations.stem
+    subset = stem.removeprefix("instances_")
+    candidates = []
+    for base in (here, here.parent):
+        candidates += [base / "images", base / "images" / subset, base / stem, base / subset]
+    candidates += [here, here.parent]
+    candidates = list(dict.fromkeys(candidates))
+    if first is None:  # no image to look for: an empty dataset is for validation to speak of
+        return next((folder for folder in candidates if folder.is_dir()), here)
+    for folder in candidates:
+        path = image_path(folder, first)
+        if path is not None and Path(path).is_file():
+            return folder
+    tried = ", ".join(str(folder) for folder in candidates if folder.is_dir())
+    raise WorkbenchError(
+        f"The first image of {annotations}, {first!r}, is in none of the folders {tried}; "
+        f"name the folder after an @, as in {annotations}@images."
+    )
