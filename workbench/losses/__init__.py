@@ -1,0 +1,1 @@
+"""What a prediction costs: matching queries to objects, and the losses of the matched pairs."""

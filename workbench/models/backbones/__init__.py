@@ -1,0 +1,16 @@
+"""Feature extractors: (B, 3, H, W) float in, {"res2": ..., "res5": ...} out."""
+
+from workbench.models.backbones.mobilenet import MobileNetV3Backbone
+from workbench.models.backbones.pyramid import FeatureShape, PyramidError, check_pyramid, measure
+from workbench.models.backbones.resnet import ResNetBackbone
+from workbench.models.backbones.small_resnet import SmallResNet
+
+__all__ = [
+    "FeatureShape",
+    "MobileNetV3Backbone",
+    "PyramidError",
+    "ResNetBackbone",
+    "SmallResNet",
+    "check_pyramid",
+    "measure",
+]

@@ -1,0 +1,61 @@
+"""What a backbone really puts out: measured on a dry run, never typed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+class FeatureShape(NamedTuple):
+    """Channels and stride (input pixels a feature pixel) of one feature map."""
+
+    channels: int
+    stride: int
+
+
+class PyramidError(ValueError):
+    """A backbone whose feature maps do not form the pyramid that a pixel decoder needs."""
+
+
+def measure(backbone: nn.Module, size: int = 256) -> dict[str, FeatureShape]:
+    """Channels and strides of a backbone's outputs, from a run without data or arithmetic (meta tensors).
+
+    Args:
+        backbone: maps (B, 3, H, W) to {name: (B, C, H / stride, W / stride)}; it is left as it was.
+        size: height and width of the imagined image, a multiple of every stride.
+    """
+    on_meta = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
+    }
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            features = functional_call(backbone, on_meta, (torch.empty(1, 3, size, size, device="meta"),))
+    finally:
+        backbone.train(training)
+    return {name: FeatureShape(f.shape[1], round(size / f.shape[2])) for name, f in features.items()}
+
+
+def check_pyramid(shapes: Mapping[str, FeatureShape], table: str = "") -> None:
+    """Raise PyramidError unless res2 to res5 have strides 4, 8, 16, 32, or 4, 8, 16, 16 or 4, 8, 8, 8 (dilated).
+
+    Args:
+        shapes: from :func:`measure`.
+        table: appended to the message: the backbone's layers, so that the right ones can be read off.
+    """
+    strides = tuple(shapes[name].stride for name in STAGES if name in shapes)
+    allowed = ((4, 8, 16, 32), (4, 8, 16, 16), (4, 8, 8, 8))
+    if strides not in allowed:
+        found = ", ".join(f"{name} {shape.channels} channels at 1/{shape.stride}" for name, shape in shapes.items())
+        raise PyramidError(
+            "the backbone's stages must have strides 4, 8, 16, 32 (or repeat the last one when dilated), "
+            f"but they are: {found}.{table and chr(10)}{table}"
+        )

@@ -1,0 +1,53 @@
+"""torchvision's ResNet without its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+_BUILDERS = {18: resnet.resnet18, 34: resnet.resnet34, 50: resnet.resnet50, 101: resnet.resnet101}
+
+
+class ResNetBackbone(nn.Module):
+    """ResNet (He et al., 2016), four stages.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        dilated: for res3, res4 and res5, whether dilation replaces the stage's stride (50 and 101 only).
+        norm_layer: normalisation, called with the number of channels.
+        freeze_at: 1 freezes the stem, 2 res2 as well, up to 5; 0 freezes nothing (detectron2's meaning).
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        dilated: tuple[bool, bool, bool] = (False, False, False),
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        freeze_at: int = 0,
+    ):
+        super().__init__()
+        if depth not in _BUILDERS:
+            raise ValueError(f"MODEL.RESNETS.DEPTH {depth}: there are ResNets of depth {sorted(_BUILDERS)}")
+        extra = {"replace_stride_with_dilation": list(dilated)} if any(dilated) else {}
+        network = _BUILDERS[depth](weights=None, norm_layer=norm_layer, **extra)
+        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            network.layer1, network.layer2, network.layer3, network.layer4,
+        )  # fmt: skip
+        parts = [(self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,)]
+        for part in parts[:freeze_at]:
+            for module in part:
+                module.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> res2 to res5 at 1/4 to 1/32 (less when dilated)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        outputs = {}
+        for name, stage in zip(
+            ("res2", "res3", "res4", "res5"), (self.layer1, self.layer2, self.layer3, self.layer4), strict=True
+        ):
+            x = outputs[name] = stage(x)
+        return outputs

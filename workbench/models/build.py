@@ -1,0 +1,198 @@
+"""The one place where a config becomes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from fvcore.common.config import CfgNode
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from workbench.errors import WorkbenchError
+from workbench.losses.criterion import SetCriterion
+from workbench.losses.matcher import HungarianMatcher
+from workbench.models.backbones import (
+    MobileNetV3Backbone,
+    PyramidError,
+    ResNetBackbone,
+    SmallResNet,
+    check_pyramid,
+    measure,
+)
+from workbench.models.mask2former import Mask2Former
+from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder, group_norm
+from workbench.models.surgery import load_backbone, read_state, torchvision_state
+from workbench.models.transformer_decoder import MaskedTransformerDecoder
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": group_norm,
+}
+
+
+class HasClasses(Protocol):
+    """What a model must know of its dataset."""
+
+    num_classes: int
+    num_subcategory_classes: Mapping[str, int]
+
+
+def build_model(cfg: CfgNode, vocabulary: HasClasses, *, pretrained: bool = True) -> nn.Module:
+    """The model a config describes, for a dataset's categories.
+
+    Args:
+        cfg: the config. vocabulary: ``num_classes`` K and ``num_subcategory_classes`` {name: K_s}.
+        pretrained: False leaves the backbone's weights random, for a model whose weights are about to be loaded.
+
+    Raises:
+        WorkbenchError: the config names something that does not exist or does not fit, or weights cannot be had.
+    """
+    if cfg.MODEL.META_ARCHITECTURE not in _META_ARCHITECTURES:
+        raise _unknown("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, _META_ARCHITECTURES)
+    try:
+        return _META_ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE](cfg, vocabulary, pretrained)
+    except PyramidError as error:
+        raise WorkbenchError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: {error}") from None
+    except ValueError as error:
+        raise WorkbenchError(f"the config does not describe a model: {error}") from None
+
+
+def build_backbone(cfg: CfgNode, *, pretrained: bool = True) -> nn.Module:
+    """The backbone a config describes, with the weights it asks for."""
+    name = cfg.MODEL.BACKBONE.NAME
+    if name not in _BACKBONES:
+        raise _unknown("MODEL.BACKBONE.NAME", name, _BACKBONES)
+    return _BACKBONES[name](cfg, pretrained)
+
+
+def _mask2former(cfg: CfgNode, vocabulary: HasClasses, pretrained: bool) -> Mask2Former:
+    head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    for key, value, known in (
+        ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", head.PIXEL_DECODER_NAME, "MSDeformAttnPixelDecoder"),
+        (
+            "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+            former.TRANSFORMER_DECODER_NAME,
+            "MultiScaleMaskedTransformerDecoder",
+        ),
+    ):
+        if value != known:
+            raise _unknown(key, value, (known,))
+    backbone = build_backbone(cfg, pretrained=pretrained)
+    shapes = measure(backbone)
+    check_pyramid(shapes)
+    pixel_decoder = MSDeformAttnPixelDecoder(
+        shapes,
+        in_features=head.IN_FEATURES,
+        transformer_in_features=head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+        conv_dim=head.CONVS_DIM,
+        mask_dim=head.MASK_DIM,
+        feedforward=head.TRANSFORMER_DIM_FEEDFORWARD,
+        layers=head.TRANSFORMER_ENC_LAYERS,
+        heads=head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
+        points=head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+        dropout=former.DROPOUT,
+        norm=head.NORM,
+        common_stride=head.COMMON_STRIDE,
+    )
+    transformer_decoder = MaskedTransformerDecoder(
+        num_classes=vocabulary.num_classes,
+        subcategories=vocabulary.num_subcategory_classes,
+        in_channels=head.CONVS_DIM,
+        mask_dim=head.MASK_DIM,
+        hidden_dim=former.HIDDEN_DIM,
+        num_queries=former.NUM_OBJECT_QUERIES,
+        heads=former.NHEADS,
+        feedforward=former.DIM_FEEDFORWARD,
+        layers=former.DEC_LAYERS - 1,  # the learnable queries' own prediction counts as a layer
+        pre_norm=former.PRE_NORM,
+        always_project=former.ENFORCE_INPUT_PROJ,
+    )
+    if not former.SUBCATEGORY_WEIGHT:  # heads without a loss: several processes would wait for their gradients
+        transformer_decoder.subcategory_embed.requires_grad_(False)
+    criterion = SetCriterion(
+        HungarianMatcher(
+            class_cost=former.CLASS_WEIGHT,
+            mask_cost=former.MASK_WEIGHT,
+            dice_cost=former.DICE_WEIGHT,
+            subcategory_cost=former.SUBCATEGORY_COST,
+            num_points=former.TRAIN_NUM_POINTS,
+        ),
+        class_weight=former.CLASS_WEIGHT,
+        mask_weight=former.MASK_WEIGHT,
+        dice_weight=former.DICE_WEIGHT,
+        subcategory_weight=former.SUBCATEGORY_WEIGHT,
+        no_object_weight=former.NO_OBJECT_WEIGHT,
+        num_points=former.TRAIN_NUM_POINTS,
+        oversample_ratio=former.OVERSAMPLE_RATIO,
+        importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,
+    )
+    return Mask2Former(
+        backbone,
+        pixel_decoder,
+        transformer_decoder,
+        criterion,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        size_divisibility=former.SIZE_DIVISIBILITY,
+        deep_supervision=former.DEEP_SUPERVISION,
+        top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
+        rank_by=cfg.TEST.RANK_BY,
+        one_class_per_query=cfg.TEST.ONE_CLASS_PER_QUERY,
+    )
+
+
+def _mobilenet(cfg: CfgNode, pretrained: bool) -> nn.Module:
+    keys = cfg.MODEL.MOBILENET
+    backbone = MobileNetV3Backbone(
+        taps=keys.TAPS, dilated=keys.DILATED, norm_layer=_norm("MODEL.MOBILENET.NORM", keys.NORM)
+    )
+    return _with_weights(backbone, "mobilenet_v3_large", keys.WEIGHTS, ("imagenet", "deeplabv3"), pretrained)
+
+
+def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
+    keys = cfg.MODEL.RESNETS
+    backbone = ResNetBackbone(
+        depth=keys.DEPTH,
+        dilated=(False, keys.RES4_DILATION > 1, keys.RES5_DILATION > 1),
+        norm_layer=_norm("MODEL.RESNETS.NORM", keys.NORM),
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+    return _with_weights(backbone, f"resnet{keys.DEPTH}", keys.WEIGHTS, ("imagenet", "deeplabv3"), pretrained)
+
+
+def _small_resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
+    keys = cfg.MODEL.SMALL_RESNET
+    return SmallResNet(
+        widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=_norm("MODEL.SMALL_RESNET.NORM", keys.NORM)
+    )
+
+
+def _with_weights(
+    backbone: nn.Module, network: str, weights: str, published: tuple[str, ...], pretrained: bool
+) -> nn.Module:
+    if pretrained and weights != "none":
+        state = torchvision_state(network, weights) if weights in published else read_state(weights)
+        load_backbone(backbone, state, weights)
+    return backbone
+
+
+def _norm(key: str, name: str) -> Callable[[int], nn.Module]:
+    if name not in NORMS:
+        raise _unknown(key, name, NORMS)
+    return NORMS[name]
+
+
+def _unknown(key: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> WorkbenchError:
+    return WorkbenchError(f"config key {key} is {value!r}; known are {', '.join(known)}")
+
+
+_BACKBONES = {
+    "build_resnet_backbone": _resnet,
+    "build_mobilenet_v3_large_backbone": _mobilenet,
+    "build_small_resnet_backbone": _small_resnet,
+}
+_META_ARCHITECTURES = {"MaskFormer": _mask2former, "Mask2Former": _mask2former}

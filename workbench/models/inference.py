@@ -1,0 +1,137 @@
+"""From raw outputs to instances: which query and class each row is, how rows rank, masks at the original size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RANK_BY = ("main", "sum", "geometric_mean")
+
+
+def rank_scores(main: Tensor, subcategories: Sequence[Tensor], rank_by: str = "main") -> Tensor:
+    """The score that rows are ordered by, before the quality of the mask is multiplied in.
+
+    Args:
+        main: (...,) probability of the main category.
+        subcategories: one (..., K_s+1) a subcategory: its probabilities, no-object last. The best class that is not
+            no-object counts.
+        rank_by: "main"; "sum": the mean of the main and the subcategory scores, which orders as their sum does and
+            stays in [0, 1]; "geometric_mean": the n-th root of their product.
+
+    Returns:
+        (...,) in [0, 1].
+    """
+    if rank_by not in RANK_BY:
+        raise ValueError(f"rank_by is {rank_by!r}; it must be one of {', '.join(RANK_BY)}")
+    if rank_by == "main" or not subcategories:
+        return main
+    scores = torch.stack([main, *(p[..., :-1].amax(-1).expand_as(main) for p in subcategories)])
+    return scores.mean(0) if rank_by == "sum" else scores.log().mean(0).exp()
+
+
+def select_rows(
+    logits: Tensor,
+    subcategories: Mapping[str, Tensor],
+    *,
+    top_k: int,
+    rank_by: str = "main",
+    one_class_per_query: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The ``top_k`` pairs of query and main category with the best score (Mask2Former's instance inference).
+
+    Args:
+        logits: (Q, K+1) of one image. subcategories: {name: (Q, K_s+1)} probabilities of the same image.
+        one_class_per_query: keep only each query's best category, so that one mask is reported once.
+
+    Returns:
+        query (k,) int64, labels (k,) int64, rank score (k,), main score (k,); best first.
+    """
+    main = logits.softmax(-1)[:, :-1]
+    scores = rank_scores(main, [p.unsqueeze(1) for p in subcategories.values()], rank_by)
+    if one_class_per_query:
+        labels = main.argmax(-1)
+        queries = torch.arange(len(main), device=main.device)
+    else:
+        queries, labels = torch.meshgrid(*(torch.arange(n, device=main.device) for n in main.shape), indexing="ij")
+        queries, labels = queries.flatten(), labels.flatten()
+    candidates = scores[queries, labels]
+    best = candidates.topk(min(top_k, len(candidates))).indices
+    queries, labels = queries[best], labels[best]
+    return queries, labels, candidates[best], main[queries, labels]
+
+
+def instance_inference(
+    logits: Tensor,
+    mask_logits: Tensor,
+    subcategory_logits: Mapping[str, Tensor],
+    *,
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    top_k: int = 100,
+    rank_by: str = "main",
+    one_class_per_query: bool = False,
+) -> dict[str, Any]:
+    """Predictions of one image.
+
+    The rows are chosen before any mask is enlarged, and a query that gives several rows is enlarged once, so memory
+    follows the number of rows and not that of queries.
+
+    Args:
+        logits: (Q, K+1). mask_logits: (Q, h, w). subcategory_logits: {name: (Q, K_s+1)}: this image's raw outputs.
+        padded_size: (height, width) that ``mask_logits`` cover. image_size: the part of it that is image.
+        output_size: the original image's size.
+
+    Returns:
+        ``scores`` (k,) rank score times mask score; ``main_scores`` (k,); ``mask_scores`` (k,) mean probability
+        within the mask; ``labels`` (k,) int64; ``masks`` (k, H, W) bool; ``boxes`` (k, 4) XYXY in pixels;
+        ``query`` (k,) int64; ``subcategories`` {name: probabilities (k, K_s+1)}; ``subcategory_logits`` the same in
+        logits; ``no_object_fraction`` float: the share of queries whose likeliest class is no-object.
+    """
+    logits = logits.float()
+    subcategory_logits = {name: head.float() for name, head in subcategory_logits.items()}
+    probabilities = {name: head.softmax(-1) for name, head in subcategory_logits.items()}
+    query, labels, rank, main = select_rows(
+        logits, probabilities, top_k=top_k, rank_by=rank_by, one_class_per_query=one_class_per_query
+    )
+    distinct, row = query.unique(return_inverse=True)
+    enlarged = F.interpolate(mask_logits[distinct].float().unsqueeze(0), padded_size, mode="bilinear")
+    enlarged = enlarged[..., : image_size[0], : image_size[1]]
+    if tuple(output_size) != tuple(image_size):
+        enlarged = F.interpolate(enlarged, tuple(output_size), mode="bilinear")
+    enlarged = enlarged.squeeze(0)
+    masks = enlarged > 0
+    inside = masks.flatten(1).sum(1)
+    quality = (enlarged.sigmoid().flatten(1) * masks.flatten(1)).sum(1) / (inside + 1e-6)
+    boxes = boxes_of_masks(masks)
+    return {
+        "scores": rank * quality[row],
+        "main_scores": main,
+        "mask_scores": quality[row],
+        "labels": labels,
+        "masks": masks[row],
+        "boxes": boxes[row],
+        "query": query,
+        "subcategories": {name: p[query] for name, p in probabilities.items()},
+        "subcategory_logits": {name: head[query] for name, head in subcategory_logits.items()},
+        "no_object_fraction": (logits.argmax(-1) == logits.shape[1] - 1).float().mean().item(),
+    }
+
+
+def boxes_of_masks(masks: Tensor) -> Tensor:
+    """(N, H, W) bool -> (N, 4) float XYXY in pixels, the right and bottom edges exclusive; zeros for empty masks."""
+    if masks.numel() == 0:
+        return masks.new_zeros(len(masks), 4, dtype=torch.float32)
+    edges = []
+    for occupied in (masks.any(1), masks.any(2)):  # columns, rows
+        occupied = occupied.to(torch.uint8)
+        first = occupied.argmax(1)
+        last = occupied.shape[1] - occupied.flip(1).argmax(1)
+        edges.append((first, last))
+    (x1, x2), (y1, y2) = edges
+    boxes = torch.stack([x1, y1, x2, y2], 1).float()
+    return boxes * masks.flatten(1).any(1, keepdim=True)

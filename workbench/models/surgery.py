@@ -1,0 +1,157 @@
+"""Weights of whole torchvision networks, cut down to backbones; and whether they really arrived."""
+
+from __future__ import annotations
+
+import logging
+import urllib.error
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadReport:
+    """Which tensors of a module were found in a state dict. ``mismatched`` holds name, wanted and found shape."""
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = []
+        for kind in ("loaded", "missing", "unexpected", "mismatched"):
+            names = getattr(self, kind)
+            shown = [f"{n[0]} {list(n[2])} for {list(n[1])}" if isinstance(n, tuple) else n for n in names[:3]]
+            detail = f" ({', '.join(shown)}{', ...' if len(names) > 3 else ''})" if names and kind != "loaded" else ""
+            parts.append(f"{len(names)} {kind}{detail}")
+        return "; ".join(parts)
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
+    """Copy every tensor whose name and shape fit into ``module``, and say what happened to each."""
+    own = module.state_dict()
+    report = LoadReport(unexpected=[name for name in state if name not in own])
+    fitting = {}
+    for name, tensor in own.items():
+        if name not in state:
+            if not name.endswith("num_batches_tracked"):  # a counter that older weights lack, and nothing needs
+                report.missing.append(name)
+        elif state[name].shape != tensor.shape:
+            report.mismatched.append((name, tuple(tensor.shape), tuple(state[name].shape)))
+        else:
+            fitting[name] = state[name]
+            report.loaded.append(name)
+    module.load_state_dict(fitting, strict=False)
+    return report
+
+
+def require_backbone(report: LoadReport, source: str, least: float = 0.9) -> None:
+    """Raise WorkbenchError unless at least this share of the backbone's tensors was loaded."""
+    total = len(report.loaded) + len(report.missing) + len(report.mismatched)
+    if not total or len(report.loaded) < least * total:
+        raise WorkbenchError(
+            f"weights {source}: only {len(report.loaded)} of the backbone's {total} tensors arrived, so they belong to "
+            f"another network: {report}"
+        )
+
+
+def weights_kind(state: Mapping[str, Tensor]) -> str:
+    """What a torchvision state dict was trained for: "segmentation", "classification" or "backbone"."""
+    if any(name.startswith("backbone.") for name in state):
+        return "segmentation"
+    if any(name.startswith(("classifier.", "fc.")) for name in state):
+        return "classification"
+    return "backbone"
+
+
+def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's part of a torchvision network's weights, named as the backbones here name it.
+
+    DeepLabV3's MobileNetV3 lies in an IntermediateLayerGetter, so its layers are ``backbone.<index>``, where the
+    classifier has ``features.<index>``; its ResNet is ``backbone.<name>``. Heads are left out. Dilation changes no
+    weight's shape, so the weights of a dilated network fit an undilated one exactly.
+    """
+    kind = weights_kind(state)
+    cut = {}
+    for name, tensor in state.items():
+        if kind == "segmentation":
+            head, _, rest = name.partition(".")
+            if head != "backbone":
+                continue
+            name = f"features.{rest}" if rest.split(".")[0].isdigit() else rest
+        if not name.startswith(("classifier.", "aux_classifier.", "fc.")):
+            cut[name] = tensor
+    return cut
+
+
+def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
+    """Load a torchvision network's weights into a backbone, log the report, and refuse what is mostly missing."""
+    # Layers after the last tap have no place in the backbone, and that is as it should be.
+    cut = backbone_state(state)
+    if hasattr(backbone, "features"):
+        layers = len(backbone.features)
+        cut = {n: t for n, t in cut.items() if not n.startswith("features.") or int(n.split(".")[1]) < layers}
+    report = load_state(backbone, cut)
+    require_backbone(report, source)
+    _log.info("backbone weights %s (%s network): %s", source, weights_kind(state), report)
+    return report
+
+
+def torchvision_state(network: str, weights: str) -> dict[str, Tensor]:
+    """The published weights of one of torchvision's networks, from its cache or the network.
+
+    Args:
+        network: "mobilenet_v3_large", "resnet50", ...
+        weights: "imagenet" (classification, V1 for ResNet as detectron2 has them) or "deeplabv3" (segmentation).
+    """
+    from torchvision.models import get_model_weights
+
+    builder = {"imagenet": network, "deeplabv3": f"deeplabv3_{network}"}.get(weights)
+    try:
+        available = get_model_weights(builder)
+    except (ValueError, TypeError):
+        raise WorkbenchError(f"torchvision has no {weights!r} weights of {network}") from None
+    entry = available.IMAGENET1K_V1 if weights == "imagenet" else available.DEFAULT
+    try:
+        return entry.get_state_dict(progress=False, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+        raise WorkbenchError(
+            f"the {weights} weights of {network} could not be downloaded ({error}): fetch {entry.url} on a machine "
+            f"that can and put it at {cached}, or name its path in the config"
+        ) from None
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors or a .pth file; nothing in it can run code.
+
+    A state dict wrapped under "model" or "state_dict", as training scripts write it, is unwrapped.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WorkbenchError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise whatever a garbled file leads them to
+        reason = " ".join(str(error).split())[:200]
+        raise WorkbenchError(
+            f"weights file {path} cannot be read as tensors (a pickle of other objects is never loaded): {reason}"
+        ) from None
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise WorkbenchError(f"weights file {path} holds no state dict")
+    return state
