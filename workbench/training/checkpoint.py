@@ -1,0 +1,382 @@
+"""Checkpoints: one directory that rebuilds a model by itself and survives being killed while it is replaced.
+
+    last/
+      model.safetensors     the weights to use (the moving average's, when one is kept)
+      model.json            config, categories, subcategories, versions, step, metrics, and the size of each file
+      training_state.pt     what resuming needs on top; absent where a checkpoint is for use only
+
+A checkpoint is written whole beside its place (``last.new``), flushed to the disk, and swapped in by renaming. A
+directory cannot be renamed over another one, so the old one steps aside to ``last.old`` for a moment; a reader that
+finds no ``last`` takes ``last.old``. At every instant one complete checkpoint can be found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from workbench import __version__
+from workbench.config import config_from_dict
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
+
+    from workbench.data.vocabulary import Vocabulary
+
+WEIGHTS, DESCRIPTION, STATE = "model.safetensors", "model.json", "training_state.pt"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint directory holds. ``state`` is filled by :func:`load_state` only."""
+
+    path: Path
+    config: CfgNode
+    vocabulary: Vocabulary
+    state_dict: dict[str, Tensor]
+    step: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    directory: str | Path,
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    config: dict[str, Any],
+    vocabulary: Vocabulary,
+    step: int,
+    state: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint and put it in place of the one at ``directory``, if any.
+
+    Args:
+        directory: where it goes; its parent is made.
+        model: the module, or its state dict.
+        config: plain dictionary, as ``config_to_dict`` gives.
+        vocabulary: categories with their ids, and subcategories.
+        step: optimiser steps done.
+        state: what resuming needs; tensors, numbers, text, lists and dictionaries only (it is never unpickled blindly).
+        extra: more keys for model.json, such as ``metrics``.
+
+    Raises:
+        WorkbenchError: the disk is full or not writable; the checkpoint at ``directory`` is then untouched.
+    """
+    directory = Path(directory)
+    new, old = _beside(directory, "new"), _beside(directory, "old")
+    weights = model.state_dict() if isinstance(model, nn.Module) else model
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        files = {WEIGHTS: _write(new / WEIGHTS, lambda path: save_file(_storable(weights), path))}
+        if state is not None:
+            files[STATE] = _write(new / STATE, lambda path: torch.save(state, path))
+        description = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "categories": _categories(vocabulary),
+            "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
+            "versions": versions(),
+            "config": config,
+            "files": files,
+            **(extra or {}),
+        }
+        text = json.dumps(description, indent=1)
+        _write(new / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+        _sync(new)
+        if directory.exists():  # only then is an `old` one left over from a killed swap not needed any more
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(directory, old)
+        os.rename(new, directory)
+        _sync(directory.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if not directory.exists() and old.exists():
+            os.rename(old, directory)
+        kept = "; the checkpoint saved there before is kept" if directory.exists() else ""
+        raise WorkbenchError(
+            f"cannot save the checkpoint {directory}: {_reason(error, directory)}{kept}"
+        ) from error
+    return directory
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint directory, or the best (else last) checkpoint of a run directory, onto the CPU.
+
+    Raises:
+        WorkbenchError: it is missing, truncated, garbled, or of a newer format.
+    """
+    from workbench.data.vocabulary import Vocabulary
+
+    directory = resolve_checkpoint(path)
+    description = read_description(directory)
+    try:
+        categories = description["categories"]
+        vocabulary = Vocabulary(
+            category_ids=tuple(int(c["id"]) for c in categories),
+            categories=tuple(str(c["name"]) for c in categories),
+            subcategories={str(s["name"]): tuple(s["classes"]) for s in description["subcategories"]},
+        )
+        config = config_from_dict(description["config"], source=str(directory / DESCRIPTION))
+        step, metrics = int(description["step"]), dict(description.get("metrics") or {})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkbenchError(
+            f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}"
+        ) from None
+    _check_file(directory, WEIGHTS, description)
+    state_dict = read_safetensors(directory / WEIGHTS)
+    return Checkpoint(
+        directory, config, vocabulary, state_dict, step, metrics, description.get("versions", {})
+    )
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """The training state of a checkpoint directory, tensors on the CPU."""
+    directory = resolve_checkpoint(path)
+    if not (directory / STATE).is_file():
+        raise WorkbenchError(f"checkpoint {directory} has no {STATE}, so training cannot continue from it")
+    _check_file(directory, STATE, read_description(directory))
+    return read_torch_file(directory / STATE)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Checkpoint]:
+    """Rebuild the model of a checkpoint, in eval mode on ``device``, from the checkpoint alone."""
+    from workbench.models import build_model
+
+    checkpoint = load_checkpoint(path)
+    cfg = without_pretrained(checkpoint.config)
+    model = build_model(cfg, checkpoint.vocabulary)
+    missing, unexpected = [], []
+    try:
+        missing, unexpected = model.load_state_dict(checkpoint.state_dict, strict=False)
+    except RuntimeError as error:
+        raise WorkbenchError(
+            f"checkpoint {checkpoint.path} does not fit its own config: {_one_line(error)}"
+        ) from None
+    if missing or unexpected:
+        raise WorkbenchError(
+            f"checkpoint {checkpoint.path} does not fit its own config: "
+            f"{len(missing)} weights missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    return model.to(device).eval(), checkpoint
+
+
+def without_pretrained(cfg: CfgNode) -> CfgNode:
+    """The same config, asking for no pretrained backbone: the weights come from the checkpoint."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""
+    for node in cfg.MODEL.values():
+        if isinstance(node, type(cfg)) and "WEIGHTS" in node:
+            node.WEIGHTS = "none"
+    cfg.freeze()
+    return cfg
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The directory that holds the checkpoint meant by ``path``: a checkpoint, or a run directory (best, then last).
+
+    Where a save was killed between its two renames, that is the leftover ``.old`` directory.
+    """
+    path = Path(path)
+    for candidate in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
+        for place in (candidate, _beside(candidate, "old")):
+            if (place / DESCRIPTION).is_file():
+                return place
+    if not path.exists():
+        raise WorkbenchError(f"checkpoint {path} does not exist")
+    if path.is_dir() and (path / WEIGHTS).exists():
+        raise WorkbenchError(f"checkpoint {path} has no {DESCRIPTION}")
+    raise WorkbenchError(
+        f"{path} is neither a checkpoint (a directory with {DESCRIPTION}) nor a run that holds one"
+    )
+
+
+def has_checkpoint(path: str | Path) -> bool:
+    """Whether a complete checkpoint can be read at ``path``."""
+    try:
+        resolve_checkpoint(path)
+    except WorkbenchError:
+        return False
+    return True
+
+
+def vocabulary_differences(checkpoint: Vocabulary, dataset: Vocabulary) -> list[str]:
+    """What differs between the categories and subcategories of a checkpoint and of a dataset, one clause each."""
+    differences = []
+    groups = [("categories", checkpoint.categories, dataset.categories)]
+    for name in sorted({*checkpoint.subcategories, *dataset.subcategories}):
+        ours, theirs = checkpoint.subcategories.get(name), dataset.subcategories.get(name)
+        if ours is None or theirs is None:
+            where = "the dataset" if ours is None else "the checkpoint"
+            differences.append(f"subcategory {name!r} is in {where} only")
+        else:
+            groups.append((f"classes of subcategory {name!r}", ours, theirs))
+    for what, ours, theirs in groups:
+        only_ours = [n for n in ours if n not in theirs]
+        only_theirs = [n for n in theirs if n not in ours]
+        if only_ours:
+            differences.append(f"{what} in the checkpoint only: {', '.join(map(repr, only_ours))}")
+        if only_theirs:
+            differences.append(f"{what} in the dataset only: {', '.join(map(repr, only_theirs))}")
+        if not only_ours and not only_theirs and tuple(ours) != tuple(theirs):
+            differences.append(f"{what} in another order: {', '.join(ours)} / {', '.join(theirs)}")
+    return differences
+
+
+def check_vocabulary(path: Path, checkpoint: Vocabulary, dataset: Vocabulary) -> None:
+    """Raise WorkbenchError naming the differences if the checkpoint was trained on other classes."""
+    differences = vocabulary_differences(checkpoint, dataset)
+    if differences:
+        raise WorkbenchError(
+            f"checkpoint {path} was trained on other classes than the dataset's: {'; '.join(differences)}"
+        )
+
+
+def _categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    pairs = zip(vocabulary.category_ids, vocabulary.categories, strict=True)
+    return [{"id": number, "name": name} for number, name in pairs]
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    import torchvision
+
+    return {
+        "workbench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """model.json of a checkpoint directory."""
+    path = directory / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkbenchError(f"checkpoint file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise WorkbenchError(f"checkpoint file {path} is garbled or cut off: {_one_line(error)}") from None
+    if not isinstance(description, dict) or not isinstance(description.get("format_version"), int):
+        raise WorkbenchError(
+            f"checkpoint file {path} does not describe a checkpoint: it has no format_version"
+        )
+    if description["format_version"] > FORMAT_VERSION:
+        raise WorkbenchError(
+            f"checkpoint {directory} has format {description['format_version']}; this version reads up to "
+            f"{FORMAT_VERSION}, so a newer workbench is needed"
+        )
+    return description
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, on the CPU."""
+    if not path.is_file():
+        raise WorkbenchError(f"checkpoint file {path} does not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WorkbenchError(f"checkpoint file {path} is truncated or garbled: {_one_line(error)}") from None
+
+
+def read_torch_file(path: Path) -> Any:
+    """What a .pt or .pth file holds, tensors on the CPU; anything but plain data and tensors is refused."""
+    if not path.is_file():
+        raise WorkbenchError(f"checkpoint file {path} does not exist")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
+        raise WorkbenchError(
+            f"checkpoint file {path} is truncated, garbled, or holds more than tensors and plain data: {_one_line(error)}"
+        ) from None
+
+
+def _beside(directory: Path, suffix: str) -> Path:
+    return directory.with_name(f"{directory.name}.{suffix}")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
+    """Write a file through to the disk; its size and CRC-32."""
+    write(path)
+    _sync(path)
+    return _measure(path)
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    crc = size = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return {"bytes": size, "crc32": f"{crc:08x}"}
+
+
+def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None:
+    path = directory / name
+    expected = description.get("files", {}).get(name)
+    if not path.is_file():
+        raise WorkbenchError(f"checkpoint file {path} does not exist")
+    if expected is None:
+        return
+    if path.stat().st_size != expected["bytes"]:
+        raise WorkbenchError(
+            f"checkpoint file {path} is {path.stat().st_size} bytes long instead of {expected['bytes']}"
+        )
+    if _measure(path) != expected:
+        raise WorkbenchError(f"checkpoint file {path} is garbled: its contents are not what was saved")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _storable(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, no two in one storage: safetensors refuses tied weights, so each name gets a copy."""
+    storable, seen = {}, set()
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(storage.data_ptr())
+        storable[name] = tensor
+    return storable
+
+
+def _reason(error: Exception, directory: Path) -> str:
+    text = _one_line(error)
+    if "No space left" in text or getattr(error, "errno", None) == 28:
+        return f"the disk that holds {directory.parent} is full"
+    if isinstance(error, OSError):
+        return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror or error)
+    try:  # torch's writer says only that it failed
+        if shutil.disk_usage(directory.parent).free < 1 << 20:
+            return f"the disk that holds {directory.parent} is full"
+    except OSError:
+        pass
+    return text
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,169 @@
+"""Several processes: devices, agreement on errors, and exchange of plain objects. Every call is a no-op with one."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from workbench.environment import choose_device
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from fvcore.common.config import CfgNode
+
+T = TypeVar("T")
+
+
+def start_processes(cfg: CfgNode) -> tuple[Accelerator, torch.device]:
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if any, on the device of MODEL.DEVICE.
+
+    Returns:
+        the Accelerator (DDP and mixed precision; it moves nothing by itself) and this process's device.
+
+    Raises:
+        WorkbenchError: the device is not there, one GPU is named for several processes, or the launcher asks for FSDP
+        or DeepSpeed.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+    from accelerate.state import AcceleratorState
+
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if cfg.MODEL.DEVICE == "auto" and use_cpu:
+        device = torch.device("cpu")
+    else:
+        device = choose_device(cfg.MODEL.DEVICE)
+    if launched and ":" in cfg.MODEL.DEVICE:
+        raise WorkbenchError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, one GPU, but {os.environ['WORLD_SIZE']} processes were launched; "
+            "set it to cuda, and each process takes its own"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Accelerate keeps one state for the whole interpreter; a notebook may start a second run with another device.
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
+    started_here = not dist.is_initialized()
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        device_placement=False,
+        mixed_precision=precision(cfg, device),
+        # A loss without objects may leave heads unused, on one process and not on the next.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if accelerator.distributed_type in (
+        DistributedType.FSDP,
+        DistributedType.DEEPSPEED,
+        DistributedType.MEGATRON_LM,
+    ):
+        raise WorkbenchError(
+            f"the launcher asks for {accelerator.distributed_type.value}; training runs with plain data parallelism only"
+        )
+    if started_here and dist.is_initialized():
+        atexit.register(_leave)
+    return accelerator, device
+
+
+def precision(cfg: CfgNode, device: torch.device) -> str:
+    """Accelerate's name of the mixed precision that SOLVER.AMP asks for and ``device`` can do."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return "no"
+    if cfg.SOLVER.AMP.DTYPE == "float16":
+        return "fp16" if device.type != "cpu" else "no"  # CPUs have no fast float16 and no loss scaling
+    return "bf16"
+
+
+def rank() -> int:
+    """Index of this process, 0 for the main one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def run_on_main(function: Callable[[], T]) -> T:
+    """Call ``function`` in the main process and return its result in all of them.
+
+    What it raises there is raised in every process, so that none waits for one that has gone. The result must be plain
+    data; keep it small.
+    """
+    if world_size() == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    error: BaseException | None = None
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as caught:
+            error, outcome[1] = (
+                caught,
+                (str(caught), isinstance(caught, WorkbenchError), type(caught).__name__),
+            )
+    dist.broadcast_object_list(outcome, src=0)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        message, for_user, kind = outcome[1]
+        raise (
+            WorkbenchError(message)
+            if for_user
+            else RuntimeError(f"the main process failed: {kind}: {message}")
+        )
+    return outcome[0]
+
+
+def run_on_all(function: Callable[[], T]) -> T:
+    """Call ``function`` in every process; if it raises in one, raise in all."""
+    if world_size() == 1:
+        return function()
+    result, error = None, None
+    try:
+        result = function()
+    except Exception as caught:
+        error = caught
+    told = (
+        (str(error), isinstance(error, WorkbenchError), type(error).__name__) if error is not None else None
+    )
+    outcomes: list[Any] = [None] * world_size()
+    dist.all_gather_object(outcomes, told)
+    if error is not None:
+        raise error
+    for index, outcome in enumerate(outcomes):
+        if outcome is not None:
+            message, for_user, kind = outcome
+            raise (
+                WorkbenchError(message)
+                if for_user
+                else RuntimeError(f"process {index} failed: {kind}: {message}")
+            )
+    return result
+
+
+def gather(value: Any) -> list[Any]:
+    """``value`` of every process, in their order, in the main process; an empty list in the others."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Mean of a small tensor over the processes."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / world_size()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

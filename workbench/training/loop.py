@@ -1,0 +1,336 @@
+"""The training loop: forward, backward, clip, step, log, evaluate, save. Read :meth:`Trainer.train` first."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.config import config_to_dict
+from workbench.data.loaders import step_seed
+from workbench.errors import WorkbenchError
+from workbench.training.batch_norm import share_batch_norms
+from workbench.training.checkpoint import (
+    check_vocabulary,
+    has_checkpoint,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+)
+from workbench.training.distributed import (
+    mean_over_processes,
+    rank,
+    run_on_all,
+    run_on_main,
+    start_processes,
+    world_size,
+)
+from workbench.training.ema import WeightAverage
+from workbench.training.interrupt import Interrupted, StopRequest
+from workbench.training.nonfinite import find_nonfinite, save_batch
+from workbench.training.optimizer import build_optimizer, clip_gradients, set_lr
+from workbench.training.progress import Progress, log
+from workbench.training.run import MetricsTable, RunDirectory
+from workbench.training.schedule import lr_factor, scaled_lr
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from fvcore.common.config import CfgNode
+
+    from workbench.data.vocabulary import Vocabulary
+
+Batch = list[dict[str, Any]]
+_LOGGED_ROWS = 5000  # metrics.csv holds about this many rows at most
+
+
+class Trainer:
+    """Trains ``model`` for SOLVER.MAX_ITER steps inside a run directory, continuing from its last checkpoint.
+
+    Args:
+        cfg: SOLVER, TEST.EVAL_PERIOD and SEED are read here; SEED must be drawn already (>= 0).
+        model: ``model(batched_inputs)`` gives a dict of weighted losses in training mode.
+        vocabulary: written into the checkpoints.
+        run: where everything goes.
+        batches: ``batches(start_step)`` yields this process's share of the global batch of that step and all later ones.
+        evaluate: ``evaluate(model)``, called in every process with the model in eval mode, gives metrics whose
+            ``["segm"]["AP"]`` picks the best checkpoint; None never evaluates.
+        on_best: called in the main process after a new best checkpoint has been written.
+        processes: what ``start_processes(cfg)`` gave, where that was called already.
+        channels_last: keep convolution weights and activations in that memory format.
+
+    IMS_PER_BATCH images make one optimiser step, whatever the number of processes and ACCUMULATION_STEPS.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        vocabulary: Vocabulary,
+        run: RunDirectory,
+        batches: Callable[[int], Iterator[Batch]],
+        *,
+        evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
+        on_best: Callable[[], None] | None = None,
+        processes: tuple[Accelerator, torch.device] | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.cfg, self.vocabulary, self.run = cfg, vocabulary, run
+        self.batches, self.evaluate, self.on_best = batches, evaluate, on_best
+        self.accelerator, self.device = processes or start_processes(cfg)
+        check_batch_size(cfg)
+        self.max_steps, self.chunks = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATION_STEPS
+        self.step = 0
+        self.best: dict[str, Any] = {"AP": None, "step": None}
+        self.metrics: dict[str, Any] = {}
+
+        model.to(self.device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        if world_size() > 1 and share_batch_norms(model):
+            log.info("batch norms share their statistics between the processes")
+        self.module = model
+        self.average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
+        optimizer = build_optimizer(model, cfg)
+        state = run_on_all(self._resume_weights)  # before DDP hands rank 0's weights to all
+        self.model = self.accelerator.prepare_model(model)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        if state is not None:
+            self._resume_optimizer(state)
+
+    def train(self) -> None:
+        """Run the steps that are left, then evaluate and save.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            WorkbenchError: a loss was not finite, or something could not be saved.
+        """
+        self.writers = _Writers(self.run, self.step) if rank() == 0 else None
+        progress = Progress(self.step, self.max_steps, enabled=rank() == 0)
+        log_period = max(1, self.max_steps // _LOGGED_ROWS)
+        try:
+            with StopRequest() as stop:
+                batches = iter(self.batches(self.step))
+                for step in range(self.step, self.max_steps):
+                    began = time.perf_counter()
+                    batch = next(batches)
+                    waited = time.perf_counter() - began
+                    factor = lr_factor(self.cfg, step)
+                    set_lr(self.optimizer, factor)
+                    # Whatever draws from torch's generator, dropout say, draws the same when the step is repeated.
+                    torch.manual_seed(step_seed(self.cfg.SEED, step, -1 - rank()))
+                    losses = self._backward(batch)
+                    norm = clip_gradients(self._unscaled_parameters(), self.cfg)
+                    values, stopping = self._read(losses, norm, stop.requested)
+                    self._check_finite(step, values, losses, batch)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                    if self.average is not None:
+                        self.average.update(self.module)
+                    self.step = step + 1
+
+                    lr, seconds = scaled_lr(self.cfg) * factor, time.perf_counter() - began
+                    row = {"step": self.step, "lr": lr, "seconds": seconds, "data_seconds": waited, **values}
+                    progress.update(self.step, values, lr)
+                    evaluated = self._evaluate() if self._due(self.cfg.TEST.EVAL_PERIOD) else {}
+                    if self.writers and (
+                        evaluated or self.step % log_period == 0 or self.step == self.max_steps
+                    ):
+                        self.writers.write({**row, **evaluated})
+                    if stopping or self._due(self.cfg.SOLVER.CHECKPOINT_PERIOD):
+                        self._save_last()
+                    if stopping and self.step < self.max_steps:
+                        raise Interrupted(
+                            f"{stop.name or 'another process'} stopped training after step {self.step} of {self.max_steps}; "
+                            f"the checkpoint {self.run.last} was written, and the same command continues from it"
+                        )
+        finally:
+            progress.close()
+            if self.writers:
+                self.writers.close()
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of this process's part of the global batch, with gradients left in the parameters."""
+        losses: dict[str, Tensor] = {}
+        size = math.ceil(len(batch) / self.chunks)
+        chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
+        self.model.train()
+        for index, chunk in enumerate(chunks):
+            last = index == len(chunks) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                chunk_losses = self.model(chunk)
+                share = len(chunk) / len(batch)
+                self.accelerator.backward(sum(chunk_losses.values()) * share)
+            for name, value in chunk_losses.items():
+                losses[name] = losses.get(name, 0.0) + value.detach() * share
+        return losses
+
+    def _unscaled_parameters(self) -> list[nn.Parameter]:
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _read(self, losses: dict[str, Tensor], norm: Tensor, stop: bool) -> tuple[dict[str, float], bool]:
+        """Losses averaged over the processes, as numbers, and whether any process was asked to stop.
+
+        Everything crosses from the device, and between processes, in one go.
+        """
+        flag = torch.tensor(float(stop), device=norm.device)
+        numbers = torch.stack([flag, *(value.float() for value in losses.values())])
+        numbers = torch.cat([mean_over_processes(numbers), norm.detach().float()[None]]).tolist()
+        values = dict(zip(losses, numbers[1:-1]))
+        return {"total_loss": sum(values.values()), **values, "grad_norm": numbers[-1]}, numbers[0] > 0
+
+    def _check_finite(
+        self, step: int, values: dict[str, float], losses: dict[str, Tensor], batch: Batch
+    ) -> None:
+        wrong = find_nonfinite({k: v for k, v in values.items() if k not in ("total_loss", "grad_norm")})
+        if (
+            not wrong and self.accelerator.scaler is None
+        ):  # loss scaling meets infinite gradients and skips that step
+            wrong = find_nonfinite({"grad_norm": values["grad_norm"]})
+        if not wrong:
+            return
+        own = {name: float(value) for name, value in losses.items()}
+        directory = self.run.path / "nonfinite" / f"step_{step + 1:07d}_process_{rank()}"
+        run_on_all(lambda: save_batch(directory, batch, own))
+        last = f"; the last checkpoint is {self.run.last}" if has_checkpoint(self.run.last) else ""
+        raise WorkbenchError(
+            f"{', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''} became {values[wrong[0]]} in step {step + 1}, so "
+            f"training stopped before the weights were touched; the batch is kept in {directory}{last} (a lower "
+            "SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS is what helps most often)"
+        )
+
+    def _due(self, period: int) -> bool:
+        return self.step == self.max_steps or (period > 0 and self.step % period == 0)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate the weights that a checkpoint would hold; save them if they are the best. Flat numbers to log."""
+        if self.evaluate is None:
+            if self.step == self.max_steps:
+                run_on_main(lambda: self._save(self.run.best))
+            return {}
+        self.module.eval()
+        if self.average is None:
+            metrics = self.evaluate(self.module)
+        else:
+            with self.average.applied(self.module):
+                metrics = self.evaluate(self.module)
+        self.metrics = metrics
+        ap = (metrics.get("segm") or {}).get("AP")
+        ap = None if ap is None or not math.isfinite(ap) else float(ap)
+        if self.best["step"] is None or (
+            ap is not None and (self.best["AP"] is None or ap > self.best["AP"])
+        ):
+            self.best = {"AP": ap, "step": self.step}
+            run_on_main(self._save_best)
+        log.info(f"step {self.step}: segm AP {'-' if ap is None else f'{ap:.2f}'}, best {self.best}")
+        return flatten_metrics(metrics)
+
+    def _save_best(self) -> None:
+        self._save(self.run.best)
+        if self.on_best is not None:
+            self.on_best()
+
+    def _save_last(self) -> None:
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "average": self.average.state_dict() if self.average is not None else None,
+            "model": self.module.state_dict() if self.average is not None else None,
+        }
+        run_on_main(lambda: self._save(self.run.last, state))
+
+    def _save(self, directory: Path, state: dict[str, Any] | None = None) -> None:
+        weights = self.module if self.average is None else self.average.weights
+        save_checkpoint(
+            directory,
+            weights,
+            config=config_to_dict(self.cfg),
+            vocabulary=self.vocabulary,
+            step=self.step,
+            state=state,
+            extra={"metrics": self.metrics},
+        )
+
+    def _resume_weights(self) -> dict[str, Any] | None:
+        """Take weights, best and step from the run's last checkpoint, if there is one; its training state."""
+        if not has_checkpoint(self.run.last):
+            return None
+        checkpoint, state = load_checkpoint(self.run.last), load_state(self.run.last)
+        check_vocabulary(self.run.last, checkpoint.vocabulary, self.vocabulary)
+        with self._fitting():
+            self.module.load_state_dict(checkpoint.state_dict if state["model"] is None else state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"], checkpoint.state_dict)
+            self.step, self.best, self.metrics = state["step"], state["best"], checkpoint.metrics
+        return state
+
+    def _resume_optimizer(self, state: dict[str, Any]) -> None:
+        with self._fitting():
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        log.info(f"continuing from {self.run.last}, step {self.step} of {self.max_steps}")
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"checkpoint {self.run.last} does not fit this model and optimiser: {text}"
+            ) from None
+
+
+class _Writers:
+    """metrics.csv and TensorBoard side by side."""
+
+    def __init__(self, run: RunDirectory, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.table = MetricsTable(run.metrics, step)
+        self.board = SummaryWriter(str(run.path), purge_step=step + 1 if step else None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.table.write(row)
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self.board.add_scalar(_board_name(name), value, row["step"])
+
+    def close(self) -> None:
+        self.table.close()
+        self.board.close()
+
+
+def _board_name(name: str) -> str:
+    return f"losses/{name}" if "loss" in name else name
+
+
+def check_batch_size(cfg: CfgNode) -> None:
+    """Raise WorkbenchError unless the images of a step divide evenly among processes and accumulation steps."""
+    parts = world_size() * cfg.SOLVER.ACCUMULATION_STEPS
+    if cfg.SOLVER.IMS_PER_BATCH % parts:
+        raise WorkbenchError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the number of images in a step over all {world_size()} "
+            f"processes and SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS}, so it must be a multiple of {parts}"
+        )
+
+
+def flatten_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """Numbers of a metrics dictionary as ``segm/AP``, ``subcategories/colour/accuracy``, ...; lists are left out."""
+    flat = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}/{name}": number for name, number in flatten_metrics(value).items()})
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat[key] = value
+    return flat

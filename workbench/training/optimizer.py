@@ -1,0 +1,97 @@
+"""Optimiser with Mask2Former's parameter rules, and gradient clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from workbench.training.schedule import scaled_lr
+
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # every batch and instance norm
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+# Tables of learned positions are embeddings in all but their type.
+_TABLES = ("level_embed", "relative_position_bias_table", "absolute_pos_embed")
+
+
+def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
+    """Groups of parameters that share a learning rate and a weight decay, as few as possible.
+
+    Parameters under ``backbone.`` learn at BACKBONE_MULTIPLIER times the rate; norm layers decay by WEIGHT_DECAY_NORM,
+    ``nn.Embedding`` and position tables by WEIGHT_DECAY_EMBED, biases by WEIGHT_DECAY_BIAS where it is set. Frozen
+    parameters are left out; a parameter shared by two modules is listed once. ``names`` go along for the log.
+    """
+    solver = cfg.SOLVER
+    base = scaled_lr(cfg)
+    groups: dict[tuple[float, float], dict] = {}
+    seen: set[Tensor] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            lr, decay = base, solver.WEIGHT_DECAY
+            if name == "bias":
+                lr *= solver.BIAS_LR_FACTOR
+                decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+            if isinstance(module, _NORMS):
+                decay = solver.WEIGHT_DECAY_NORM
+            if isinstance(module, nn.Embedding) or name in _TABLES:
+                decay = solver.WEIGHT_DECAY_EMBED
+            full_name = f"{module_name}.{name}" if module_name else name
+            if full_name.startswith("backbone."):
+                lr *= solver.BACKBONE_MULTIPLIER
+            group = groups.setdefault(
+                (lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay}
+            )
+            group["params"].append(parameter)
+            group["names"].append(full_name)
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
+    """AdamW or SGD over :func:`parameter_groups`; each group keeps its peak rate as ``initial_lr``."""
+    groups = [{**group, "initial_lr": group["lr"]} for group in parameter_groups(model, cfg)]
+    fused = all(
+        p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for g in groups for p in g["params"]
+    )
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        momentum = cfg.SOLVER.MOMENTUM
+        return torch.optim.SGD(groups, lr=scaled_lr(cfg), momentum=momentum, nesterov=cfg.SOLVER.NESTEROV)
+    return torch.optim.AdamW(groups, lr=scaled_lr(cfg), fused=fused or None)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to ``factor`` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def clip_gradients(parameters: Iterable[Tensor], cfg: CfgNode) -> Tensor:
+    """Clip gradients in place as SOLVER.CLIP_GRADIENTS says; the norm of all of them before clipping, 0-d float.
+
+    "full_model" scales all gradients together to CLIP_VALUE (Mask2Former's), "norm" each parameter's by itself,
+    "value" clamps every number.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    norm = nn.utils.get_total_norm([p.grad for p in parameters], clip.NORM_TYPE)
+    if not clip.ENABLED:
+        return norm
+    if clip.CLIP_TYPE == "full_model":
+        nn.utils.clip_grads_with_norm_(parameters, clip.CLIP_VALUE, norm)
+    elif clip.CLIP_TYPE == "norm":
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+    else:
+        nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+    return norm

@@ -1,0 +1,92 @@
+"""What a person sees while training: a header, a bar in a terminal or notebook, plain lines in a log; and log.txt."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from workbench.training.distributed import rank
+
+log = logging.getLogger("workbench")
+
+
+class _Console(logging.Handler):
+    """Prints through tqdm, which keeps a bar below the lines; looks stdout up each time, as notebooks replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Log to the console and, with times, to ``path``, in the main process only."""
+    if rank() != 0:
+        yield
+        return
+    console, file = _Console(), logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level, propagate = log.level, log.propagate
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in (console, file):
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in (console, file):
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+class Progress:
+    """Steps done, total loss, learning rate, speed and time left.
+
+    A terminal gets a bar that redraws itself; so does a notebook, seldom enough not to swell the saved one. Where
+    neither is there, a plain line every ten seconds at first and then every fiftieth of the time gone by.
+    """
+
+    def __init__(self, start: int, total: int, enabled: bool = True) -> None:
+        self.start, self.total, self.enabled = start, total, enabled
+        self.began = self.last_line = time.monotonic()
+        self.bar = None
+        notebook = "ipykernel" in sys.modules
+        if enabled and (sys.stderr.isatty() or notebook):
+            self.bar = tqdm(
+                total=total,
+                initial=start,
+                desc="training",
+                unit="step",
+                mininterval=5.0 if notebook else 0.5,
+                file=sys.stdout if notebook else sys.stderr,
+                ncols=100 if notebook else None,
+                dynamic_ncols=not notebook,
+            )
+
+    def update(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """``step`` steps are done; ``losses`` are the last one's, ``total_loss`` among them."""
+        if not self.enabled:
+            return
+        summary = f"loss {losses['total_loss']:.3f}, lr {lr:.2e}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(summary, refresh=False)
+            self.bar.update(1)
+            return
+        now = time.monotonic()
+        due = now - self.last_line >= max(10.0, (now - self.began) / 50)
+        if due or step in (self.start + 1, self.total):
+            self.last_line = now
+            rate = (now - self.began) / (step - self.start)
+            left = tqdm.format_interval(rate * (self.total - step))
+            log.info(f"step {step}/{self.total}: {summary}, {rate:.2f} s/step, {left} left")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

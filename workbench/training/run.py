@@ -1,0 +1,176 @@
+"""The run directory: one training, everything it leaves behind.
+
+config.yaml   metrics.csv   log.txt   events.out.tfevents.*
+checkpoints/{last,best}   figures/   metrics.json   predictions.json
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.config import config_to_dict, load_config, to_yaml
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
+
+# Keys that may change between a run and its continuation: they alter no step of the training.
+_FREE = (
+    "OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "DATASETS.TEST",
+    "DATASETS.ROOT", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "VIS_PERIOD", "CUDNN_BENCHMARK",
+)  # fmt: skip
+
+
+class RunDirectory:
+    """Paths of a run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.metrics, self.log = (
+            self.path / n for n in ("config.yaml", "metrics.csv", "log.txt")
+        )
+        self.last, self.best = (self.path / "checkpoints" / n for n in ("last", "best"))
+        self.figures = self.path / "figures"
+        self.scores, self.predictions = self.path / "metrics.json", self.path / "predictions.json"
+
+
+def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, CfgNode]:
+    """Make or reopen the run directory at OUTPUT_DIR.
+
+    Args:
+        cfg: the wanted config; SEED -1 takes the seed of the run that is continued, or ``seed``.
+        resume: whether a run that is there may be continued.
+
+    Returns:
+        the directory, and the config with the seed filled in, which is what config.yaml holds.
+
+    Raises:
+        WorkbenchError: the directory holds another run, or one that ``resume`` forbids to continue, or is not writable.
+    """
+    run = RunDirectory(cfg.OUTPUT_DIR)
+    found = run.config.exists()
+    if not found and (run.last.exists() or run.metrics.exists()):
+        raise WorkbenchError(
+            f"OUTPUT_DIR {run.path} holds a run without its config.yaml, so it cannot be continued; choose another "
+            "OUTPUT_DIR or delete it"
+        )
+    saved = load_config(run.config) if found else None
+    if saved is not None and not resume:
+        raise WorkbenchError(
+            f"OUTPUT_DIR {run.path} holds a run already; resume it, choose another OUTPUT_DIR or delete it"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.SEED < 0:
+        cfg.SEED = saved.SEED if saved is not None else seed
+    cfg.freeze()
+    if saved is not None:
+        different = differences(saved, cfg)
+        if different:
+            raise WorkbenchError(
+                f"OUTPUT_DIR {run.path} holds another run ({'; '.join(different)}); choose another OUTPUT_DIR, delete it, "
+                f"or continue it with its own {run.config.name}"
+            )
+    try:
+        for directory in (run.path / "checkpoints", run.figures):
+            directory.mkdir(parents=True, exist_ok=True)
+        write_text(run.config, to_yaml(cfg))
+    except OSError as error:
+        raise WorkbenchError(
+            f"OUTPUT_DIR {run.path} cannot be written: {error.strerror} ({error.filename})"
+        ) from None
+    return run, cfg
+
+
+def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
+    """Keys that would change the training, each as ``KEY there, here``."""
+    there, here = _flat(config_to_dict(saved)), _flat(config_to_dict(wanted))
+    return [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+        and not any(key == k or k.endswith(".") and key.startswith(k) for k in _FREE)
+    ]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class MetricsTable:
+    """metrics.csv: one row a logged step, flushed at once, numbers written so that they read back exactly.
+
+    Reopening drops rows beyond ``step`` (the checkpoint's), which the continued run writes anew, and a row that a kill
+    cut off. A column that appears later (the first evaluation) rewrites the file with the longer header.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        self._file: io.TextIOBase | None = None
+        rows = [row for row in read_metrics(path) if int(row["step"]) <= step] if path.exists() else []
+        for row in rows:
+            self._learn(row)
+        self._rewrite(rows)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append ``row``; its keys are columns and its ``step`` must be there."""
+        try:
+            if self._learn(row):
+                self._rewrite([*read_metrics(self.path), row])
+                return
+            csv.writer(self._file, lineterminator="\n").writerow([row.get(c, "") for c in self.columns])
+            self._file.flush()
+        except OSError as error:
+            raise WorkbenchError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _learn(self, row: Mapping[str, Any]) -> bool:
+        new = [c for c in row if c not in self.columns and c is not None]
+        self.columns += new
+        return bool(new)
+
+    def _rewrite(self, rows: list[Mapping[str, Any]]) -> None:
+        self.close()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if self.columns:
+            writer.writerow(self.columns)
+        writer.writerows([row.get(c, "") for c in self.columns] for row in rows)
+        write_text(self.path, text.getvalue())
+        self._file = self.path.open("a", encoding="utf-8", newline="")
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv as text; a last row that was cut off is left out."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.split("\n")[:-1]  # what follows the last line end was cut off
+    return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
