@@ -42,8 +42,8 @@ _FAULTS_SHOWN = 50
 class CocoDataset:
     """One or several datasets, read.
 
-    ``dicts`` are detectron2's dataset dicts: ``file_name`` (a path), ``height``, ``width``, ``image_id`` and
-    ``annotations``, each ``{"id", "category_id" (0..K-1), "bbox", "bbox_mode", "iscrowd", "segmentation",
+    ``dicts`` are detectron2's dataset dicts: ``file_name`` (a path), ``height``, ``width``, ``image_id``,
+    ``subcategories`` (the names that every annotation holds) and ``annotations``, each ``{"id", "category_id" (0..K-1), "bbox", "bbox_mode", "iscrowd", "segmentation",
     "subcategories" {name: class number, -1 unlabelled}}``. ``skipped`` counts the annotations and images left out
     for their faults.
     """
@@ -140,6 +140,7 @@ def _to_dicts(
             "height": image["height"],
             "width": image["width"],
             "image_id": number,
+            "subcategories": tuple(vocabulary.subcategories),
             "annotations": [],
         }
     for annotation in content["annotations"]:

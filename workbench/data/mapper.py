@@ -1,0 +1,248 @@
+"""From a dataset dict to a batched input: reading, augmenting, padding.
+
+Image and masks go through one transform call, and both are resized by the same bilinear kernel: a mask is a picture
+of 0 and 255 that is cut at one half afterwards. A nearest-neighbour mask would lie up to half a pixel beside its
+object.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from workbench.data.images import read_image
+from workbench.data.masks import decode_mask
+from workbench.errors import WorkbenchError
+
+PAD_VALUE = 128
+_MASKS_AT_ONCE = 48  # bounds the memory of resizing many masks to more than the crop
+
+
+def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) uint8 -> (B, 3, *size) uint8, bilinear, antialiased."""
+    if tuple(pictures.shape[-2:]) == size:
+        return pictures
+    return F.resize_image(pictures, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+def resize_and_crop_masks(
+    masks: Tensor, size: tuple[int, int], top: int, left: int, crop: tuple[int, int]
+) -> Tensor:
+    """(N, H, W) bool -> (N, *crop) bool: resized to ``size`` as an image is, then cut at (top, left)."""
+    pieces = [masks.new_zeros((0, *crop))]
+    for chunk in masks.split(_MASKS_AT_ONCE):
+        # Three masks make one picture, so that the very same kernel runs as for the image.
+        spare = -len(chunk) % 3
+        pictures = torch.cat([chunk, chunk.new_zeros((spare, *chunk.shape[1:]))]).to(torch.uint8) * 255
+        pictures = _resize(pictures.view(-1, 3, *chunk.shape[1:]), size)
+        pictures = pictures[..., top : top + crop[0], left : left + crop[1]]
+        pieces.append(pictures.reshape(-1, *crop)[: len(chunk)] >= 128)
+    return torch.cat(pieces)
+
+
+class LargeScaleJitter(v2.Transform):
+    """Resize by a random scale, cut a random square window, pad at the right and bottom (Ghiasi et al. 2021, "Simple
+    Copy-Paste", section 3.2).
+
+    The scale is drawn uniformly from ``min_scale``..``max_scale``; the image is resized, keeping its proportions, to
+    the largest that fits a square of scale x ``image_size``; a window of ``image_size`` is cut where it is larger, and
+    padded with ``PAD_VALUE`` (masks with False) where it is smaller.
+    """
+
+    def __init__(self, image_size: int, min_scale: float, max_scale: float):
+        super().__init__()
+        self.image_size, self.min_scale, self.max_scale = image_size, min_scale, max_scale
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = F.get_size(flat_inputs[0])
+        scale, down, right = torch.rand(3, dtype=torch.float64).tolist()
+        scale = self.min_scale + (self.max_scale - self.min_scale) * scale
+        factor = scale * self.image_size / max(height, width)
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        crop = min(size[0], self.image_size), min(size[1], self.image_size)
+        return {
+            "size": size,
+            "crop": crop,
+            "top": round((size[0] - crop[0]) * down),
+            "left": round((size[1] - crop[1]) * right),
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        size, crop, top, left = params["size"], params["crop"], params["top"], params["left"]
+        if isinstance(inpt, tv_tensors.Mask):
+            resized = resize_and_crop_masks(inpt.as_subclass(Tensor), size, top, left, crop)
+            fill = 0
+        else:
+            resized = _resize(inpt.as_subclass(Tensor)[None], size)[
+                0, :, top : top + crop[0], left : left + crop[1]
+            ]
+            fill = PAD_VALUE
+        padded = resized.new_full((resized.shape[0], self.image_size, self.image_size), fill)
+        padded[:, : crop[0], : crop[1]] = resized
+        return tv_tensors.wrap(padded, like=inpt)
+
+
+def _colour_transforms(jitter: bool, ssd: bool) -> list[v2.Transform]:
+    """``jitter``: a little of everything, with a hue shift too small to turn one colour class into another. ``ssd``:
+    the strong distortion of SSD (Liu et al. 2016) as detectron2 has it: each step with probability one half."""
+    transforms: list[v2.Transform] = []
+    if jitter:
+        transforms.append(v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.015))
+    if ssd:
+        for step in ({"brightness": 0.125}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.05}):
+            transforms.append(v2.RandomApply([v2.ColorJitter(**step)], p=0.5))
+    return transforms
+
+
+def _read_checked(dataset_dict: dict) -> np.ndarray:
+    picture = read_image(dataset_dict["file_name"])
+    said = (dataset_dict["height"], dataset_dict["width"])
+    if picture.shape[:2] != said:
+        raise WorkbenchError(
+            f"The image {dataset_dict['file_name']} (id {dataset_dict['image_id']}) is {picture.shape[1]}x"
+            f"{picture.shape[0]} but the dataset says {said[1]}x{said[0]} (width x height)."
+        )
+    return picture
+
+
+def _to_tensor(picture: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor, contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+
+
+def masks_to_boxes(masks: Tensor) -> Tensor:
+    """(N, H, W) bool, none empty -> (N, 4) float32 XYXY; the box of pixel (0, 0) is 0, 0, 1, 1."""
+    columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
+    width, height = masks.shape[2], masks.shape[1]
+    left, top = columns.argmax(1), rows.argmax(1)
+    right, bottom = width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)
+    return torch.stack([left, top, right, bottom], dim=1).to(torch.float32)
+
+
+class TrainMapper:
+    """Reads and augments one image for training.
+
+    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and ``width``,
+    ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N, S, S) bool, ``boxes``
+    (N, 4) float32 XYXY from the masks, ``subcategories`` {name: (N,) int64, -1 unlabelled}. Crowds, and objects of
+    which nothing is left in the window, are not among the N.
+
+    Everything random depends on ``seed`` alone; the global random state is left as it was.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        min_scale: float = 0.1,
+        max_scale: float = 2.0,
+        random_flip: str = "horizontal",
+        color_jitter: bool = False,
+        color_aug_ssd: bool = False,
+    ):
+        flips = {
+            "horizontal": [v2.RandomHorizontalFlip()],
+            "vertical": [v2.RandomVerticalFlip()],
+            "none": [],
+        }
+        if random_flip not in flips:
+            raise WorkbenchError(f"INPUT.RANDOM_FLIP is {random_flip!r}; it is one of {', '.join(flips)}.")
+        self.transform = v2.Compose(
+            [
+                *flips[random_flip],
+                *_colour_transforms(color_jitter, color_aug_ssd),
+                LargeScaleJitter(image_size, min_scale, max_scale),
+            ]
+        )
+
+    def __call__(self, dataset_dict: dict, seed: int) -> dict:
+        height, width = dataset_dict["height"], dataset_dict["width"]
+        picture = _read_checked(dataset_dict)
+        things = [a for a in dataset_dict["annotations"] if not a["iscrowd"]]
+        masks = np.zeros((len(things), height, width), dtype=bool)
+        for mask, thing in zip(masks, things):
+            mask[:] = decode_mask(thing["segmentation"], height, width)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake every accelerator
+            image, moved = self.transform(
+                tv_tensors.Image(_to_tensor(picture)), tv_tensors.Mask(torch.from_numpy(masks))
+            )
+        moved = moved.as_subclass(Tensor)
+        kept = moved.flatten(1).any(1)
+        moved = moved[kept]
+        things = [thing for thing, left in zip(things, kept.tolist()) if left]
+        return {
+            "image": image.as_subclass(Tensor),
+            "height": height,
+            "width": width,
+            "file_name": dataset_dict["file_name"],
+            "image_id": dataset_dict["image_id"],
+            "seed": seed,
+            "targets": {
+                "labels": torch.tensor([t["category_id"] for t in things], dtype=torch.int64),
+                "masks": moved,
+                "boxes": masks_to_boxes(moved),
+                "subcategories": {
+                    name: torch.tensor([t["subcategories"][name] for t in things], dtype=torch.int64)
+                    for name in dataset_dict["subcategories"]
+                },
+            },
+        }
+
+
+class TestMapper:
+    """Reads and resizes one image for evaluation.
+
+    ``mapper(dataset_dict)`` returns ``image`` (3, H, W) uint8 RGB, its shortest edge ``min_size`` unless the longest
+    would exceed ``max_size`` (``min_size`` 0: as it is; ``max_size`` 0: no limit), the original ``height`` and
+    ``width``, ``file_name`` and ``image_id``.
+    """
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    def __init__(self, *, min_size: int = 800, max_size: int = 1333):
+        self.min_size, self.max_size = min_size, max_size
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of this size is resized to."""
+        if not self.min_size:
+            return height, width
+        factor = self.min_size / min(height, width)
+        if self.max_size:
+            factor = min(factor, self.max_size / max(height, width))
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+    def resize(self, picture: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 RGB array -> (3, H', W') uint8 tensor."""
+        return _resize(_to_tensor(picture)[None], self.output_size(*picture.shape[:2]))[0]
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        return {
+            "image": self.resize(_read_checked(dataset_dict)),
+            "height": dataset_dict["height"],
+            "width": dataset_dict["width"],
+            "file_name": dataset_dict["file_name"],
+            "image_id": dataset_dict["image_id"],
+        }
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMapper:
+    """The mapper that the ``INPUT`` keys of a config describe."""
+    keys = cfg.INPUT
+    if not is_train:
+        return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST)
+    return TrainMapper(
+        image_size=keys.IMAGE_SIZE,
+        min_scale=keys.MIN_SCALE,
+        max_scale=keys.MAX_SCALE,
+        random_flip=keys.RANDOM_FLIP,
+        color_jitter=keys.COLOR_JITTER,
+        color_aug_ssd=keys.COLOR_AUG_SSD,
+    )
