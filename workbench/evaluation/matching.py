@@ -1,0 +1,72 @@
+"""Which prediction found which object: COCO's greedy matching at one IoU threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.evaluation.inputs import EvaluationData
+
+
+@dataclass(frozen=True)
+class Matches:
+    """object_of: (N,) int64, for each prediction the row of the object it found, or -1; overlap: (N,) its IoU
+    with that object, or 0; ignored: (N,) bool, True for a prediction that found no object but lies on a crowd
+    region.
+    """
+
+    object_of: np.ndarray
+    overlap: np.ndarray
+    ignored: np.ndarray
+
+
+def match_predictions(
+    data: EvaluationData,
+    *,
+    iou: float = 0.5,
+    iou_type: str = "segm",
+    same_category: bool = True,
+    score_threshold: float | None = None,
+) -> Matches:
+    """Matches every prediction of `data` (those scoring at least `score_threshold`, where given).
+
+    As in COCO: within an image predictions choose by falling score; each takes the free object it overlaps
+    most, if their IoU is at least `iou`; an object is taken once; a prediction left without one is ignored
+    where it overlaps a crowd region. `same_category=False` lets a prediction find an object of another main
+    category.
+    """
+    predictions, objects = data.predictions, data.objects
+    object_of = np.full(len(predictions), -1, dtype=np.int64)
+    overlap = np.zeros(len(predictions))
+    ignored = np.zeros(len(predictions), dtype=bool)
+    for image, rows in enumerate(data.predictions_by_image):
+        if score_threshold is not None:
+            rows = rows[predictions.scores[rows] >= score_threshold]
+        there = data.objects_by_image[image]
+        if not len(rows) or not len(there):
+            continue
+        ious = data.ious(image, rows, iou_type)
+        if same_category:
+            ious = np.where(predictions.category[rows][:, None] == objects.category[there][None], ious, 0.0)
+        crowd = objects.crowd[there]
+        chosen, on_crowd = _greedy(ious, crowd, iou)
+        found = chosen >= 0
+        object_of[rows[found]] = there[chosen[found]]
+        overlap[rows[found]] = ious[found, chosen[found]]
+        ignored[rows] = on_crowd
+    return Matches(object_of, overlap, ignored)
+
+
+def _greedy(ious: np.ndarray, crowd: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """(D, G) IoU, best score first -> (D,) column chosen or -1, (D,) bool on a crowd region only."""
+    threshold = min(threshold, 1 - 1e-10)  # as COCO: an IoU of 1 must pass a threshold of 1
+    chosen = np.full(len(ious), -1, dtype=np.int64)
+    free = np.where(crowd[None], -1.0, ious)
+    for d in np.flatnonzero(free.max(axis=1) >= threshold):
+        column = free.shape[1] - 1 - int(free[d, ::-1].argmax())  # of equal IoUs COCO takes the last
+        if free[d, column] >= threshold:
+            chosen[d] = column
+            free[:, column] = -1.0
+    on_crowd = (ious[:, crowd] >= threshold).any(axis=1) & (chosen < 0)
+    return chosen, on_crowd
