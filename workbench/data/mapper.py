@@ -22,6 +22,10 @@ from workbench.data.masks import decode_mask
 from workbench.errors import WorkbenchError
 
 PAD_VALUE = 128
+# Decoding a small image and its masks takes as long as augmenting it, so those that fit the budget are kept. Large
+# images are not: a dataset of them would not fit, and reading is a small part of their cost.
+_CACHED_PIXELS = 256 * 256
+_CACHE_BYTES = 256 * 2**20
 _MASKS_AT_ONCE = 48  # bounds the memory of resizing many masks to more than the crop
 
 
@@ -117,13 +121,41 @@ def _to_tensor(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
 
-def masks_to_boxes(masks: Tensor) -> Tensor:
-    """(N, H, W) bool, none empty -> (N, 4) float32 XYXY; the box of pixel (0, 0) is 0, 0, 1, 1."""
+def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, H, W) bool -> (N, 4) float32 XYXY and (N,) bool, which masks are not empty. The box of pixel (0, 0) is
+    0, 0, 1, 1, that of an empty mask is the whole image."""
     columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
     width, height = masks.shape[2], masks.shape[1]
     left, top = columns.argmax(1), rows.argmax(1)
     right, bottom = width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)
-    return torch.stack([left, top, right, bottom], dim=1).to(torch.float32)
+    return torch.stack([left, top, right, bottom], dim=1).to(torch.float32), rows.any(1)
+
+
+class _Decoded:
+    """Decoded images and their object masks (packed to bits), up to ``_CACHE_BYTES`` in each process."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple, tuple[Tensor, np.ndarray]] = {}
+        self._bytes = 0
+
+    def __call__(self, dataset_dict: dict, things: list[dict]) -> tuple[Tensor, Tensor]:
+        """(3, H, W) uint8 and (N, H, W) bool, the masks of ``things``. Not to be written to."""
+        height, width = dataset_dict["height"], dataset_dict["width"]
+        key = (dataset_dict["file_name"], *(thing["id"] for thing in things))
+        if key in self._held:
+            image, packed = self._held[key]
+            masks = np.unpackbits(packed, axis=-1, count=width).view(bool)
+            return image, torch.from_numpy(masks)
+        image = _to_tensor(_read_checked(dataset_dict))
+        masks = np.zeros((len(things), height, width), dtype=bool)
+        for mask, thing in zip(masks, things):
+            mask[:] = decode_mask(thing["segmentation"], height, width)
+        packed = np.packbits(masks, axis=-1)
+        size = image.numel() + packed.nbytes
+        if height * width <= _CACHED_PIXELS and self._bytes + size <= _CACHE_BYTES:
+            self._held[key] = image, packed
+            self._bytes += size
+        return image, torch.from_numpy(masks)
 
 
 class TrainMapper:
@@ -154,6 +186,7 @@ class TrainMapper:
         }
         if random_flip not in flips:
             raise WorkbenchError(f"INPUT.RANDOM_FLIP is {random_flip!r}; it is one of {', '.join(flips)}.")
+        self._decode = _Decoded()
         self.transform = v2.Compose(
             [
                 *flips[random_flip],
@@ -164,19 +197,13 @@ class TrainMapper:
 
     def __call__(self, dataset_dict: dict, seed: int) -> dict:
         height, width = dataset_dict["height"], dataset_dict["width"]
-        picture = _read_checked(dataset_dict)
         things = [a for a in dataset_dict["annotations"] if not a["iscrowd"]]
-        masks = np.zeros((len(things), height, width), dtype=bool)
-        for mask, thing in zip(masks, things):
-            mask[:] = decode_mask(thing["segmentation"], height, width)
+        image, masks = self._decode(dataset_dict, things)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake every accelerator
-            image, moved = self.transform(
-                tv_tensors.Image(_to_tensor(picture)), tv_tensors.Mask(torch.from_numpy(masks))
-            )
+            image, moved = self.transform(tv_tensors.Image(image), tv_tensors.Mask(masks))
         moved = moved.as_subclass(Tensor)
-        kept = moved.flatten(1).any(1)
-        moved = moved[kept]
+        boxes, kept = _boxes(moved)
         things = [thing for thing, left in zip(things, kept.tolist()) if left]
         return {
             "image": image.as_subclass(Tensor),
@@ -187,8 +214,8 @@ class TrainMapper:
             "seed": seed,
             "targets": {
                 "labels": torch.tensor([t["category_id"] for t in things], dtype=torch.int64),
-                "masks": moved,
-                "boxes": masks_to_boxes(moved),
+                "masks": moved[kept],
+                "boxes": boxes[kept],
                 "subcategories": {
                     name: torch.tensor([t["subcategories"][name] for t in things], dtype=torch.int64)
                     for name in dataset_dict["subcategories"]
