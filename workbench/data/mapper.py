@@ -128,7 +128,7 @@ def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
     width, height = masks.shape[2], masks.shape[1]
     left, top = columns.argmax(1), rows.argmax(1)
     right, bottom = width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)
-    return torch.stack([left, top, right, bottom], dim=1).to(torch.float32), rows.any(1)
+    return torch.stack([left, top, right, bottom], dim=1).to(torch.float32), rows.any(1).bool()
 
 
 class _Decoded:
