@@ -138,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
         raise WorkbenchError(f"{message} (see {self.prog} --help)")
 
 
-def _build_parser() -> _Parser:
+def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="workbench",
         description="Multi-task instance segmentation with Mask2Former: every object gets a mask, a main\n"
@@ -162,7 +162,7 @@ def _build_parser() -> _Parser:
                 f"\n\n{OVERRIDES} pairs change the config, as in detectron2:\n"
                 "  SOLVER.BASE_LR 0.0005 TEST.MAX_DETS '[1, 10, 100]'"
             )
-        command.set_defaults(run=function, command=command, takes_overrides=overrides)
+        command.set_defaults(run=function, takes_overrides=overrides)
         return command
 
     command = add(
@@ -259,20 +259,23 @@ def _build_parser() -> _Parser:
         "  workbench env\n  workbench env --json > machine.json",
     )
     command.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    return parser
+    return parser, commands.choices
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Options may stand before, between and after the KEY VALUE pairs, which argparse alone cannot do."""
-    parser = _build_parser()
+    parser, commands = _build_parser()
+    command = commands.get(argv[0]) if argv else None
+    if command is not None:
+        # Before argparse, which would name the required option that is missing, not the mistyped word.
+        known = [option for action in command._actions for option in action.option_strings]
+        for word in argv[1:]:
+            option = word.partition("=")[0]
+            if option.startswith("-") and option not in known and not re.match(r"--?$|-[\d.]", option):
+                nearest = difflib.get_close_matches(option, known, n=1)
+                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                command.error(f"there is no option {option}{hint}")
     args, rest = parser.parse_known_args(argv)
-    command = args.command
-    known = [option for action in command._actions for option in action.option_strings]
-    for word in rest:
-        if word.startswith("-") and not re.fullmatch(r"-[\d.].*", word):
-            nearest = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            command.error(f"there is no option {word}{hint}")
     if rest and not args.takes_overrides:
         command.error(f"{' '.join(rest)} is not understood")
     args.overrides = rest
