@@ -19,6 +19,8 @@ TEXTURES = ("plain", "stripes", "dots", "checker")
 
 # Radius of each shape's outline for a nominal size of 1: chosen so that all cover about the same area.
 _REACH = {"circle": 0.46, "square": 0.40, "triangle": 0.60, "star": 0.60, "cross": 0.52}
+_STAR_INNER = 0.45  # radius of the inner corners, as part of that of the tips
+_CROSS_ARM = 0.36  # half the width of an arm, as part of its length from the middle
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarray:
@@ -38,15 +40,31 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarr
         turn = np.abs((turn + fifth / 2) % fifth - fifth / 2)
         radius = np.hypot(x, y)
         along, across = radius * np.cos(turn), radius * np.sin(turn)
-        inner = 0.45 * reach
+        inner = _STAR_INNER * reach
         corner = (inner * math.cos(fifth / 2), inner * math.sin(fifth / 2))
         edge = (corner[0] - reach, corner[1])
         length = math.hypot(*edge)
         return ((along - reach) * edge[1] - across * edge[0]) / length
     if shape == "cross":
-        arm = 0.36 * reach
+        arm = _CROSS_ARM * reach
         x, y = np.abs(x), np.abs(y)
         return np.minimum(np.maximum(x - reach, y - arm), np.maximum(x - arm, y - reach))
+    raise ValueError(f"No shape is called {shape!r}; there are {', '.join(SHAPES)}.")
+
+
+def outline_area(shape: str, size: float) -> float:
+    """Area in square pixels inside the outline of a shape of that nominal size."""
+    reach = _REACH[shape] * size
+    if shape == "circle":
+        return math.pi * reach**2
+    if shape == "square":
+        return 4 * reach**2
+    if shape == "triangle":
+        return 0.75 * math.sqrt(3) * reach**2
+    if shape == "star":
+        return 5 * _STAR_INNER * reach**2 * math.sin(math.pi / 5)
+    if shape == "cross":
+        return (8 * _CROSS_ARM - 4 * _CROSS_ARM**2) * reach**2
     raise ValueError(f"No shape is called {shape!r}; there are {', '.join(SHAPES)}.")
 
 

@@ -7,7 +7,6 @@ same settings give the same bytes, however many pictures are made and in whateve
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from workbench.data.rendering import (
     SHAPES,
     TEXTURES,
     apply_light,
+    outline_area,
     palette_rgb,
     render_background,
     render_object,
@@ -64,7 +64,7 @@ class _Scene:
             colour, hue_shift=rng.uniform(-8, 8), saturation=rng.uniform(0.72, 1), value=rng.uniform(0.7, 1)
         )
         look = {"size": size, "angle": angle, "rgb": rgb, "phase": tuple(rng.uniform(0, 1, 2))}
-        whole = self._area(shape, size, angle)
+        whole = outline_area(shape, size)
         least = LEAST_VISIBLE if occlude else 0.85
         for _ in range(12):
             centre = tuple(rng.uniform(0.1 * size, self.size - 0.1 * size, 2))
@@ -105,16 +105,6 @@ class _Scene:
             self.owner[mask] = number
         self.areas.append(0.0)
         self.objects.append({"category": shape, "iscrowd": 1})
-
-    @staticmethod
-    def _area(shape: str, size: float, angle: float) -> float:
-        """Pixels of the whole object, drawn where nothing cuts it."""
-        side = math.ceil(1.5 * size) + 4
-        empty = np.zeros((side, side, 3), dtype=np.float32)
-        mask = render_object(
-            empty, shape, COLOURS[0], "plain", centre=(side / 2, side / 2), size=size, angle=angle
-        )
-        return float(mask.sum())
 
     def annotations(self) -> list[dict]:
         """COCO annotations of what can be seen, in drawing order, without ids. The form of the mask is drawn too."""
@@ -180,7 +170,7 @@ def _write_split(folder: Path, split: str, count: int, *, seed: int, image_size:
     for index in range(count):
         picture, found = draw_scene(seed, split, index, image_size=image_size, crowded=crowded)
         name = f"{index + 1:06d}.png"
-        Image.fromarray(picture).save(folder / split / name, compress_level=4)
+        Image.fromarray(picture).save(folder / split / name, compress_level=1)
         images.append({"id": index + 1, "file_name": name, "height": image_size, "width": image_size})
         for annotation in found:
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
