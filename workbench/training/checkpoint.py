@@ -155,38 +155,24 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return read_torch_file(directory / STATE)
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, Checkpoint]:
-    """Rebuild the model of a checkpoint, in eval mode on ``device``, from the checkpoint alone."""
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", *, config: CfgNode | None = None
+) -> tuple[nn.Module, Checkpoint]:
+    """Rebuild the model of a checkpoint, in eval mode on ``device``, from the checkpoint alone.
+
+    ``config`` takes the place of the checkpoint's own, to change what happens after the network (TEST.RANK_BY say).
+    """
     from workbench.models import build_model
 
     checkpoint = load_checkpoint(path)
-    cfg = without_pretrained(checkpoint.config)
-    model = build_model(cfg, checkpoint.vocabulary)
-    missing, unexpected = [], []
+    model = build_model(config or checkpoint.config, checkpoint.vocabulary, pretrained=False)
     try:
-        missing, unexpected = model.load_state_dict(checkpoint.state_dict, strict=False)
+        model.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
         raise WorkbenchError(
-            f"checkpoint {checkpoint.path} does not fit its own config: {_one_line(error)}"
+            f"checkpoint {checkpoint.path} does not fit the model of its config: {_one_line(error)}"
         ) from None
-    if missing or unexpected:
-        raise WorkbenchError(
-            f"checkpoint {checkpoint.path} does not fit its own config: "
-            f"{len(missing)} weights missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
-        )
     return model.to(device).eval(), checkpoint
-
-
-def without_pretrained(cfg: CfgNode) -> CfgNode:
-    """The same config, asking for no pretrained backbone: the weights come from the checkpoint."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""
-    for node in cfg.MODEL.values():
-        if isinstance(node, type(cfg)) and "WEIGHTS" in node:
-            node.WEIGHTS = "none"
-    cfg.freeze()
-    return cfg
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

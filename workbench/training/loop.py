@@ -183,7 +183,7 @@ class Trainer:
         flag = torch.tensor(float(stop), device=norm.device)
         numbers = torch.stack([flag, *(value.float() for value in losses.values())])
         numbers = torch.cat([mean_over_processes(numbers), norm.detach().float()[None]]).tolist()
-        values = dict(zip(losses, numbers[1:-1]))
+        values = dict(zip(losses, numbers[1:-1], strict=True))
         return {"total_loss": sum(values.values()), **values, "grad_norm": numbers[-1]}, numbers[0] > 0
 
     def _check_finite(
@@ -225,7 +225,7 @@ class Trainer:
         ap = (metrics.get("segm") or {}).get("AP")
         ap = None if ap is None or not math.isfinite(ap) else float(ap)
         if self.best["step"] is None or (
-            ap is not None and (self.best["AP"] is None or ap > self.best["AP"])
+            ap is not None and (self.best["AP"] is None or ap >= self.best["AP"])
         ):
             self.best = {"AP": ap, "step": self.step}
             run_on_main(self._save_best)

@@ -24,22 +24,23 @@ class _Console(logging.Handler):
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Log to the console and, with times, to ``path``, in the main process only."""
+def logging_to(path: Path | None) -> Iterator[None]:
+    """Log to the console and, with times, to the file ``path``; warnings only in all but the main process."""
+    handlers: list[logging.Handler] = [_Console()]
     if rank() != 0:
-        yield
-        return
-    console, file = _Console(), logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers[0].setLevel(logging.WARNING)
+    elif path is not None:
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in (console, file):
+    for handler in handlers:
         log.addHandler(handler)
     try:
         yield
     finally:
-        for handler in (console, file):
+        for handler in handlers:
             log.removeHandler(handler)
             handler.close()
         log.setLevel(level)
