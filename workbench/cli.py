@@ -99,7 +99,11 @@ def evaluate(args: argparse.Namespace) -> None:
     else:
         if args.annotations is None:
             raise WorkbenchError("--predictions needs --annotations, the COCO JSON it is scored against.")
-        metrics = workflows.evaluate_file(args.predictions, args.annotations)
+        if args.dataset is not None:
+            raise WorkbenchError("--dataset goes with --ckpt; with --predictions it is --annotations.")
+        metrics = workflows.evaluate_file(
+            args.predictions, args.annotations, output=args.output, overrides=args.overrides
+        )
     print(json.dumps(metrics, indent=2) if args.json else metrics_table(metrics))
 
 
@@ -107,8 +111,10 @@ def predict(args: argparse.Namespace) -> None:
     """Draw and write what a checkpoint sees in images."""
     from workbench import workflows
 
-    files = workflows.predict(args.ckpt, args.input, args.output, score_threshold=args.score_threshold)
-    print(f"Wrote {len(files)} files to {args.output}")
+    files = workflows.predict(
+        args.ckpt, args.input, args.output, score_threshold=args.score_threshold, device=args.device
+    )
+    print(f"Wrote {len(files) - 1} pictures and {files[-1]}")
 
 
 def show(args: argparse.Namespace) -> None:
@@ -233,7 +239,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     command = add(
         "predict",
         predict,
-        "Run a checkpoint on images: an overlay PNG and a JSON for each.",
+        "Find objects in images: an overlay PNG for each and one predictions.json for all.",
         "  workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures photo.jpg\n"
         "  workbench predict --ckpt outputs/demo --output outputs/pictures photos/ 'more/*.png'",
     )
@@ -242,6 +248,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     command.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="S", help="leave out what scores less (0.5)"
     )
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; the best there is")
     command.add_argument("input", nargs="+", metavar="INPUT", help="images, folders or globs")
 
     command = add(
