@@ -1,11 +1,13 @@
-"""Multi-scale deformable attention: one function over every back end."""
+"""Multi-scale deformable attention: one torch.library operator over every back end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from workbench.ops import backends
 from workbench.ops.reference import deform_attn_reference
 
 
@@ -15,6 +17,135 @@ def deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """value (B, S, M, D), spatial_shapes [(H, W)] * L, sampling_locations (B, Lq, M, L, P, 2) in [0, 1] as (x, y),
-    attention_weights (B, Lq, M, L, P) -> (B, Lq, M*D) in value's dtype."""
-    return deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    """Sample each head's feature maps at a few points a query and add them up, weighted.
+
+    Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it; `deform_attn_reference` is the
+    definition. Runs the fastest back end that this machine has for the tensors' device; WORKBENCH_OPS=reference|cpu|cuda
+    forces one. Differentiable once in all three tensors.
+
+    Args:
+        value: (B, S, M, D) float16, bfloat16, float32 or float64; S = sum of H*W over the levels, below 2^31.
+        spatial_shapes: (H, W) of each of the L levels.
+        sampling_locations: (B, Lq, M, L, P, 2) as (x, y), [0, 1] across the map; what lies outside the map counts as 0.
+            Float32 locations serve every value dtype but float64; bfloat16 could not tell the pixels of a large map.
+        attention_weights: (B, Lq, M, L, P); need not add up to 1.
+
+    Returns:
+        (B, Lq, M*D) in value's dtype. Half precision is accumulated in float32.
+
+    Raises:
+        ValueError: a shape or device that does not fit, naming the argument, what was expected and what came.
+        TypeError: a dtype that does not fit.
+    """
+    shapes = _check(value, spatial_shapes, sampling_locations, attention_weights)
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    sampling_locations, attention_weights = sampling_locations.to(dtype), attention_weights.to(dtype)
+    if not torch.compiler.is_compiling() and _is_reference(value):
+        return deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+    return torch.ops.workbench.deform_attn(value, shapes, sampling_locations, attention_weights)
+
+
+def _is_reference(value: Tensor) -> bool:
+    # Real tensors only: fake and meta ones must meet the operator. The reference is better off without it: its own
+    # autograd need not compute the forward twice.
+    return type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta and (
+        backends.choose(value.device, value.dtype) is None
+    )
+
+
+def _check(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+) -> list[int]:
+    """The flattened spatial shapes, once everything fits together."""
+    if value.dim() != 4 or min(value.shape[2:]) < 1:
+        raise ValueError(f"value: expected shape (B, S, M, D) with M, D >= 1, got {tuple(value.shape)}")
+    shapes = [size for shape in spatial_shapes for size in shape]
+    if len(shapes) < 2 or len(shapes) != 2 * len(spatial_shapes) or min(shapes) < 1:
+        raise ValueError(f"spatial_shapes: expected one or more (H, W), each at least 1, got {spatial_shapes}")
+    batch, pixels, heads, _ = value.shape
+    total = sum(height * width for height, width in spatial_shapes)
+    if total != pixels:
+        raise ValueError(
+            f"value: expected shape (B, {total}, M, D), since spatial_shapes has {total} pixels, got {tuple(value.shape)}"
+        )
+    if pixels >= 2**31:
+        raise ValueError(f"value: expected fewer than 2^31 pixels, got {pixels}")
+    queries = sampling_locations.shape[1] if sampling_locations.dim() == 6 else "Lq"
+    points = sampling_locations.shape[4] if sampling_locations.dim() == 6 else "P"
+    expected = (batch, queries, heads, len(spatial_shapes), points)
+    for name, tensor, shape in (
+        ("sampling_locations", sampling_locations, (*expected, 2)),
+        ("attention_weights", attention_weights, expected),
+    ):
+        if tensor.shape != shape or points == 0:
+            text = ", ".join(map(str, shape))
+            raise ValueError(f"{name}: expected shape ({text}) with P >= 1, got {tuple(tensor.shape)}")
+        if tensor.device != value.device:
+            raise ValueError(f"{name}: expected device {value.device}, as value, got {tensor.device}")
+        if tensor.dtype == torch.float64 and value.dtype != torch.float64 or not tensor.is_floating_point():
+            raise TypeError(f"{name}: expected {value.dtype}, as value, or torch.float32, got {tensor.dtype}")
+    if not value.is_floating_point():
+        raise TypeError(f"value: expected a floating dtype, got {value.dtype}")
+    return shapes
+
+
+def _pairs(shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(shapes[::2], shapes[1::2]))
+
+
+@torch.library.custom_op(
+    "workbench::deform_attn",
+    mutates_args=(),
+    schema="(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
+)
+def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    native = backends.choose(value.device, value.dtype)
+    if native is None:
+        return deform_attn_reference(value, _pairs(spatial_shapes), locations, weights)
+    return native.forward(value.contiguous(), spatial_shapes, locations.contiguous(), weights.contiguous())
+
+
+@torch.library.custom_op(
+    "workbench::deform_attn_backward",
+    mutates_args=(),
+    schema="(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+    "Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+)
+def _backward(
+    grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    native = backends.choose(value.device, value.dtype)
+    if native is None:
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
+            output = deform_attn_reference(leaves[0], _pairs(spatial_shapes), *leaves[1:])
+            grads = torch.autograd.grad(output, leaves, grad_output)
+        return tuple(grad.contiguous() for grad in grads)
+    return native.backward(
+        grad_output.contiguous(), value.contiguous(), spatial_shapes, locations.contiguous(), weights.contiguous()
+    )
+
+
+@_forward.register_fake
+def _(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    batch, _, heads, channels = value.shape
+    return value.new_empty((batch, locations.shape[1], heads * channels))
+
+
+@_backward.register_fake
+def _(grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
+
+
+def _save(ctx, inputs, output) -> None:
+    value, ctx.spatial_shapes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _differentiate(ctx, grad_output: Tensor):
+    value, locations, weights = ctx.saved_tensors
+    grads = torch.ops.workbench.deform_attn_backward(grad_output, value, ctx.spatial_shapes, locations, weights)
+    return grads[0], None, grads[1], grads[2]
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,207 @@
+"""Compiles the native back ends into a per-user cache.
+
+A build is keyed by the sources, the compilers' own version text, the flags and the C library, so that changing any of
+them builds anew and changing none does not. torch is no part of the key: the libraries have a plain C interface.
+Of several processes that need the same build, one compiles and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+
+CPU_FLAGS = (
+    "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=fast", "-pthread",
+)  # fmt: skip
+X86_SETS = {
+    "avx512": ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
+    "avx2": ("-mavx2", "-mfma"),
+    "generic": (),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make one library. In a command, {source} is the sources' folder and {out} the folder built in."""
+
+    name: str
+    compiler: tuple[str, ...]  # the compiler's path and whatever identifies its version
+    compile: tuple[tuple[str, ...], ...]
+    link: tuple[str, ...]
+    why: str = ""  # why this compiler
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A library in the cache. `seconds` is what compiling took, whenever that was; `cached` that it was there."""
+
+    name: str
+    library: Path
+    compiler: str
+    why: str
+    seconds: float
+    cached: bool
+
+
+def source_directory() -> Path:
+    """Where the C++ and CUDA sources lie: beside the package in a checkout, inside it when installed."""
+    for folder in (Path(__file__).with_name("source"), Path(__file__).parents[2] / "ops"):
+        if (folder / "deform_attn.h").is_file():
+            return folder
+    raise WorkbenchError("The C++ sources of the operators are missing: reinstall the package.")
+
+
+def cache_directory() -> Path:
+    """$WORKBENCH_CACHE, else the user's cache folder; made if need be, for the user's eyes only.
+
+    Raises WorkbenchError where no such folder can be written, or where it belongs to somebody else, whose code a
+    process must not load."""
+    chosen = os.environ.get("WORKBENCH_CACHE")
+    if chosen:
+        base = Path(chosen)
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches" / "workbench"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
+    folder = base / "ops"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise WorkbenchError(
+            f"The cache folder {folder} cannot be written ({error.strerror}); set WORKBENCH_CACHE to one that can."
+        ) from None
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise WorkbenchError(
+            f"The cache folder {folder} can be written by others, so nothing is loaded from it: "
+            "take their permission away (chmod 700), or set WORKBENCH_CACHE to a folder of your own."
+        )
+    return folder
+
+
+def version_text(compiler: str) -> str:
+    """What `compiler --version` prints; raises WorkbenchError when it does not run."""
+    try:
+        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorkbenchError(f"The compiler {compiler} does not run: {error}") from None
+    if done.returncode:
+        raise WorkbenchError(f"The compiler {compiler} does not run: {(done.stderr or done.stdout).strip()[:200]}")
+    return done.stdout.strip()
+
+
+def cxx_compiler() -> str:
+    """The C++ compiler: $CXX, else c++, g++ or clang++ on the PATH. Raises WorkbenchError when there is none."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for name in names:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise WorkbenchError(f"No C++ compiler was found (looked for {', '.join(names)}).")
+
+
+def cpu_recipe() -> Recipe:
+    """How to build the CPU library here. Raises WorkbenchError when there is no compiler."""
+    if sys.platform not in ("linux", "darwin"):
+        raise WorkbenchError(f"The cpu back end is built on Linux and macOS, not on {sys.platform}.")
+    compiler = cxx_compiler()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    sets = X86_SETS if x86 else {"generic": ()}
+    start = (compiler, *CPU_FLAGS)
+    kernels = tuple(
+        (*start, *flags, f"-DWB_KERNEL=kernel_{name}", "-c", "{source}/cpu/kernel.cpp", "-o", f"{{out}}/{name}.o")
+        for name, flags in sets.items()
+    )
+    threads = (*start, "-c", "{source}/cpu/deform_attn.cpp", "-o", "{out}/deform_attn.o")
+    objects = [f"{{out}}/{name}.o" for name in (*sets, "deform_attn")]
+    return Recipe(
+        name="cpu",
+        compiler=(compiler, version_text(compiler)),
+        compile=(*kernels, threads),
+        link=(compiler, "-shared", "-pthread", *objects, "-o", "{out}/library.so"),
+        why="$CXX" if os.environ.get("CXX") else "first of c++, g++, clang++ on the PATH",
+    )
+
+
+def build_key(recipe: Recipe, source: Path) -> str:
+    """The cache key: a hash of the sources, the compiler's version, the commands and the C library."""
+    state = hashlib.sha256()
+    kinds = (".h", ".cpp") if recipe.name == "cpu" else (".h", ".cu")
+    for path in sorted(source.rglob("*")):
+        if path.suffix in kinds:
+            state.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    rest = [recipe.name, recipe.compiler, recipe.compile, recipe.link, platform.machine(), platform.libc_ver()]
+    state.update(json.dumps(rest).encode())
+    return state.hexdigest()[:24]
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
+        yield
+
+
+def _run(commands: Sequence[tuple[str, ...]], names: dict[str, str], environment: dict[str, str]) -> None:
+    """Runs commands side by side; raises WorkbenchError with the first failure's output."""
+    processes = []
+    for command in commands:
+        filled = [part.format(**names) for part in command]
+        process = subprocess.Popen(
+            filled, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+        )
+        processes.append((filled, process))
+    failures = []
+    for filled, process in processes:
+        output, _ = process.communicate()
+        if process.returncode:
+            failures.append(f"`{' '.join(filled)}` failed: {output.strip()[-2000:]}")
+    if failures:
+        raise WorkbenchError(failures[0])
+
+
+def build(recipe: Recipe, force: bool = False) -> Build:
+    """The recipe's library, compiled unless the cache has it. Raises WorkbenchError when it cannot be compiled."""
+    source = source_directory()
+    key = build_key(recipe, source)
+    cache = cache_directory()
+    target = cache / f"{recipe.name}-{key}"
+    compiler = f"{recipe.compiler[0]}: {recipe.compiler[1].splitlines()[0]}"
+    with _lock(cache / f"{recipe.name}-{key}.lock"):
+        cached = (target / "build.json").is_file() and not force
+        if not cached:
+            started = time.perf_counter()
+            work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=cache))
+            try:
+                names = {"source": str(source), "out": str(work)}
+                _run(recipe.compile, names, recipe.environment)
+                _run([recipe.link], names, recipe.environment)
+                for made in work.glob("*.o"):
+                    made.unlink()
+                seconds = round(time.perf_counter() - started, 2)
+                (work / "build.json").write_text(json.dumps({"compiler": compiler, "seconds": seconds}))
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(work, target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        note = json.loads((target / "build.json").read_text())
+    return Build(recipe.name, target / "library.so", compiler, recipe.why, note["seconds"], cached)
