@@ -62,9 +62,9 @@ def known_names(root: Path | str = "data") -> list[str]:
 def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEntry:
     """The dataset of that name, or at that path.
 
-    A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in places
-    below ``root``. A path ends in ``.json``; its images are looked for near it, or named after an ``@``
-    (``labels.json@pictures``). WorkbenchError where nothing is found, naming the nearest known name.
+    A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in
+    places below ``root``. A path ends in ``.json``; its images are looked for near it, or named after an
+    ``@`` (``labels.json@pictures``). WorkbenchError where nothing is found, naming the nearest known name.
     """
     text, root = str(name_or_path), Path(root)
     annotations, at, images = text.rpartition("@")

@@ -43,9 +43,9 @@ class CocoDataset:
     """One or several datasets, read.
 
     ``dicts`` are detectron2's dataset dicts: ``file_name`` (a path), ``height``, ``width``, ``image_id``,
-    ``subcategories`` (the names that every annotation holds) and ``annotations``, each ``{"id", "category_id" (0..K-1), "bbox", "bbox_mode", "iscrowd", "segmentation",
-    "subcategories" {name: class number, -1 unlabelled}}``. ``skipped`` counts the annotations and images left out
-    for their faults.
+    ``subcategories`` (the names that every annotation holds) and ``annotations``, each ``{"id",
+    "category_id" (0..K-1), "bbox", "bbox_mode", "iscrowd", "segmentation", "subcategories" {name: class
+    number, -1 unlabelled}}``. ``skipped`` counts the annotations and images left out for their faults.
     """
 
     entries: list[DatasetEntry]
@@ -69,30 +69,34 @@ def load_dataset(
 ) -> CocoDataset:
     """Read datasets by catalog name or path.
 
-    ``vocabulary`` (a checkpoint's) fixes the class lists and their order; without it they come from the files, cut to
-    ``subcategories``. ``check_images`` opens every image file to compare its size. ``filter_empty`` leaves out images
-    without an object that is no crowd.
+    ``vocabulary`` (a checkpoint's) fixes the class lists and their order; without it they come from the
+    files, cut to ``subcategories``. ``check_images`` opens every image file to compare its size.
+    ``filter_empty`` leaves out images without an object that is no crowd.
 
-    Faults raise DatasetError with the report, unless ``skip_faults``: then broken annotations, and broken images with
-    all their annotations, are left out and counted. WorkbenchError for files that cannot be read and for class lists
-    that do not fit together.
+    Faults raise DatasetError with the report, unless ``skip_faults``: then broken annotations, and broken
+    images with all their annotations, are left out and counted. WorkbenchError for files that cannot be
+    read and for class lists that do not fit together.
     """
     names = [names] if isinstance(names, (str, Path)) else list(names)
     if not names:
         raise WorkbenchError("No dataset is named: DATASETS.TRAIN or DATASETS.TEST is empty.")
     entries = [get_entry(name, root) for name in names]
     contents = [read_coco_json(entry.annotations) for entry in entries]
-    found = [read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries)]
+    found = [
+        read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries, strict=True)
+    ]
     shared = vocabulary
     if shared is None:
         shared = choose_subcategories(found[0], subcategories)
-        for other, entry in zip(found[1:], entries[1:]):
+        for other, entry in zip(found[1:], entries[1:], strict=True):
             shared = merge_vocabularies(shared, choose_subcategories(other, subcategories), entry.annotations)
-    aligned = [align_vocabulary(shared, each, entry.annotations) for each, entry in zip(found, entries)]
+    aligned = [
+        align_vocabulary(shared, each, entry.annotations) for each, entry in zip(found, entries, strict=True)
+    ]
 
     dicts: list[dict] = []
     skipped = 0
-    for entry, content, words in zip(entries, contents, aligned):
+    for entry, content, words in zip(entries, contents, aligned, strict=True):
         faults = find_faults(content, entry, words, check_images=check_images)
         if faults and not (skip_faults and all(map(_can_be_skipped, faults))):
             raise DatasetError(f"The dataset {entry.annotations} has {report(faults, _FAULTS_SHOWN)}", faults)

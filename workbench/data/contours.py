@@ -9,12 +9,12 @@ _STEP = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 
 def trace_loops(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed outlines of an (H, W) bool mask, each (P, 2) float (x, y) at the middles of the pixel sides it runs
-    along, in COCO's coordinates (pixel (0, 0) covers 0..1).
+    """Closed outlines of an (H, W) bool mask, each (P, 2) float (x, y) at the middles of the pixel sides it
+    runs along, in COCO's coordinates (pixel (0, 0) covers 0..1).
 
     The walk keeps set pixels on its right, so outer outlines run clockwise on the screen (positive
-    :func:`loop_area`) and outlines of holes counter-clockwise (negative). Pixels that touch only at a corner are
-    kept apart (4-connectivity).
+    :func:`loop_area`) and outlines of holes counter-clockwise (negative). Pixels that touch only at a
+    corner are kept apart (4-connectivity).
     """
     padded = np.pad(np.asarray(mask, dtype=bool), 1)
     inside = padded[1:-1, 1:-1]
@@ -26,7 +26,7 @@ def trace_loops(mask: np.ndarray) -> list[np.ndarray]:
         (_UP, padded[1:-1, :-2], (0, 1)),
     ):
         ys, xs = np.nonzero(inside & ~neighbour)
-        for corner in zip((xs + dx).tolist(), (ys + dy).tolist()):
+        for corner in zip((xs + dx).tolist(), (ys + dy).tolist(), strict=True):
             sides[corner] = sides.get(corner, 0) | 1 << direction
 
     loops = []
@@ -91,8 +91,8 @@ def simplify_loop(loop: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def mask_to_polygons(mask: np.ndarray, tolerance: float = 0.45) -> list[list[float]] | None:
-    """COCO polygons of a bool mask, one per part, coordinates rounded to 0.01 pixel; None where the mask is empty,
-    has a hole or a part too small for an outline: such a mask needs an RLE."""
+    """COCO polygons of a bool mask, one per part, coordinates rounded to 0.01 pixel; None where the mask is
+    empty, has a hole or a part too small for an outline: such a mask needs an RLE."""
     polygons = []
     for loop in trace_loops(mask):
         if loop_area(loop) < 6:  # holes are negative

@@ -11,8 +11,8 @@ from workbench.errors import WorkbenchError
 def read_image(path: str) -> np.ndarray:
     """An image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
-    Grey images get three equal channels, palettes are looked up, transparency is ignored, and of 16-bit images the
-    upper eight bits are kept. WorkbenchError where the file is missing, damaged or cut short.
+    Grey images get three equal channels, palettes are looked up, transparency is ignored, and of 16-bit
+    images the upper eight bits are kept. WorkbenchError where the file is missing, damaged or cut short.
     """
     try:
         with Image.open(path) as opened:

@@ -1,7 +1,7 @@
 """Batches for training and evaluation.
 
-What a training batch holds depends on the seed and the step alone: neither the number of workers nor the number of
-processes nor an interruption changes it.
+What a training batch holds depends on the seed and the step alone: neither the number of workers nor the
+number of processes nor an interruption changes it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from workbench.errors import WorkbenchError
 
 
 def step_seed(seed: int, step: int, position: int) -> int:
-    """The seed of what stands at ``position`` of the global batch of ``step``: 0 <= it < 2**63, the same on every
-    machine."""
+    """The seed of what stands at ``position`` of the global batch of ``step``: 0 <= it < 2**63, the same on
+    every machine."""
     digest = hashlib.blake2b(f"{seed}/{step}/{position}".encode("ascii"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -32,7 +32,8 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 class _Failure:
-    """A user's error on its way out of a worker process: raised there, it would arrive wrapped in a traceback."""
+    """A user's error on its way out of a worker process: raised there, it would arrive wrapped in a
+    traceback."""
 
     def __init__(self, message: str):
         self.message = message
@@ -101,8 +102,8 @@ def _swap(value: object, kind: type, convert: Callable) -> object:
 
 
 def _to_arrays(batch: list) -> list:
-    """Tensors leave a worker as arrays: through shared memory each would take a file handle and a system call of its
-    own, which at small image sizes costs more than copying."""
+    """Tensors leave a worker as arrays: through shared memory each would take a file handle and a system
+    call of its own, which at small image sizes costs more than copying."""
     return _swap(batch, torch.Tensor, lambda tensor: tensor.numpy())
 
 
@@ -146,15 +147,17 @@ def build_train_loader(
 ) -> Iterator[list[dict]]:
     """Endless iterator over this process's batched inputs for steps ``start_step``, ``start_step`` + 1, ...
 
-    ``batch_size`` is that of all processes together; process ``rank`` gets the positions rank x b .. (rank + 1) x b - 1
-    of it. The dataset is gone through in a new seeded order each time; a batch may span two passes. Each element
-    carries its ``seed``, :func:`step_seed`.
+    ``batch_size`` is that of all processes together; process ``rank`` gets the positions rank x b .. (rank
+    + 1) x b - 1 of it. The dataset is gone through in a new seeded order each time; a batch may span two
+    passes. Each element carries its ``seed``, :func:`step_seed`.
 
-    WorkbenchError at once where the batch does not divide among the processes, later where an image cannot be read.
+    WorkbenchError at once where the batch does not divide among the processes, later where an image cannot
+    be read.
     """
     if batch_size < 1 or batch_size % world_size:
         raise WorkbenchError(
-            f"A batch of {batch_size} images (SOLVER.IMS_PER_BATCH) does not divide among {world_size} processes."
+            f"A batch of {batch_size} images (SOLVER.IMS_PER_BATCH) does not divide "
+            f"among {world_size} processes."
         )
     if not dataset.dicts:
         raise WorkbenchError("There is no image to train on.")
@@ -194,8 +197,9 @@ def build_test_loader(
     world_size: int = 1,
     batch_size: int = 1,
 ) -> TestLoader:
-    """Batched inputs of every ``world_size``-th image from ``rank`` on: each image goes to exactly one process, none
-    is repeated to even the shares out. ``indices`` are the images' places in ``dataset.dicts``."""
+    """Batched inputs of every ``world_size``-th image from ``rank`` on: each image goes to exactly one
+    process, none is repeated to even the shares out. ``indices`` are the images' places in
+    ``dataset.dicts``."""
     indices = list(range(rank, len(dataset.dicts), world_size))
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return TestLoader(_loader(_ReadTest(dataset.dicts, mapper), batches, num_workers), indices)

@@ -1,8 +1,8 @@
 """From a dataset dict to a batched input: reading, augmenting, padding.
 
-Image and masks go through one transform call, and both are resized by the same bilinear kernel: a mask is a picture
-of 0 and 255 that is cut at one half afterwards. A nearest-neighbour mask would lie up to half a pixel beside its
-object.
+Image and masks go through one transform call, and both are resized by the same bilinear kernel: a mask is a
+picture of 0 and 255 that is cut at one half afterwards. A nearest-neighbour mask would lie up to half a
+pixel beside its object.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from workbench.data.masks import decode_mask
 from workbench.errors import WorkbenchError
 
 PAD_VALUE = 128
-# Decoding a small image and its masks takes as long as augmenting it, so those that fit the budget are kept. Large
-# images are not: a dataset of them would not fit, and reading is a small part of their cost.
+# Decoding a small image and its masks takes longer than augmenting it, so those that fit the budget are kept.
+# Large images are not: a dataset of them would not fit, and reading is a small part of their cost.
 _CACHED_PIXELS = 256 * 256
 _CACHE_BYTES = 256 * 2**20
 _MASKS_AT_ONCE = 48  # bounds the memory of resizing many masks to more than the crop
@@ -52,12 +52,12 @@ def resize_and_crop_masks(
 
 
 class LargeScaleJitter(v2.Transform):
-    """Resize by a random scale, cut a random square window, pad at the right and bottom (Ghiasi et al. 2021, "Simple
-    Copy-Paste", section 3.2).
+    """Resize by a random scale, cut a random square window, pad at the right and bottom (Ghiasi et al.
+    2021, "Simple Copy-Paste", section 3.2).
 
-    The scale is drawn uniformly from ``min_scale``..``max_scale``; the image is resized, keeping its proportions, to
-    the largest that fits a square of scale x ``image_size``; a window of ``image_size`` is cut where it is larger, and
-    padded with ``PAD_VALUE`` (masks with False) where it is smaller.
+    The scale is drawn uniformly from ``min_scale``..``max_scale``; the image is resized, keeping its
+    proportions, to the largest that fits a square of scale x ``image_size``; a window of ``image_size`` is
+    cut where it is larger, and padded with ``PAD_VALUE`` (masks with False) where it is smaller.
     """
 
     def __init__(self, image_size: int, min_scale: float, max_scale: float):
@@ -94,8 +94,9 @@ class LargeScaleJitter(v2.Transform):
 
 
 def _colour_transforms(jitter: bool, ssd: bool) -> list[v2.Transform]:
-    """``jitter``: a little of everything, with a hue shift too small to turn one colour class into another. ``ssd``:
-    the strong distortion of SSD (Liu et al. 2016) as detectron2 has it: each step with probability one half."""
+    """``jitter``: a little of everything, with a hue shift too small to turn one colour class into another.
+    ``ssd``: the strong distortion of SSD (Liu et al. 2016) as detectron2 has it: each step with probability
+    one half."""
     transforms: list[v2.Transform] = []
     if jitter:
         transforms.append(v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.015))
@@ -122,8 +123,8 @@ def _to_tensor(picture: np.ndarray) -> Tensor:
 
 
 def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, H, W) bool -> (N, 4) float32 XYXY and (N,) bool, which masks are not empty. The box of pixel (0, 0) is
-    0, 0, 1, 1, that of an empty mask is the whole image."""
+    """(N, H, W) bool -> (N, 4) float32 XYXY and (N,) bool, which masks are not empty. The box of pixel (0,
+    0) is 0, 0, 1, 1, that of an empty mask is the whole image."""
     columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
     width, height = masks.shape[2], masks.shape[1]
     left, top = columns.argmax(1), rows.argmax(1)
@@ -148,7 +149,7 @@ class _Decoded:
             return image, torch.from_numpy(masks)
         image = _to_tensor(_read_checked(dataset_dict))
         masks = np.zeros((len(things), height, width), dtype=bool)
-        for mask, thing in zip(masks, things):
+        for mask, thing in zip(masks, things, strict=True):
             mask[:] = decode_mask(thing["segmentation"], height, width)
         packed = np.packbits(masks, axis=-1)
         size = image.numel() + packed.nbytes
@@ -161,10 +162,10 @@ class _Decoded:
 class TrainMapper:
     """Reads and augments one image for training.
 
-    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and ``width``,
-    ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N, S, S) bool, ``boxes``
-    (N, 4) float32 XYXY from the masks, ``subcategories`` {name: (N,) int64, -1 unlabelled}. Crowds, and objects of
-    which nothing is left in the window, are not among the N.
+    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and
+    ``width``, ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N,
+    S, S) bool, ``boxes`` (N, 4) float32 XYXY from the masks, ``subcategories`` {name: (N,) int64, -1
+    unlabelled}. Crowds, and objects of which nothing is left in the window, are not among the N.
 
     Everything random depends on ``seed`` alone; the global random state is left as it was.
     """
@@ -204,7 +205,7 @@ class TrainMapper:
             image, moved = self.transform(tv_tensors.Image(image), tv_tensors.Mask(masks))
         moved = moved.as_subclass(Tensor)
         boxes, kept = _boxes(moved)
-        things = [thing for thing, left in zip(things, kept.tolist()) if left]
+        things = [thing for thing, left in zip(things, kept.tolist(), strict=True) if left]
         return {
             "image": image.as_subclass(Tensor),
             "height": height,
@@ -227,9 +228,9 @@ class TrainMapper:
 class TestMapper:
     """Reads and resizes one image for evaluation.
 
-    ``mapper(dataset_dict)`` returns ``image`` (3, H, W) uint8 RGB, its shortest edge ``min_size`` unless the longest
-    would exceed ``max_size`` (``min_size`` 0: as it is; ``max_size`` 0: no limit), the original ``height`` and
-    ``width``, ``file_name`` and ``image_id``.
+    ``mapper(dataset_dict)`` returns ``image`` (3, H, W) uint8 RGB, its shortest edge ``min_size`` unless
+    the longest would exceed ``max_size`` (``min_size`` 0: as it is; ``max_size`` 0: no limit), the original
+    ``height`` and ``width``, ``file_name`` and ``image_id``.
     """
 
     __test__ = False  # not a test, whatever pytest thinks of the name

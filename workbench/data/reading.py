@@ -10,10 +10,11 @@ from workbench.errors import WorkbenchError
 
 
 def read_coco_json(path: Path | str) -> dict:
-    """The content of a COCO instances file: a dict whose ``images``, ``annotations`` and ``categories`` are lists.
+    """The content of a COCO instances file: a dict whose ``images``, ``annotations`` and ``categories`` are
+    lists.
 
-    WorkbenchError, in one sentence, where the file is absent, empty, not JSON or not of that form. What is inside
-    the lists is not looked at: that is :func:`workbench.data.validate.validate`.
+    WorkbenchError, in one sentence, where the file is absent, empty, not JSON or not of that form. What is
+    inside the lists is not looked at: that is :func:`workbench.data.validate.validate`.
     """
     path = Path(path)
     try:
@@ -32,7 +33,7 @@ def read_coco_json(path: Path | str) -> dict:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise WorkbenchError(
-            f"The annotation file {path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+            f"The annotation file {path} is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}."
         ) from None
     except (ValueError, RecursionError) as error:
         raise WorkbenchError(f"The annotation file {path} is not valid JSON: {error}.") from None
@@ -41,7 +42,7 @@ def read_coco_json(path: Path | str) -> dict:
     wrong = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if wrong:
         raise WorkbenchError(
-            f"The annotation file {path} is not in COCO's form: it has no list of {' and no list of '.join(wrong)}."
+            f"The annotation file {path} is not in COCO's form: it has no list of {' or '.join(wrong)}."
         )
     return content
 
@@ -49,8 +50,8 @@ def read_coco_json(path: Path | str) -> dict:
 def image_path(images: Path | str, file_name: str) -> str | None:
     """Path of an image named in a dataset file, or None where the name leads out of the ``images`` folder.
 
-    The comparison is of names, links are not followed: a folder of links to images is the user's own, a name with
-    ``..`` in it comes from whoever wrote the JSON.
+    The comparison is of names, links are not followed: a folder of links to images is the user's own, a
+    name with ``..`` in it comes from whoever wrote the JSON.
     """
     folder = os.path.abspath(images)
     path = os.path.normpath(os.path.join(folder, file_name))

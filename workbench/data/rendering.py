@@ -1,7 +1,7 @@
 """Drawing of the shapes dataset: one object, a background, the light.
 
-Canvases are (H, W, 3) float32 RGB in 0..255 and are drawn on in place. Every edge is one pixel soft, computed from
-the signed distance to the outline, so nothing is supersampled.
+Canvases are (H, W, 3) float32 RGB in 0..255 and are drawn on in place. Every edge is one pixel soft,
+computed from the signed distance to the outline, so nothing is supersampled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _CROSS_ARM = 0.36  # half the width of an arm, as part of its length from the mi
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarray:
-    """Signed distance in pixels to the outline, negative inside (exact near the outline, a bound farther off)."""
+    """Signed distance in pixels to the outline, negative inside (exact near the outline, a bound farther
+    off)."""
     reach = _REACH[shape] * size
     if shape == "circle":
         return np.hypot(x, y) - reach
@@ -101,8 +102,8 @@ def palette_rgb(
 
 
 def texture_period(size: float) -> float:
-    """Pixels after which the pattern repeats: it grows with the object and stays wide enough for a network that
-    looks at every fourth pixel."""
+    """Pixels after which the pattern repeats: it grows with the object and stays wide enough for a network
+    that looks at every fourth pixel."""
     return min(max(size / 4, 6.0), 11.0)
 
 
@@ -120,10 +121,10 @@ def render_object(
 ) -> np.ndarray:
     """Draw one object on ``canvas`` (H, W, 3) float32 in place.
 
-    ``centre`` is (x, y) in pixels ((0.5, 0.5) is the middle of the first pixel), ``size`` the nominal diameter in
-    pixels, ``angle`` in degrees, ``rgb`` replaces the class's usual colour, ``phase`` shifts the pattern by parts of
-    its period. Returns the (H, W) bool mask of the object: pixels whose centre lies inside. What falls off the canvas
-    is cut.
+    ``centre`` is (x, y) in pixels ((0.5, 0.5) is the middle of the first pixel), ``size`` the nominal
+    diameter in pixels, ``angle`` in degrees, ``rgb`` replaces the class's usual colour, ``phase`` shifts
+    the pattern by parts of its period. Returns the (H, W) bool mask of the object: pixels whose centre lies
+    inside. What falls off the canvas is cut.
     """
     height, width = canvas.shape[:2]
     margin = 0.75 * size + 2
@@ -202,14 +203,17 @@ def _draw_blob(canvas: np.ndarray, rng: np.random.Generator, rgb: np.ndarray) ->
 
 
 def render_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) float32 canvas: smooth colour patches of every hue, mottled, with strokes and ragged patches
-    in the very colours of the objects, so that colour alone finds nothing."""
+    """(height, width, 3) float32 canvas: smooth colour patches of every hue, mottled, with strokes and
+    ragged patches in the very colours of the objects, so that colour alone finds nothing."""
     scale = min(height, width) / 128
     cells = max(2, round(4 * scale))
     step = min(height, width) / cells
     rows, columns = math.ceil(height / step) + 1, math.ceil(width / step) + 1
     hue, saturation, value = rng.uniform(0, 1, (3, rows * columns))
-    hues = [colorsys.hsv_to_rgb(h, 0.15 + 0.65 * s, 0.3 + 0.5 * v) for h, s, v in zip(hue, saturation, value)]
+    hues = [
+        colorsys.hsv_to_rgb(h, 0.15 + 0.65 * s, 0.3 + 0.5 * v)
+        for h, s, v in zip(hue, saturation, value, strict=True)
+    ]
     grid = Image.fromarray((np.array(hues).reshape(rows, columns, 3) * 255).astype(np.uint8))
     canvas = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
     for bumps, strength in ((10, 0.12), (36, 0.14)):
@@ -221,8 +225,8 @@ def render_background(rng: np.random.Generator, height: int, width: int) -> np.n
 
 
 def apply_light(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness that changes across the picture, a slight tint and sensor noise -> (H, W, 3) uint8. The tint is too
-    weak to move a colour of one class to the next."""
+    """Brightness that changes across the picture, a slight tint and sensor noise -> (H, W, 3) uint8. The
+    tint is too weak to move a colour of one class to the next."""
     height, width = canvas.shape[:2]
     angle, slope = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.3)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]

@@ -1,7 +1,7 @@
 """The shapes dataset: a generated COCO dataset that stands in for one's own.
 
-Main category: shape. Subcategories: colour and texture. Every picture depends on (seed, split, index) alone, so the
-same settings give the same bytes, however many pictures are made and in whatever order.
+Main category: shape. Subcategories: colour and texture. Every picture depends on (seed, split, index)
+alone, so the same settings give the same bytes, however many pictures are made and in whatever order.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Scene:
             hidden = np.bincount(self.owner[mask & (self.owner >= 0)], minlength=len(self.areas))
             left = np.bincount(self.owner[self.owner >= 0], minlength=len(self.areas)) - hidden
             if mask.sum() < least * whole or any(
-                n < least * area for n, area, gone in zip(left, self.areas, hidden) if gone
+                n < least * area for n, area, gone in zip(left, self.areas, hidden, strict=True) if gone
             ):
                 continue
             self.canvas = trial
@@ -107,7 +107,8 @@ class _Scene:
         self.objects.append({"category": shape, "iscrowd": 1})
 
     def annotations(self) -> list[dict]:
-        """COCO annotations of what can be seen, in drawing order, without ids. The form of the mask is drawn too."""
+        """COCO annotations of what can be seen, in drawing order, without ids. The form of the mask is
+        drawn too."""
         rng, found = self.rng, []
         for number, thing in enumerate(self.objects):
             mask = self.owner == number
@@ -117,7 +118,7 @@ class _Scene:
                 continue
             attributes = {
                 name: thing[name]
-                for name, missing in zip(("colour", "texture"), unlabelled)
+                for name, missing in zip(("colour", "texture"), unlabelled, strict=True)
                 if name in thing and not missing
             }
             ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -135,8 +136,8 @@ class _Scene:
 
 
 def _segmentation(mask: np.ndarray, form: float, crowd: bool) -> list | dict:
-    """The mask as polygons (70 of 100), compressed or uncompressed RLE. Where polygons would not say it exactly
-    enough (a hole, a tiny part) it is an RLE too; crowds are uncompressed, as in COCO."""
+    """The mask as polygons (70 of 100), compressed or uncompressed RLE. Where polygons would not say it
+    exactly enough (a hole, a tiny part) it is an RLE too; crowds are uncompressed, as in COCO."""
     if crowd:
         return encode_uncompressed(mask)
     if form < 0.7:
@@ -151,9 +152,11 @@ def _segmentation(mask: np.ndarray, form: float, crowd: bool) -> list | dict:
 def draw_scene(
     seed: int, split: str, index: int, *, image_size: int, crowded: bool
 ) -> tuple[np.ndarray, list[dict]]:
-    """Picture number ``index`` of a split: (image_size, image_size, 3) uint8 RGB and its annotations without ids."""
+    """Picture number ``index`` of a split: (image_size, image_size, 3) uint8 RGB and its annotations
+    without ids."""
     rng = np.random.default_rng([seed, _SPLITS.index(split), int(crowded), index])
-    scene = _Scene(rng, image_size, CROWDED_SIZES if crowded else SIZES)
+    smallest, largest = CROWDED_SIZES if crowded else SIZES
+    scene = _Scene(rng, image_size, (smallest, max(smallest, min(largest, image_size / 2))))
     if rng.uniform() >= EMPTY_SHARE:
         low, high = CROWDED_OBJECTS if crowded else OBJECTS
         if rng.uniform() < CROWD_SHARE:
@@ -201,12 +204,13 @@ def generate_shapes(
     image_size: int | None = None,
     crowded: bool = False,
 ) -> bool:
-    """Write the dataset into the folder ``output``: ``{train,val,test}/*.png``, ``annotations/{split}.json`` and
-    ``shapes.json``, the settings it was made with.
+    """Write the dataset into the folder ``output``: ``{train,val,test}/*.png``,
+    ``annotations/{split}.json`` and ``shapes.json``, the settings it was made with.
 
     ``image_size`` is the side in pixels, 128 or, when ``crowded`` (up to 100 small objects a picture), 256.
-    Returns True when it was written, False when the folder holds the same dataset already. WorkbenchError when the
-    folder holds anything else. A folder is complete or absent: the work is done beside it and moved in at the end.
+    Returns True when it was written, False when the folder holds the same dataset already. WorkbenchError
+    when the folder holds anything else. A folder is complete or absent: the work is done beside it and
+    moved in at the end.
     """
     output = Path(output)
     if image_size is None:
@@ -223,7 +227,7 @@ def generate_shapes(
     try:
         if partial.exists():  # left by a run that was killed
             shutil.rmtree(partial)
-        for split, count in zip(_SPLITS, (train, val, test)):
+        for split, count in zip(_SPLITS, (train, val, test), strict=True):
             _write_split(partial, split, count, seed=seed, image_size=image_size, crowded=crowded)
         (partial / META_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         partial.replace(output)
@@ -259,5 +263,6 @@ def _holds_same(output: Path, settings: dict) -> bool:
         if there.get(key) != settings[key]
     ]
     raise WorkbenchError(
-        f"{output} holds a shapes dataset of other settings ({'; '.join(differ)}); delete it or name another folder."
+        f"{output} holds a shapes dataset of other settings ({'; '.join(differ)}); "
+        "delete it or name another folder."
     )

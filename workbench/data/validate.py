@@ -18,6 +18,7 @@ from workbench.errors import WorkbenchError
 
 # A polygon may leave the image by this many pixels: rounding puts points on, or just over, the border.
 BORDER_TOLERANCE = 1.0
+_MOST_PIXELS = 2**30
 _SWAPPED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
 
@@ -51,7 +52,8 @@ def validate(entry: DatasetEntry, check_images: bool = True) -> list[Fault]:
 
 
 def report(faults: Iterable[Fault], limit: int | None = None) -> str:
-    """The faults as text: a line for how many there are of each kind, then a line for each (the first ``limit``)."""
+    """The faults as text: a line for how many there are of each kind, then a line for each (the first
+    ``limit``)."""
     faults = list(faults)
     if not faults:
         return "No faults found."
@@ -148,6 +150,8 @@ def _image_record_problem(image: object) -> str | None:
     for key in ("height", "width"):
         if not (_is_int(image.get(key)) and image[key] > 0):
             return f"its {key} is {image.get(key)!r}, not a whole number above 0"
+    if image["height"] * image["width"] > _MOST_PIXELS:
+        return f"its size {image['width']}x{image['height']} is beyond what an image can have"
     return None
 
 

@@ -32,8 +32,9 @@ UNSET = frozenset({"", "__undefined__"})
 class Vocabulary:
     """What the numbers of a dataset mean.
 
-    ``category_ids`` are the dataset's own ids (any whole numbers), ``categories`` their names in the same order: the
-    label k of a model is ``categories[k]``. ``subcategories`` maps a name to its classes, without the no-object class.
+    ``category_ids`` are the dataset's own ids (any whole numbers), ``categories`` their names in the same
+    order: the label k of a model is ``categories[k]``. ``subcategories`` maps a name to its classes,
+    without the no-object class.
     """
 
     category_ids: tuple[int, ...]
@@ -77,8 +78,8 @@ class Vocabulary:
 
 
 def class_name(value: object) -> str | None:
-    """The class that an attribute value stands for: a str as it is, a bool ``true``/``false``, a number in its
-    shortest form (3.0 is ``3``). None where the value says nothing (null, empty, not yet chosen).
+    """The class that an attribute value stands for: a str as it is, a bool ``true``/``false``, a number in
+    its shortest form (3.0 is ``3``). None where the value says nothing (null, empty, not yet chosen).
 
     TypeError for anything else (lists, objects, NaN).
     """
@@ -101,7 +102,10 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
     declared = content.get("subcategories")
     if declared is None:
         return None
-    wrong = f'The top-level "subcategories" of {path} must be a list of {{"name": "colour", "classes": ["red", ...]}}'
+    wrong = (
+        f'The top-level "subcategories" of {path} must be a list of '
+        '{"name": "colour", "classes": ["red", ...]}'
+    )
     if not isinstance(declared, list):
         raise WorkbenchError(f"{wrong}, not {type(declared).__name__}.")
     lists: dict[str, tuple[str, ...]] = {}
@@ -128,9 +132,9 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
 def collected_subcategories(content: dict) -> dict[str, tuple[str, ...]]:
     """Class lists gathered from the attributes of all annotations, names and classes sorted.
 
-    An attribute is a subcategory when all its values are text or true/false. Attributes with a number among their
-    values are measurements, and those in ``BOOKKEEPING`` are the annotation tool's own: both are left out. To use
-    them as classes, list them under the top-level ``subcategories``.
+    An attribute is a subcategory when all its values are text or true/false. Attributes with a number among
+    their values are measurements, and those in ``BOOKKEEPING`` are the annotation tool's own: both are left
+    out. To use them as classes, list them under the top-level ``subcategories``.
     """
     values: dict[str, set[str]] = {}
     measured = set()
@@ -152,8 +156,8 @@ def collected_subcategories(content: dict) -> dict[str, tuple[str, ...]]:
 def read_vocabulary(content: dict, path: object) -> Vocabulary:
     """All class lists of a dataset file. Categories are ordered by id, whatever ids they have.
 
-    WorkbenchError where the categories are not ``{"id": int, "name": str}`` with different ids and names: then no
-    annotation can be understood.
+    WorkbenchError where the categories are not ``{"id": int, "name": str}`` with different ids and names:
+    then no annotation can be understood.
     """
     categories: dict[int, str] = {}
     for item in content["categories"]:
@@ -182,7 +186,8 @@ def _is_id(value: object) -> bool:
 
 
 def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabulary:
-    """Keep the named subcategories; ``("all",)`` keeps every one, ``()`` none. WorkbenchError on an unknown name."""
+    """Keep the named subcategories; ``("all",)`` keeps every one, ``()`` none. WorkbenchError on an unknown
+    name."""
     if list(names) == ["all"]:
         return vocabulary
     known = vocabulary.subcategories
@@ -196,8 +201,8 @@ def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabu
 
 
 def merge_vocabularies(first: Vocabulary, second: Vocabulary, path: object) -> Vocabulary:
-    """Class lists for training on two datasets at once: the same categories, the union of the subcategories' classes
-    in the order of the first. WorkbenchError where the categories differ."""
+    """Class lists for training on two datasets at once: the same categories, the union of the
+    subcategories' classes in the order of the first. WorkbenchError where the categories differ."""
     _check_categories(first, second, path, "the other datasets")
     merged = dict(first.subcategories)
     for name, classes in second.subcategories.items():
@@ -209,9 +214,9 @@ def merge_vocabularies(first: Vocabulary, second: Vocabulary, path: object) -> V
 def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Vocabulary:
     """``wanted`` (a checkpoint's) with the category ids of the dataset ``found`` at ``path``.
 
-    Categories agree by name, their order and ids may differ. A subcategory that only one side has is no fault (it is
-    unlabelled, or not read); one that both have must not hold classes the checkpoint does not know. WorkbenchError
-    that names every difference otherwise.
+    Categories agree by name, their order and ids may differ. A subcategory that only one side has is no
+    fault (it is unlabelled, or not read); one that both have must not hold classes the checkpoint does not
+    know. WorkbenchError that names every difference otherwise.
     """
     _check_categories(wanted, found, path, "the checkpoint")
     differences = []
@@ -221,9 +226,10 @@ def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Voc
             differences.append(f"{name}: {', '.join(extra)}")
     if differences:
         raise WorkbenchError(
-            f"The dataset {path} has subcategory classes that the checkpoint does not know: {'; '.join(differences)}."
+            f"The dataset {path} has subcategory classes that the checkpoint does not know: "
+            f"{'; '.join(differences)}."
         )
-    ids = dict(zip(found.categories, found.category_ids))
+    ids = dict(zip(found.categories, found.category_ids, strict=True))
     return Vocabulary(tuple(ids[name] for name in wanted.categories), wanted.categories, wanted.subcategories)
 
 
