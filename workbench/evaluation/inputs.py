@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from workbench.data.masks import segmentation_problem, to_rle
 from workbench.errors import WorkbenchError
+from workbench.evaluation.runs import covered_pixels
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -179,6 +180,7 @@ def _columns(
         boxes.append(box)
         areas.append(area)
         rles.append(rle)
+    _check_compressed(rows, rles, sizes, image, predicted)
     for column, measure in ((areas, coco_mask.area), (boxes, coco_mask.toBbox)):
         absent = [i for i, value in enumerate(column) if value is None]
         # Many masks a call, as most of a call's cost is its own; pycocotools.mask.area overflows above 255.
@@ -213,15 +215,46 @@ def _shape(
             f"{_where(number, row, predicted)} has the bbox {box!r}, not [x, y, width, height]."
         )
     if segmentation or iou_type == "segm":
+        # A prediction's area is measured, never believed; an object's is the annotation's, as in COCO.
+        known = None if predicted or not is_number(area) else area
+        if _is_compressed(segmentation, size):
+            return segmentation, box, known
         problem = segmentation_problem(segmentation, *size)
         if problem:
             raise WorkbenchError(f"{_where(number, row, predicted)}: {problem[1]}.")
-        # A prediction's area is measured, never believed; an object's is the annotation's, as in COCO.
-        known = None if predicted or not is_number(area) else area
         return to_rle(segmentation, *size), box, known
     if box is None:
         raise WorkbenchError(f"{_where(number, row, predicted)} has neither a bbox nor a segmentation.")
     return None, box, area if not predicted and is_number(area) else box[2] * box[3]
+
+
+def _is_compressed(segmentation: object, size: tuple[int, int]) -> bool:
+    return (
+        isinstance(segmentation, Mapping)
+        and isinstance(segmentation.get("counts"), (str, bytes))
+        and isinstance(segmentation.get("size"), (list, tuple))
+        and tuple(segmentation["size"]) == size
+    )
+
+
+def _check_compressed(
+    rows: Sequence[Mapping],
+    rles: list[dict | None],
+    sizes: tuple[tuple[int, int], ...],
+    image: list[int],
+    predicted: bool,
+) -> None:
+    """All compressed masks at once; one at a time they would take most of an evaluation."""
+    places = [i for i, rle in enumerate(rles) if rle is not None]
+    counts = [rles[i]["counts"] for i in places]
+    covered = covered_pixels([c.encode("utf-8") if isinstance(c, str) else c for c in counts])
+    wanted = np.array([sizes[image[i]][0] * sizes[image[i]][1] for i in places], dtype=np.int64)
+    for k in np.flatnonzero(covered != wanted)[:1]:
+        number = places[k]
+        problem = segmentation_problem(rles[number], *sizes[image[number]])
+        raise WorkbenchError(
+            f"{_where(number, rows[number], predicted)}: {problem[1] if problem else 'damaged'}."
+        )
 
 
 def _where(number: int, row: object, predicted: bool) -> str:
