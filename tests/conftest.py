@@ -55,3 +55,55 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     generate_shapes(root / "shapes", seed=0, train=16, val=6, test=6, image_size=64)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_config(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YAML file: a model of 30 thousand parameters on ``shapes_root``, four steps on the CPU. Read only."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    data = f"{{ROOT: '{shapes_root}', TRAIN: [shapes_train], TEST: [shapes_val]}}"
+    path.write_text(f"{TINY}DATASETS: {data}\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run of ``tiny_config``. Read only: copy it to change it."""
+    from workbench.config import load_config
+    from workbench.workflows import train
+
+    output = tmp_path_factory.mktemp("runs") / "tiny"
+    train(load_config(tiny_config, ["OUTPUT_DIR", str(output)]))
+    return output
+
+
+TINY = """
+MODEL:
+  DEVICE: cpu
+  BACKBONE: {NAME: build_small_resnet_backbone}
+  SMALL_RESNET: {WIDTHS: [8, 8, 16, 16]}
+  SEM_SEG_HEAD:
+    CONVS_DIM: 16
+    MASK_DIM: 16
+    TRANSFORMER_ENC_LAYERS: 1
+    TRANSFORMER_DIM_FEEDFORWARD: 32
+    DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS: 4
+  MASK_FORMER:
+    HIDDEN_DIM: 16
+    NUM_OBJECT_QUERIES: 8
+    NHEADS: 4
+    DIM_FEEDFORWARD: 32
+    DEC_LAYERS: 3
+    TRAIN_NUM_POINTS: 128
+INPUT: {IMAGE_SIZE: 64, MIN_SCALE: 0.8, MAX_SCALE: 1.2, MIN_SIZE_TEST: 0}
+DATALOADER: {NUM_WORKERS: 0}
+SOLVER:
+  IMS_PER_BATCH: 2
+  REFERENCE_BATCH_SIZE: 2
+  BASE_LR: 0.001
+  MAX_ITER: 4
+  STEPS: []
+  CHECKPOINT_PERIOD: 2
+TEST: {EVAL_PERIOD: 0, DETECTIONS_PER_IMAGE: 10}
+SEED: 7
+"""

@@ -7,6 +7,7 @@ What a user can mend is one sentence on stderr and exit code 2, never a tracebac
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import json
@@ -78,11 +79,8 @@ def train(args: argparse.Namespace) -> None:
     from workbench import workflows
     from workbench.config import load_config
 
-    overrides = list(args.overrides)
-    if args.output is not None:
-        overrides += ["OUTPUT_DIR", args.output]
-    run = workflows.train(load_config(args.config, overrides), resume=args.resume)
-    print(f"The run is in {run}; its best checkpoint in {os.path.join(run, 'checkpoints', 'best')}")
+    output = [] if args.output is None else ["OUTPUT_DIR", args.output]
+    workflows.train(load_config(args.config, [*output, *args.overrides]), resume=args.resume)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -90,21 +88,23 @@ def evaluate(args: argparse.Namespace) -> None:
     from workbench import workflows
     from workbench.evaluation.evaluate import metrics_table
 
-    if args.ckpt is not None:
-        if args.annotations is not None:
-            raise WorkbenchError("--annotations goes with --predictions; with --ckpt it is --dataset.")
-        metrics = workflows.evaluate(
-            args.ckpt, dataset=args.dataset, output=args.output, overrides=args.overrides
-        )
+    if args.ckpt is not None and args.annotations is not None:
+        raise WorkbenchError("--annotations goes with --predictions; with --ckpt it is --dataset.")
+    if args.ckpt is None and args.annotations is None:
+        raise WorkbenchError("--predictions needs --annotations, the COCO JSON it is scored against.")
+    if args.ckpt is None and args.dataset is not None:
+        raise WorkbenchError("--dataset goes with --ckpt; with --predictions it is --annotations.")
+    options = {"output": args.output, "overrides": args.overrides}
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # the log is no JSON
+        if args.ckpt is not None:
+            metrics = workflows.evaluate(args.ckpt, dataset=args.dataset, **options)
+        else:
+            metrics = workflows.evaluate_file(args.predictions, args.annotations, **options)
+    if args.json:
+        metrics = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON knows no NaN
+        print(json.dumps(metrics, indent=2))
     else:
-        if args.annotations is None:
-            raise WorkbenchError("--predictions needs --annotations, the COCO JSON it is scored against.")
-        if args.dataset is not None:
-            raise WorkbenchError("--dataset goes with --ckpt; with --predictions it is --annotations.")
-        metrics = workflows.evaluate_file(
-            args.predictions, args.annotations, output=args.output, overrides=args.overrides
-        )
-    print(json.dumps(metrics, indent=2) if args.json else metrics_table(metrics))
+        print(metrics_table(metrics))
 
 
 def predict(args: argparse.Namespace) -> None:

@@ -1,0 +1,227 @@
+"""The command line: what is understood, what is handed on, and how it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workbench import cli, workflows
+from workbench.errors import WorkbenchError
+
+COMMANDS = ("shapes", "validate", "train", "eval", "predict", "show", "env")
+
+
+class Calls(list):
+    """Stands in for a function of workflows and keeps how it was called."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.append((args, kwargs))
+        return self.result
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls = Calls(Path("run"))
+    monkeypatch.setattr(workflows, "train", calls)
+    return calls
+
+
+def _refused(capsys: pytest.CaptureFixture, *argv: str) -> str:
+    """The sentence on stderr of a call that must fail with exit code 2."""
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("workbench: error: ") and said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    assert f"\n  workbench {command}".rstrip() in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"workbench {cli.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["--config", "--config-file"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        ["--output", "there", "SOLVER.MAX_ITER", "7", "SOLVER.POLY_LR_CONSTANT_ENDING", "-1"],
+        ["SOLVER.MAX_ITER", "7", "SOLVER.POLY_LR_CONSTANT_ENDING", "-1", "--output", "there"],
+        ["SOLVER.MAX_ITER", "7", "--output=there", "SOLVER.POLY_LR_CONSTANT_ENDING", "-1"],
+    ],
+)
+def test_train_takes_overrides_anywhere(
+    trained: Calls, tiny_config: Path, name: str, rest: list[str]
+) -> None:
+    assert cli.main(["train", name, str(tiny_config), *rest]) == 0
+    ((cfg,), options) = trained[0]
+    assert (cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) == ("there", 7)
+    assert cfg.SOLVER.POLY_LR_CONSTANT_ENDING == -1
+    assert options == {"resume": True}
+
+
+def test_train_no_resume(trained: Calls, tiny_config: Path) -> None:
+    assert cli.main(["train", "--config", str(tiny_config), "--no-resume"]) == 0
+    assert trained[0][1] == {"resume": False}
+
+
+def test_eval_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    calls = Calls({"segm": {"AP": 1.0}})
+    monkeypatch.setattr(workflows, "evaluate", calls)
+    argv = ["eval", "--ckpt", "c", "--dataset", "d", "--output", "o", "--json", "TEST.RANK_BY", "sum"]
+    assert cli.main(argv) == 0
+    assert calls == [(("c",), {"dataset": "d", "output": "o", "overrides": ["TEST.RANK_BY", "sum"]})]
+    assert json.loads(capsys.readouterr().out) == calls.result
+
+
+def test_predict_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls([Path("a.png"), Path("predictions.json")])
+    monkeypatch.setattr(workflows, "predict", calls)
+    options = ["--ckpt", "c", "--output", "o", "--score-threshold", "0.25"]
+    assert cli.main(["predict", *options, "a.png", "b*.png"]) == 0
+    ((args, kwargs),) = calls
+    assert args == ("c", ["a.png", "b*.png"], "o") and kwargs["score_threshold"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("", "required: COMMAND"),
+        ("trian", "invalid choice: 'trian'"),
+        ("train", "required: --config"),
+        ("train --confg x", "there is no option --confg; did you mean --config?"),
+        ("train --config x --outptu=y", "did you mean --output?"),
+        ("train --config x -v", "there is no option -v"),
+        ("shapes --seed many", "invalid int value: 'many'"),
+        ("shapes extra", "extra is not understood"),
+        ("eval", "--ckpt --predictions is required"),
+        ("eval --ckpt a --predictions b", "not allowed with argument"),
+        ("eval --predictions a.json", "--predictions needs --annotations"),
+        ("eval --ckpt a --annotations b.json", "--annotations goes with --predictions"),
+        ("eval --predictions a --annotations b --dataset c", "--dataset goes with --ckpt"),
+        ("predict --ckpt a a.png", "required: --output"),
+        ("show no-such-run", "no run directory no-such-run"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(argv: str, said: str, capsys: pytest.CaptureFixture) -> None:
+    assert said in _refused(capsys, *argv.split())
+
+
+def test_overrides_come_in_pairs(trained: Calls, tiny_config: Path, capsys: pytest.CaptureFixture) -> None:
+    argv = ["train", "--config", str(tiny_config), "--output", "there", "SOLVER.MAX_ITER"]
+    assert "'SOLVER.MAX_ITER' has no value" in _refused(capsys, *argv)
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (WorkbenchError("A plain sentence."), "workbench: error: A plain sentence.\n"),
+        (KeyboardInterrupt(), "workbench: error: stopped by Ctrl-C.\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.pt"), "No space left on device: x.pt"),
+    ],
+)
+def test_errors_of_the_work_are_one_sentence(
+    raised: BaseException,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    tiny_config: Path,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(workflows, "train", fail)
+    assert said in _refused(capsys, "train", "--config", str(tiny_config))
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny_config: Path) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(workflows, "train", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "--config", str(tiny_config)])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """``workbench shapes --help | head -1``: the pipe is closed before anything is written to it."""
+    code = (
+        "import sys, types; from workbench import cli\n"
+        "def run(args):\n"
+        "    sys.stdin.readline()\n"  # until the reader is gone
+        "    print('x' * 200000)\n"
+        "cli.env = run\n"
+        "sys.exit(cli.main(['env']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+    process.stderr.close()
+
+
+def test_shapes_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    output = tmp_path / "shapes"
+    argv = f"shapes --train 2 --val 1 --test 1 --image-size 32 --seed 3 --output {output}".split()
+    assert cli.main(argv) == 0 and cli.main(argv) == 0
+    assert "complete since an earlier call" in capsys.readouterr().out
+    labels = output / "annotations" / "train.json"
+    assert cli.main(["validate", str(labels)]) == 0
+    assert cli.main(["validate", "--root", str(tmp_path), "shapes_train", "shapes_val"]) == 0
+    content = json.loads(labels.read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 99
+    labels.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert cli.main(["validate", str(labels), "--no-images"]) == 2
+    told = capsys.readouterr()
+    for annotation in content["annotations"]:
+        assert f"annotation {annotation['id']}" in told.out
+    assert told.err == f"workbench: error: faults were found in {labels}.\n"
+
+
+def test_env_reports_as_text_and_json(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["env"]) == 0
+    assert "torchvision" in capsys.readouterr().out
+    assert cli.main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["torchvision"]["error"] is None
+
+
+def test_a_run_is_evaluated_shown_and_scored_from_its_file(
+    tiny_run: Path, shapes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["eval", "--ckpt", str(tiny_run), "--output", str(tmp_path), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["images"] == 6 and (tmp_path / "predictions.json").is_file()
+
+    truth = shapes_root / "shapes" / "annotations" / "val.json"
+    results = tmp_path / "predictions.json"
+    assert cli.main(["eval", "--predictions", str(results), "--annotations", str(truth), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["segm"] == pytest.approx(scores["segm"], nan_ok=True)
+
+    assert cli.main(["show", str(tiny_run)]) == 0
+    shown = capsys.readouterr().out
+    for place in ("checkpoints/best", "metrics.json", "figures"):
+        assert str(tiny_run / place) in shown
