@@ -31,8 +31,9 @@ _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 def train(cfg: CfgNode, *, resume: bool = True, channels_last: bool = False) -> Path:
     """Train what ``cfg`` describes into OUTPUT_DIR, or continue the run that is there.
 
-    The datasets are checked before the first step. The best checkpoint by mask AP on the first of DATASETS.TEST is kept
-    in ``checkpoints/best``, with its metrics.json and predictions.json in the run directory.
+    The datasets are checked before the first step. The best checkpoint by mask AP on the first of
+    DATASETS.TEST is kept in ``checkpoints/best``, with its metrics.json and predictions.json in the run
+    directory.
 
     Args:
         resume: False refuses an OUTPUT_DIR that holds a run.
@@ -244,7 +245,7 @@ def predict(
     if unreadable:
         rest = f"; the other {len(images)} are in {output}" if images else ""
         raise WorkbenchError(
-            f"{len(unreadable)} of {len(files)} images could not be used: {' '.join(unreadable)}{rest}"
+            f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}"
         )
     return written
 
@@ -270,7 +271,8 @@ def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
 
 @dataclass
 class _Evaluation:
-    """Scores a model on one dataset; called in every process, computed once. Keeps what it found last, to be saved."""
+    """Scores a model on one dataset; called in every process, computed once. Keeps what it found last, to be
+    saved."""
 
     cfg: CfgNode
     dataset: CocoDataset
@@ -406,10 +408,11 @@ def _log_data(cfg: CfgNode, train_set: CocoDataset, test_set: CocoDataset | None
             log.info(f"{purpose} on {names}: {len(dataset)} images, {objects} objects{left_out}")
     classes = [f"{n} ({len(c)})" for n, c in train_set.vocabulary.subcategories.items()]
     log.info(f"{train_set.vocabulary.num_classes} categories, subcategories {', '.join(classes) or 'none'}")
-    log.info(
-        f"seed {cfg.SEED}, {cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images over {world_size()} "
-        f"process(es) and {cfg.SOLVER.ACCUMULATION_STEPS} accumulation step(s), {lr_arithmetic(cfg)}"
-    )
+    split = f", split over {world_size()} processes" if world_size() > 1 else ""
+    if cfg.SOLVER.ACCUMULATION_STEPS > 1:
+        split += f", accumulated in {cfg.SOLVER.ACCUMULATION_STEPS} parts"
+    log.info(f"seed {cfg.SEED}; {cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images{split}")
+    log.info(lr_arithmetic(cfg))
     unused = keys_without_effect(cfg)
     if unused:
         log.warning(f"config keys without effect here: {', '.join(unused)}")

@@ -1,7 +1,7 @@
 """Batch norm over the whole global batch when several processes share it.
 
-Per-process statistics would make the result depend on how many processes there are. torch's SyncBatchNorm needs a
-GPU; :class:`SharedBatchNorm2d` does the same with any backend.
+Per-process statistics would make the result depend on how many processes there are. torch's SyncBatchNorm
+needs a GPU; :class:`SharedBatchNorm2d` does the same with any backend.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 def share_batch_norms(model: nn.Module) -> int:
-    """Replace every trained batch norm by one that shares its statistics between processes; how many there were.
+    """Make every batch norm share its statistics between the processes; returns how many there are.
 
-    Names, parameters and buffers stay as they are. The exchange has a process group of its own, so that it cannot be
-    confused with the gradients' when two processes reach them in another order.
+    Names, parameters and buffers stay as they are. The exchange has a process group of its own, so that it
+    cannot be confused with the gradients' when two processes reach them in another order.
     """
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     found = [
@@ -50,7 +50,7 @@ def _shared(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` whose training statistics are those of all processes' inputs (N, C, H, W) together."""
+    """``nn.BatchNorm2d`` over the inputs (N, C, H, W) of all processes together."""
 
     def __init__(
         self, num_features, eps, momentum, affine, track_running_stats, *, group: dist.ProcessGroup

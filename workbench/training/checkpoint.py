@@ -2,16 +2,18 @@
 
     last/
       model.safetensors     the weights to use (the moving average's, when one is kept)
-      model.json            config, categories, subcategories, versions, step, metrics, and the size of each file
+      model.json            config, categories, subcategories, versions, step, metrics, size of each file
       training_state.pt     what resuming needs on top; absent where a checkpoint is for use only
 
-A checkpoint is written whole beside its place (``last.new``), flushed to the disk, and swapped in by renaming. A
-directory cannot be renamed over another one, so the old one steps aside to ``last.old`` for a moment; a reader that
-finds no ``last`` takes ``last.old``. At every instant one complete checkpoint can be found.
+A checkpoint is written whole beside its place (``last.new``), flushed to the disk, and swapped in by
+renaming. A directory cannot be renamed over another one, so the old one steps aside to ``last.old`` for a
+moment; a reader that finds no ``last`` takes ``last.old``. At every instant one complete checkpoint can be
+found.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -71,7 +73,7 @@ def save_checkpoint(
         config: plain dictionary, as ``config_to_dict`` gives.
         vocabulary: categories with their ids, and subcategories.
         step: optimiser steps done.
-        state: what resuming needs; tensors, numbers, text, lists and dictionaries only (it is never unpickled blindly).
+        state: what resuming needs; tensors, numbers, text, lists and dictionaries only.
         extra: more keys for model.json, such as ``metrics``.
 
     Raises:
@@ -85,7 +87,7 @@ def save_checkpoint(
         new.mkdir(parents=True)
         files = {WEIGHTS: _write(new / WEIGHTS, lambda path: save_file(_storable(weights), path))}
         if state is not None:
-            files[STATE] = _write(new / STATE, lambda path: torch.save(state, path))
+            files[STATE] = _write(new / STATE, lambda path: _save_state(state, path))
         description = {
             "format_version": FORMAT_VERSION,
             "step": step,
@@ -160,7 +162,7 @@ def load_model(
 ) -> tuple[nn.Module, Checkpoint]:
     """Rebuild the model of a checkpoint, in eval mode on ``device``, from the checkpoint alone.
 
-    ``config`` takes the place of the checkpoint's own, to change what happens after the network (TEST.RANK_BY say).
+    ``config`` takes the place of the checkpoint's own, to change what follows the network (TEST.RANK_BY say).
     """
     from workbench.models import build_model
 
@@ -176,7 +178,7 @@ def load_model(
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The directory that holds the checkpoint meant by ``path``: a checkpoint, or a run directory (best, then last).
+    """The checkpoint directory meant by ``path``: itself, or the best, else the last, of a run directory.
 
     Where a save was killed between its two renames, that is the leftover ``.old`` directory.
     """
@@ -204,7 +206,7 @@ def has_checkpoint(path: str | Path) -> bool:
 
 
 def vocabulary_differences(checkpoint: Vocabulary, dataset: Vocabulary) -> list[str]:
-    """What differs between the categories and subcategories of a checkpoint and of a dataset, one clause each."""
+    """What differs between the classes of a checkpoint and of a dataset, one clause each."""
     differences = []
     groups = [("categories", checkpoint.categories, dataset.categories)]
     for name in sorted({*checkpoint.subcategories, *dataset.subcategories}):
@@ -242,13 +244,13 @@ def _categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions that a result may depend on."""
-    import torchvision
+    from importlib.metadata import version  # not an import of torchvision, which takes seconds
 
     return {
         "workbench": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
     }
 
 
@@ -291,7 +293,8 @@ def read_torch_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
         raise WorkbenchError(
-            f"checkpoint file {path} is truncated, garbled, or holds more than tensors and plain data: {_one_line(error)}"
+            f"checkpoint file {path} is truncated, garbled, or holds more than tensors and plain data: "
+            f"{_one_line(error)}"
         ) from None
 
 
@@ -338,7 +341,7 @@ def _sync(path: Path) -> None:
 
 
 def _storable(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, no two in one storage: safetensors refuses tied weights, so each name gets a copy."""
+    """Contiguous CPU tensors, no two in one storage: safetensors refuses tied weights, each gets a copy."""
     storable, seen = {}, set()
     for name, tensor in weights.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -350,18 +353,21 @@ def _storable(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return storable
 
 
-def _reason(error: Exception, directory: Path) -> str:
-    text = _one_line(error)
-    if "No space left" in text or getattr(error, "errno", None) == 28:
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # a file of Python's own, so that a full disk is reported as such
+        torch.save(state, file)
+
+
+def _reason(error: BaseException, directory: Path) -> str:
+    """Why writing failed, for a person. What torch and safetensors raise may hide the system's error."""
+    systems = error
+    while systems is not None and not isinstance(systems, OSError):
+        systems = systems.__context__
+    if "No space left" in str(error) or getattr(systems, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk that holds {directory.parent} is full"
-    if isinstance(error, OSError):
-        return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror or error)
-    try:  # torch's writer says only that it failed
-        if shutil.disk_usage(directory.parent).free < 1 << 20:
-            return f"the disk that holds {directory.parent} is full"
-    except OSError:
-        pass
-    return text
+    if isinstance(systems, OSError):
+        return f"{systems.strerror or systems} ({systems.filename or directory})"
+    return _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

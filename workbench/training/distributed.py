@@ -1,4 +1,4 @@
-"""Several processes: devices, agreement on errors, and exchange of plain objects. Every call is a no-op with one."""
+"""Several processes: devices, agreement on errors, exchange of plain objects. With one, nothing is sent."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 def start_processes(cfg: CfgNode) -> tuple[Accelerator, torch.device]:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if any, on the device of MODEL.DEVICE.
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if any.
 
     Returns:
         the Accelerator (DDP and mixed precision; it moves nothing by itself) and this process's device.
 
     Raises:
-        WorkbenchError: the device is not there, one GPU is named for several processes, or the launcher asks for FSDP
-        or DeepSpeed.
+        WorkbenchError: the device is not there, one GPU is named for several processes, or the launcher asks
+        for FSDP or DeepSpeed.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+    from accelerate import Accelerator, DistributedType
     from accelerate.state import AcceleratorState
 
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -41,28 +41,23 @@ def start_processes(cfg: CfgNode) -> tuple[Accelerator, torch.device]:
         device = choose_device(cfg.MODEL.DEVICE)
     if launched and ":" in cfg.MODEL.DEVICE:
         raise WorkbenchError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, one GPU, but {os.environ['WORLD_SIZE']} processes were launched; "
-            "set it to cuda, and each process takes its own"
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, one GPU, but {os.environ['WORLD_SIZE']} processes were "
+            "launched; set it to cuda, and each process takes its own"
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Accelerate keeps one state for the whole interpreter; a notebook may start a second run with another device.
+    # Accelerate keeps one state for the whole interpreter; a notebook may run twice, on different devices.
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
     started_here = not dist.is_initialized()
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         device_placement=False,
         mixed_precision=precision(cfg, device),
-        # A loss without objects may leave heads unused, on one process and not on the next.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if accelerator.distributed_type in (
-        DistributedType.FSDP,
-        DistributedType.DEEPSPEED,
-        DistributedType.MEGATRON_LM,
-    ):
+    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if accelerator.distributed_type in sharded:
         raise WorkbenchError(
-            f"the launcher asks for {accelerator.distributed_type.value}; training runs with plain data parallelism only"
+            f"the launcher asks for {accelerator.distributed_type.value}; only plain data parallelism works here"
         )
     if started_here and dist.is_initialized():
         atexit.register(_leave)
@@ -91,8 +86,8 @@ def world_size() -> int:
 def run_on_main(function: Callable[[], T]) -> T:
     """Call ``function`` in the main process and return its result in all of them.
 
-    What it raises there is raised in every process, so that none waits for one that has gone. The result must be plain
-    data; keep it small.
+    What it raises there is raised in every process, so that none waits for one that has gone. The result must
+    be plain data; keep it small.
     """
     if world_size() == 1:
         return function()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class WeightAverage:
     """Average of the floating-point entries of a model's state dict; the others (counters) are copied.
 
-    The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that a short run is not held back by its random
-    start. Batch norm statistics are averaged along with the weights they belong to.
+    The decay rises with the steps, min(decay, (1 + n) / (10 + n)), so that a short run is not held back by
+    its random start. Batch norm statistics are averaged along with the weights they belong to.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

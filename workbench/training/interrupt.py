@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from workbench.errors import WorkbenchError
+from workbench.training.distributed import world_size
 
 
 class Interrupted(WorkbenchError):
@@ -14,7 +17,7 @@ class Interrupted(WorkbenchError):
 
 
 class StopRequest:
-    """Context manager that turns the first Ctrl-C or SIGTERM into ``requested``; the second Ctrl-C stops at once.
+    """Turns the first Ctrl-C or SIGTERM within it into ``requested``; a second Ctrl-C stops at once.
 
     Signals can be caught in the main thread only; elsewhere it does nothing.
     """
@@ -22,10 +25,20 @@ class StopRequest:
     def __init__(self) -> None:
         self.name: str | None = None
         self._before: dict[int, object] = {}
+        self._raising = False
 
     @property
     def requested(self) -> bool:
         return self.name is not None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it, a stop raises KeyboardInterrupt at once, unless that left other processes waiting."""
+        self._raising = world_size() == 1
+        try:
+            yield
+        finally:
+            self._raising = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -39,6 +52,7 @@ class StopRequest:
         self._before.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self.name is not None and number == signal.SIGINT
         self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        if again or self._raising:
+            raise KeyboardInterrupt

@@ -57,9 +57,10 @@ class Trainer:
         model: ``model(batched_inputs)`` gives a dict of weighted losses in training mode.
         vocabulary: written into the checkpoints.
         run: where everything goes.
-        batches: ``batches(start_step)`` yields this process's share of the global batch of that step and all later ones.
-        evaluate: ``evaluate(model)``, called in every process with the model in eval mode, gives metrics whose
-            ``["segm"]["AP"]`` picks the best checkpoint; None never evaluates.
+        batches: ``batches(start_step)`` yields this process's share of the global batch of that step and of
+            all later ones.
+        evaluate: ``evaluate(model)``, called in every process with the model in eval mode, gives metrics
+            whose ``["segm"]["AP"]`` picks the best checkpoint; None never evaluates.
         on_best: called in the main process after a new best checkpoint has been written.
         processes: what ``start_processes(cfg)`` gave, where that was called already.
         channels_last: keep convolution weights and activations in that memory format.
@@ -87,6 +88,7 @@ class Trainer:
         self.max_steps, self.chunks = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATION_STEPS
         self.step = 0
         self.best: dict[str, Any] = {"AP": None, "step": None}
+        self.pending: dict[str, float] | None = None  # the row of a step that was not evaluated yet
         self.metrics: dict[str, Any] = {}
 
         model.to(self.device)
@@ -110,11 +112,12 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
             WorkbenchError: a loss was not finite, or something could not be saved.
         """
-        self.writers = _Writers(self.run, self.step) if rank() == 0 else None
+        self.writers = _Writers(self.run, self.step - bool(self.pending)) if rank() == 0 else None
         progress = Progress(self.step, self.max_steps, enabled=rank() == 0)
-        log_period = max(1, self.max_steps // _LOGGED_ROWS)
         try:
             with StopRequest() as stop:
+                if self.pending:
+                    self._finish_step(self.pending, stop, stopping=False)
                 batches = iter(self.batches(self.step))
                 for step in range(self.step, self.max_steps):
                     began = time.perf_counter()
@@ -122,7 +125,7 @@ class Trainer:
                     waited = time.perf_counter() - began
                     factor = lr_factor(self.cfg, step)
                     set_lr(self.optimizer, factor)
-                    # Whatever draws from torch's generator, dropout say, draws the same when the step is repeated.
+                    # What draws from torch's generator, such as dropout, draws the same when repeated.
                     torch.manual_seed(step_seed(self.cfg.SEED, step, -1 - rank()))
                     losses = self._backward(batch)
                     norm = clip_gradients(self._unscaled_parameters(), self.cfg)
@@ -135,24 +138,34 @@ class Trainer:
                     self.step = step + 1
 
                     lr, seconds = scaled_lr(self.cfg) * factor, time.perf_counter() - began
-                    row = {"step": self.step, "lr": lr, "seconds": seconds, "data_seconds": waited, **values}
                     progress.update(self.step, values, lr)
-                    evaluated = self._evaluate() if self._due(self.cfg.TEST.EVAL_PERIOD) else {}
-                    if self.writers and (
-                        evaluated or self.step % log_period == 0 or self.step == self.max_steps
-                    ):
-                        self.writers.write({**row, **evaluated})
-                    if stopping or self._due(self.cfg.SOLVER.CHECKPOINT_PERIOD):
-                        self._save_last()
-                    if stopping and self.step < self.max_steps:
-                        raise Interrupted(
-                            f"{stop.name or 'another process'} stopped training after step {self.step} of {self.max_steps}; "
-                            f"the checkpoint {self.run.last} was written, and the same command continues from it"
-                        )
+                    row = {"step": self.step, "lr": lr, "seconds": seconds, "data_seconds": waited, **values}
+                    self._finish_step(row, stop, stopping)
         finally:
             progress.close()
             if self.writers:
                 self.writers.close()
+
+    def _finish_step(self, row: dict[str, float], stop: StopRequest, stopping: bool) -> None:
+        """Evaluate, log and save what is due after a step.
+
+        Where a stop comes before the evaluation is through, the row waits for it in the checkpoint.
+        """
+        evaluated: dict[str, float] | None = {}
+        if self._due(self.cfg.TEST.EVAL_PERIOD):
+            evaluated = None if stopping else self._evaluate(stop)
+        self.pending = row if evaluated is None else None
+        stopping = stopping or evaluated is None
+        due = self._due(max(1, self.max_steps // _LOGGED_ROWS))
+        if self.writers and evaluated is not None and (evaluated or due):
+            self.writers.write({**row, **evaluated})
+        if stopping or self._due(self.cfg.SOLVER.CHECKPOINT_PERIOD):
+            self._save_last()
+        if stopping and (self.pending or self.step < self.max_steps):
+            raise Interrupted(
+                f"{stop.name or 'another process'} stopped training after step {self.step} of {self.max_steps}; "
+                f"the checkpoint {self.run.last} was written, and the same command continues from it"
+            )
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of this process's part of the global batch, with gradients left in the parameters."""
@@ -189,48 +202,53 @@ class Trainer:
     def _check_finite(
         self, step: int, values: dict[str, float], losses: dict[str, Tensor], batch: Batch
     ) -> None:
-        wrong = find_nonfinite({k: v for k, v in values.items() if k not in ("total_loss", "grad_norm")})
-        if (
-            not wrong and self.accelerator.scaler is None
-        ):  # loss scaling meets infinite gradients and skips that step
+        wrong = find_nonfinite({name: values[name] for name in losses})
+        # Loss scaling provokes infinite gradients and then skips the step.
+        if not wrong and self.accelerator.scaler is None:
             wrong = find_nonfinite({"grad_norm": values["grad_norm"]})
         if not wrong:
             return
         own = {name: float(value) for name, value in losses.items()}
         directory = self.run.path / "nonfinite" / f"step_{step + 1:07d}_process_{rank()}"
         run_on_all(lambda: save_batch(directory, batch, own))
+        names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         last = f"; the last checkpoint is {self.run.last}" if has_checkpoint(self.run.last) else ""
         raise WorkbenchError(
-            f"{', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''} became {values[wrong[0]]} in step {step + 1}, so "
-            f"training stopped before the weights were touched; the batch is kept in {directory}{last} (a lower "
-            "SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS is what helps most often)"
+            f"{names} became {values[wrong[0]]} in step {step + 1}, and training stopped before the weights "
+            f"were touched; the batch is kept in {directory}{last} (a lower SOLVER.BASE_LR or a longer "
+            "SOLVER.WARMUP_ITERS is what helps most often)"
         )
 
     def _due(self, period: int) -> bool:
         return self.step == self.max_steps or (period > 0 and self.step % period == 0)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Evaluate the weights that a checkpoint would hold; save them if they are the best. Flat numbers to log."""
+    def _evaluate(self, stop: StopRequest) -> dict[str, float] | None:
+        """Evaluate the weights that a checkpoint would hold, and save them if they are the best.
+
+        Returns the metrics as flat numbers; None where a stop cut the evaluation off.
+        """
         if self.evaluate is None:
             if self.step == self.max_steps:
                 run_on_main(lambda: self._save(self.run.best))
             return {}
         self.module.eval()
-        if self.average is None:
-            metrics = self.evaluate(self.module)
-        else:
-            with self.average.applied(self.module):
-                metrics = self.evaluate(self.module)
-        self.metrics = metrics
-        ap = (metrics.get("segm") or {}).get("AP")
+        averaged = self.average.applied(self.module) if self.average is not None else nullcontext()
+        try:
+            with averaged, stop.at_once():
+                self.metrics = self.evaluate(self.module)
+        except KeyboardInterrupt:
+            if not stop.requested:
+                raise
+            return None
+        ap = (self.metrics.get("segm") or {}).get("AP")
         ap = None if ap is None or not math.isfinite(ap) else float(ap)
-        if self.best["step"] is None or (
-            ap is not None and (self.best["AP"] is None or ap >= self.best["AP"])
-        ):
+        best = self.best["AP"]
+        if self.best["step"] is None or (ap is not None and (best is None or ap >= best)):
             self.best = {"AP": ap, "step": self.step}
             run_on_main(self._save_best)
-        log.info(f"step {self.step}: segm AP {'-' if ap is None else f'{ap:.2f}'}, best {self.best}")
-        return flatten_metrics(metrics)
+        shown = ["-" if value is None else f"{value:.2f}" for value in (ap, self.best["AP"])]
+        log.info(f"step {self.step}: segm AP {shown[0]}; best {shown[1]}, of step {self.best['step']}")
+        return flatten_metrics(self.metrics)
 
     def _save_best(self) -> None:
         self._save(self.run.best)
@@ -241,6 +259,7 @@ class Trainer:
         state = {
             "step": self.step,
             "best": self.best,
+            "pending": self.pending,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "average": self.average.state_dict() if self.average is not None else None,
@@ -270,7 +289,8 @@ class Trainer:
             self.module.load_state_dict(checkpoint.state_dict if state["model"] is None else state["model"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"], checkpoint.state_dict)
-            self.step, self.best, self.metrics = state["step"], state["best"], checkpoint.metrics
+            self.step, self.best, self.pending = state["step"], state["best"], state["pending"]
+            self.metrics = checkpoint.metrics
         return state
 
     def _resume_optimizer(self, state: dict[str, Any]) -> None:
@@ -316,17 +336,18 @@ def _board_name(name: str) -> str:
 
 
 def check_batch_size(cfg: CfgNode) -> None:
-    """Raise WorkbenchError unless the images of a step divide evenly among processes and accumulation steps."""
+    """Raise WorkbenchError unless a step's images divide among processes and accumulation steps."""
     parts = world_size() * cfg.SOLVER.ACCUMULATION_STEPS
     if cfg.SOLVER.IMS_PER_BATCH % parts:
         raise WorkbenchError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the number of images in a step over all {world_size()} "
-            f"processes and SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS}, so it must be a multiple of {parts}"
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the number of images in a step, over all "
+            f"{world_size()} processes and SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS}, so it "
+            f"must be a multiple of {parts}"
         )
 
 
 def flatten_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """Numbers of a metrics dictionary as ``segm/AP``, ``subcategories/colour/accuracy``, ...; lists are left out."""
+    """Numbers of a metrics dictionary as ``segm/AP``, ``subcategories/colour/accuracy``, ..."""
     flat = {}
     for key, value in metrics.items():
         if isinstance(value, dict):

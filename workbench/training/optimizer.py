@@ -26,9 +26,10 @@ _TABLES = ("level_embed", "relative_position_bias_table", "absolute_pos_embed")
 def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
     """Groups of parameters that share a learning rate and a weight decay, as few as possible.
 
-    Parameters under ``backbone.`` learn at BACKBONE_MULTIPLIER times the rate; norm layers decay by WEIGHT_DECAY_NORM,
-    ``nn.Embedding`` and position tables by WEIGHT_DECAY_EMBED, biases by WEIGHT_DECAY_BIAS where it is set. Frozen
-    parameters are left out; a parameter shared by two modules is listed once. ``names`` go along for the log.
+    Parameters under ``backbone.`` learn at BACKBONE_MULTIPLIER times the rate; norm layers decay by
+    WEIGHT_DECAY_NORM, ``nn.Embedding`` and position tables by WEIGHT_DECAY_EMBED, biases by WEIGHT_DECAY_BIAS
+    where it is set. Frozen parameters are left out; a parameter shared by two modules is listed once.
+    ``names`` go along for the log.
     """
     solver = cfg.SOLVER
     base = scaled_lr(cfg)
@@ -77,10 +78,10 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def clip_gradients(parameters: Iterable[Tensor], cfg: CfgNode) -> Tensor:
-    """Clip gradients in place as SOLVER.CLIP_GRADIENTS says; the norm of all of them before clipping, 0-d float.
+    """Clip gradients in place as SOLVER.CLIP_GRADIENTS says; returns their norm before that, 0-d float.
 
-    "full_model" scales all gradients together to CLIP_VALUE (Mask2Former's), "norm" each parameter's by itself,
-    "value" clamps every number.
+    "full_model" scales all gradients together to CLIP_VALUE (Mask2Former's), "norm" each parameter's by
+    itself, "value" clamps every number.
     """
     parameters = [p for p in parameters if p.grad is not None]
     clip = cfg.SOLVER.CLIP_GRADIENTS

@@ -1,4 +1,4 @@
-"""What a person sees while training: a header, a bar in a terminal or notebook, plain lines in a log; and log.txt."""
+"""What a person sees while training: a bar in a terminal or notebook, plain lines in a log; and log.txt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("workbench")
 
 
 class _Console(logging.Handler):
-    """Prints through tqdm, which keeps a bar below the lines; looks stdout up each time, as notebooks replace it."""
+    """Prints through tqdm, which keeps a bar below the lines; stdout is looked up as notebooks replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -50,8 +50,9 @@ def logging_to(path: Path | None) -> Iterator[None]:
 class Progress:
     """Steps done, total loss, learning rate, speed and time left.
 
-    A terminal gets a bar that redraws itself; so does a notebook, seldom enough not to swell the saved one. Where
-    neither is there, a plain line every ten seconds at first and then every fiftieth of the time gone by.
+    A terminal gets a bar that redraws itself; so does a notebook, seldom enough not to swell the saved one.
+    Where neither is there, a plain line every ten seconds at first and then every fiftieth of the time gone
+    by.
     """
 
     def __init__(self, start: int, total: int, enabled: bool = True) -> None:

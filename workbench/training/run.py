@@ -50,14 +50,15 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
         the directory, and the config with the seed filled in, which is what config.yaml holds.
 
     Raises:
-        WorkbenchError: the directory holds another run, or one that ``resume`` forbids to continue, or is not writable.
+        WorkbenchError: the directory holds another run, or one that ``resume`` forbids to continue, or is not
+            writable.
     """
     run = RunDirectory(cfg.OUTPUT_DIR)
     found = run.config.exists()
     if not found and (run.last.exists() or run.metrics.exists()):
         raise WorkbenchError(
-            f"OUTPUT_DIR {run.path} holds a run without its config.yaml, so it cannot be continued; choose another "
-            "OUTPUT_DIR or delete it"
+            f"OUTPUT_DIR {run.path} holds a run without its config.yaml, so it cannot be continued; choose "
+            "another OUTPUT_DIR or delete it"
         )
     saved = load_config(run.config) if found else None
     if saved is not None and not resume:
@@ -73,8 +74,8 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
         different = differences(saved, cfg)
         if different:
             raise WorkbenchError(
-                f"OUTPUT_DIR {run.path} holds another run ({'; '.join(different)}); choose another OUTPUT_DIR, delete it, "
-                f"or continue it with its own {run.config.name}"
+                f"OUTPUT_DIR {run.path} holds another run ({'; '.join(different)}); choose another "
+                f"OUTPUT_DIR, delete it, or continue it with its own {run.config.name}"
             )
     try:
         for directory in (run.path / "checkpoints", run.figures):
@@ -115,8 +116,9 @@ def write_text(path: Path, text: str) -> None:
 class MetricsTable:
     """metrics.csv: one row a logged step, flushed at once, numbers written so that they read back exactly.
 
-    Reopening drops rows beyond ``step`` (the checkpoint's), which the continued run writes anew, and a row that a kill
-    cut off. A column that appears later (the first evaluation) rewrites the file with the longer header.
+    Reopening drops rows beyond ``step`` (the checkpoint's), which the continued run writes anew, and a row
+    that a kill cut off. A column that appears later (the first evaluation) rewrites the file with the longer
+    header.
     """
 
     def __init__(self, path: Path, step: int) -> None:

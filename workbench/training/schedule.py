@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def scaled_lr(cfg: CfgNode) -> float:
     """Peak learning rate: BASE_LR scaled from REFERENCE_BATCH_SIZE to IMS_PER_BATCH images a step.
 
-    "linear" follows Goyal et al. 2017 (arXiv 1706.02677, section 2.1), "sqrt" is its gentler form for adaptive
-    optimisers, "none" keeps BASE_LR.
+    "linear" follows Goyal et al. 2017 (arXiv 1706.02677, section 2.1), "sqrt" is its gentler form for
+    adaptive optimisers, "none" keeps BASE_LR.
     """
     ratio = cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.REFERENCE_BATCH_SIZE
     factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[cfg.SOLVER.LR_SCALING]
@@ -31,7 +31,8 @@ def lr_arithmetic(cfg: CfgNode) -> str:
     solver = cfg.SOLVER
     rate = f"{scaled_lr(cfg):.6g}"
     if solver.LR_SCALING == "none":
-        return f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} (LR_SCALING none; {solver.IMS_PER_BATCH} images a step)"
+        images = solver.IMS_PER_BATCH
+        return f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} (LR_SCALING none; {images} images a step)"
     ratio = f"{solver.IMS_PER_BATCH} images a step / {solver.REFERENCE_BATCH_SIZE} reference"
     ratio = f"sqrt({ratio})" if solver.LR_SCALING == "sqrt" else ratio
     return f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} × {ratio} (LR_SCALING {solver.LR_SCALING})"

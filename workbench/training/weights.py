@@ -21,12 +21,12 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Copy into ``model`` every weight of ``path`` whose name and shape fit.
 
     Args:
-        path: a checkpoint directory, a run directory, or a .safetensors, .pth or .pt file with a state dict, bare or
-            under "model" or "state_dict".
+        path: a checkpoint directory, a run directory, or a .safetensors, .pth or .pt file with a state dict,
+            bare or under "model" or "state_dict".
 
     Returns:
-        what was loaded, missing, unexpected and mismatched. A head for other classes is mismatched and stays random:
-        that is how a model is fine-tuned to other categories.
+        what was loaded, missing, unexpected and mismatched. A head for other classes is mismatched and stays
+        random: that is how a model is fine-tuned to other categories.
 
     Raises:
         WorkbenchError: it cannot be read, or brings less than nine tenths of the backbone.
@@ -37,9 +37,9 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     absent += sum(name.startswith(_BACKBONE) for name, _, _ in report.mismatched)
     if loaded < 0.9 * (loaded + absent):
         raise WorkbenchError(
-            f"MODEL.WEIGHTS {path}: only {loaded} of the backbone's {loaded + absent} tensors arrived, so they belong "
-            f"to another network ({report}); weights of a backbone alone go into MODEL.MOBILENET.WEIGHTS or "
-            "MODEL.RESNETS.WEIGHTS"
+            f"MODEL.WEIGHTS {path}: only {loaded} of the backbone's {loaded + absent} tensors arrived, so "
+            f"they belong to another network ({report}); weights of a backbone alone go into "
+            "MODEL.MOBILENET.WEIGHTS or MODEL.RESNETS.WEIGHTS"
         )
     return report
 
