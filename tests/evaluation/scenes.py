@@ -25,7 +25,9 @@ def square(x: int, y: int, side: int = 10, size: int = 64) -> np.ndarray:
 
 def scene(images: int = 1, size: int = 64) -> dict:
     return {
-        "images": [{"id": 10 + i, "file_name": f"{i}.png", "height": size, "width": size} for i in range(images)],
+        "images": [
+            {"id": 10 + i, "file_name": f"{i}.png", "height": size, "width": size} for i in range(images)
+        ],
         "annotations": [],
         "categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "box"}],
     }
@@ -64,8 +66,9 @@ def one_hot(count: int, place: int, probability: float = 1.0) -> list[float]:
 
 
 def random_case(seed: int, images: int = 6, size: int = 48) -> tuple[dict, list[dict]]:
-    """Rectangles with crowd regions, missing attributes, images without objects or without predictions, equal scores,
-    empty masks, wrong categories."""
+    """Rectangles with crowd regions, missing attributes, images without objects or without predictions, equal
+    scores, empty masks, wrong categories.
+    """
     rng = np.random.default_rng(seed)
     gt, results = scene(images, size), []
 

@@ -125,7 +125,7 @@ def test_annotation_id_zero_and_missing_keys_change_nothing(scorer):
 
 @both_scorers
 def test_a_mask_is_small_by_its_own_area_not_by_its_box(scorer):
-    """pycocotools' loadRes takes the area of the box where a row has both, which moves a prediction to another size."""
+    """pycocotools' loadRes takes the box's area where a row has both, which moves it to another size."""
     gt = scene(size=128)
     add(gt, square(0, 0, 20, 128))
     thin = np.eye(128, dtype=bool)  # 128 pixels in a box of 128 x 128
@@ -170,7 +170,8 @@ def test_the_scorers_agree_on_random_data_with_crowds(seed, max_dets):
     gt, results = random_case(seed)
     for iou_type in ("segm", "bbox"):
         first, second = (
-            coco_scores(gt, results, iou_type=iou_type, max_dets=max_dets, scorer=scorer) for scorer in SCORERS
+            coco_scores(gt, results, iou_type=iou_type, max_dets=max_dets, scorer=scorer)
+            for scorer in SCORERS
         )
         assert_equal(first, second)
 
@@ -313,7 +314,13 @@ def test_all_mask_encodings_score_alike():
     flat = mask.ravel(order="F").astype(int)
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *edges, flat.size]).tolist()
-    for segmentation in (rle(mask), {"size": [64, 64], "counts": counts}, gt["annotations"][0]["segmentation"]):
-        scores = coco_scores(gt, [{"image_id": 10, "category_id": 3, "segmentation": segmentation, "score": 1.0}])
+    for segmentation in (
+        rle(mask),
+        {"size": [64, 64], "counts": counts},
+        gt["annotations"][0]["segmentation"],
+    ):
+        scores = coco_scores(
+            gt, [{"image_id": 10, "category_id": 3, "segmentation": segmentation, "score": 1.0}]
+        )
         assert scores["AP"] == pytest.approx(100)
     assert coco_mask.area(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))) == 400
