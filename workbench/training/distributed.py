@@ -57,7 +57,7 @@ def start_processes(cfg: CfgNode) -> tuple[Accelerator, torch.device]:
     sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if accelerator.distributed_type in sharded:
         raise WorkbenchError(
-            f"the launcher asks for {accelerator.distributed_type.value}; only plain data parallelism works here"
+            f"the launcher asks for {accelerator.distributed_type.value}; only data parallelism works here"
         )
     if started_here and dist.is_initialized():
         atexit.register(_leave)

@@ -163,8 +163,9 @@ class Trainer:
             self._save_last()
         if stopping and (self.pending or self.step < self.max_steps):
             raise Interrupted(
-                f"{stop.name or 'another process'} stopped training after step {self.step} of {self.max_steps}; "
-                f"the checkpoint {self.run.last} was written, and the same command continues from it"
+                f"{stop.name or 'another process'} stopped training after step {self.step} of "
+                f"{self.max_steps}; the checkpoint {self.run.last} was written, and the same command "
+                "continues from it"
             )
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
@@ -214,9 +215,9 @@ class Trainer:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         last = f"; the last checkpoint is {self.run.last}" if has_checkpoint(self.run.last) else ""
         raise WorkbenchError(
-            f"{names} became {values[wrong[0]]} in step {step + 1}, and training stopped before the weights "
-            f"were touched; the batch is kept in {directory}{last} (a lower SOLVER.BASE_LR or a longer "
-            "SOLVER.WARMUP_ITERS is what helps most often)"
+            f"{names} became {values[wrong[0]]} in step {step + 1}, and training stopped before the "
+            f"weights were touched; the batch is kept in {directory}{last} (a lower SOLVER.BASE_LR or a "
+            "longer SOLVER.WARMUP_ITERS is what helps most often)"
         )
 
     def _due(self, period: int) -> bool:

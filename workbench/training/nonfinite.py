@@ -22,7 +22,7 @@ def save_batch(directory: Path, batch: list[dict[str, Any]], losses: dict[str, f
 
     Writes ``00.png`` ..., ``tensors.safetensors`` (``00.image``, ``00.masks``, ...) and ``batch.json``.
     """
-    from torchvision.io import encode_png
+    from PIL import Image
 
     directory.mkdir(parents=True, exist_ok=True)
     tensors, elements = {}, []
@@ -33,7 +33,8 @@ def save_batch(directory: Path, batch: list[dict[str, Any]], losses: dict[str, f
         image = element.get("image")
         if isinstance(image, Tensor) and image.dim() == 3 and image.shape[0] in (1, 3):
             picture = torch.nan_to_num(image.detach().float().cpu()).clamp(0, 255).to(torch.uint8)
-            (directory / f"{index:02d}.png").write_bytes(encode_png(picture).numpy().tobytes())
+            picture = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous()
+            Image.fromarray(picture.numpy()).save(directory / f"{index:02d}.png")
     save_file(tensors, directory / "tensors.safetensors")
     losses = {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
     (directory / "batch.json").write_text(
