@@ -33,7 +33,8 @@ def read_coco_json(path: Path | str) -> dict:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise WorkbenchError(
-            f"The annotation file {path} is not valid JSON: {error.msg}, line {error.lineno}, column {error.colno}."
+            f"The annotation file {path} is not valid JSON: {error.msg} "
+            f"(line {error.lineno}, column {error.colno})."
         ) from None
     except (ValueError, RecursionError) as error:
         raise WorkbenchError(f"The annotation file {path} is not valid JSON: {error}.") from None

@@ -46,11 +46,9 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarr
         edge = (corner[0] - reach, corner[1])
         length = math.hypot(*edge)
         return ((along - reach) * edge[1] - across * edge[0]) / length
-    if shape == "cross":
-        arm = _CROSS_ARM * reach
-        x, y = np.abs(x), np.abs(y)
-        return np.minimum(np.maximum(x - reach, y - arm), np.maximum(x - arm, y - reach))
-    raise ValueError(f"No shape is called {shape!r}; there are {', '.join(SHAPES)}.")
+    arm = _CROSS_ARM * reach
+    x, y = np.abs(x), np.abs(y)
+    return np.minimum(np.maximum(x - reach, y - arm), np.maximum(x - arm, y - reach))
 
 
 def outline_area(shape: str, size: float) -> float:
@@ -64,9 +62,7 @@ def outline_area(shape: str, size: float) -> float:
         return 0.75 * math.sqrt(3) * reach**2
     if shape == "star":
         return 5 * _STAR_INNER * reach**2 * math.sin(math.pi / 5)
-    if shape == "cross":
-        return (8 * _CROSS_ARM - 4 * _CROSS_ARM**2) * reach**2
-    raise ValueError(f"No shape is called {shape!r}; there are {', '.join(SHAPES)}.")
+    return (8 * _CROSS_ARM - 4 * _CROSS_ARM**2) * reach**2
 
 
 def _soft(distance: np.ndarray) -> np.ndarray:
@@ -85,12 +81,10 @@ def _texture(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> tuple
         u = ((x / period) % 1 - 0.5) * period
         v = ((y / period) % 1 - 0.5) * period
         return none, _soft(np.hypot(u, v) - 0.31 * period)
-    if texture == "checker":
-        cell = 0.8 * period
-        u = np.clip((np.abs((x / cell) % 2 - 1) - 0.5) * cell, -0.5, 0.5)
-        v = np.clip((np.abs((y / cell) % 2 - 1) - 0.5) * cell, -0.5, 0.5)
-        return 0.5 + 2 * u * v, none
-    raise ValueError(f"No texture is called {texture!r}; there are {', '.join(TEXTURES)}.")
+    cell = 0.8 * period
+    u = np.clip((np.abs((x / cell) % 2 - 1) - 0.5) * cell, -0.5, 0.5)
+    v = np.clip((np.abs((y / cell) % 2 - 1) - 0.5) * cell, -0.5, 0.5)
+    return 0.5 + 2 * u * v, none
 
 
 def palette_rgb(
@@ -124,8 +118,12 @@ def render_object(
     ``centre`` is (x, y) in pixels ((0.5, 0.5) is the middle of the first pixel), ``size`` the nominal
     diameter in pixels, ``angle`` in degrees, ``rgb`` replaces the class's usual colour, ``phase`` shifts
     the pattern by parts of its period. Returns the (H, W) bool mask of the object: pixels whose centre lies
-    inside. What falls off the canvas is cut.
+    inside. What falls off the canvas is cut. ValueError for a name that is not among ``SHAPES``, ``COLOURS``
+    or ``TEXTURES``.
     """
+    for name, known in ((shape, SHAPES), (colour, COLOURS), (texture, TEXTURES)):
+        if name not in known:
+            raise ValueError(f"{name!r} is not among {', '.join(known)}.")
     height, width = canvas.shape[:2]
     margin = 0.75 * size + 2
     left, right = max(0, int(centre[0] - margin)), min(width, int(centre[0] + margin) + 1)

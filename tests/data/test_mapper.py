@@ -1,0 +1,363 @@
+"""Image and masks move together, and randomness comes from the seed alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from workbench.config import load_config
+from workbench.data.coco import load_dataset
+from workbench.data.images import read_image
+from workbench.data.mapper import PAD_VALUE, TestMapper, TrainMapper, build_mapper
+from workbench.data.masks import encode_mask
+from workbench.errors import WorkbenchError
+
+RELAXED = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def _record(path: Path, masks: np.ndarray, picture: np.ndarray) -> dict:
+    """A dataset dict of those masks; object k has category k and colour 10 + k."""
+    Image.fromarray(picture).save(path)
+    height, width = picture.shape[:2]
+    things = [
+        {
+            "id": k,
+            "category_id": k,
+            "iscrowd": 0,
+            "segmentation": encode_mask(mask),
+            "subcategories": {"colour": 10 + k, "texture": -1},
+        }
+        for k, mask in enumerate(masks)
+    ]
+    return {
+        "file_name": str(path),
+        "height": height,
+        "width": width,
+        "image_id": 5,
+        "subcategories": ("colour", "texture"),
+        "annotations": things,
+    }
+
+
+def _painted(path: Path, height: int, width: int, seed: int, colours: np.ndarray) -> dict:
+    """A picture whose three masks can be told from its pixels: ragged disjoint objects, each painted flat,
+    on a flat background (the last colour). The four colours span all three channels, so every mixture of
+    them is unique."""
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(0, 4, (1 + height // 9, 1 + width // 9))
+    owner = np.kron(cells, np.ones((9, 9), dtype=int))[:height, :width]
+    owner[rng.uniform(size=owner.shape) < 0.02] = 3
+    masks = np.stack([owner == k for k in range(3)])
+    return _record(path, masks, colours[owner].astype(np.uint8))
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / max(1, (a | b).sum())
+
+
+PURE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]])
+
+augmentations = st.fixed_dictionaries(
+    {
+        "image_size": st.integers(8, 100),
+        "min_scale": st.sampled_from([0.1, 0.5, 1.0]),
+        "max_scale": st.sampled_from([1.0, 2.0, 5.0]),
+        "random_flip": st.sampled_from(["horizontal", "vertical", "none"]),
+    }
+)
+
+
+@RELAXED
+@given(
+    height=st.integers(1, 120),
+    width=st.integers(1, 120),
+    seed=st.integers(0, 2**63 - 1),
+    augmentation=augmentations,
+)
+def test_image_and_masks_move_together(
+    tmp_path: Path, height: int, width: int, seed: int, augmentation: dict
+) -> None:
+    record = _painted(tmp_path / "a.png", height, width, seed % 1000, PURE)
+    mapped = TrainMapper(**augmentation)(record, seed)
+    image, targets = mapped["image"].numpy(), mapped["targets"]
+    side = augmentation["image_size"]
+    assert image.shape == (3, side, side) and image.dtype == np.uint8
+    assert targets["masks"].shape == (len(targets["labels"]), side, side)
+    assert targets["masks"].dtype == torch.bool and targets["labels"].dtype == torch.int64
+    padding = (image == PAD_VALUE).all(0)  # no mixture of the colours is this grey
+    for channel in range(3):
+        recovered = (image[channel] >= 128) & ~padding
+        row = np.flatnonzero(targets["labels"].numpy() == channel)
+        assert len(row) == recovered.any()
+        for number in row:
+            mask = targets["masks"][number].numpy()
+            assert _iou(recovered, mask) >= 0.99
+            assert targets["subcategories"]["colour"][number] == 10 + channel
+            assert targets["subcategories"]["texture"][number] == -1
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert targets["boxes"][number].tolist() == box
+
+
+@RELAXED
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    augmentation=augmentations,
+    colour=st.sampled_from([{"color_jitter": True}, {"color_aug_ssd": True}]),
+)
+def test_image_and_masks_move_together_under_colour_jitter(
+    tmp_path: Path, seed: int, augmentation: dict, colour: dict
+) -> None:
+    """The same seed without scaling shows what each colour becomes; a pixel is an object's where it is more
+    than half of that colour. Pixels at one half to within rounding are either's."""
+    colours = np.array([[200, 60, 60], [60, 190, 50], [50, 60, 210], [90, 100, 110]])
+    record = _painted(tmp_path / "a.png", 72, 72, seed % 1000, colours)
+    still = {"image_size": 72, "min_scale": 1.0, "max_scale": 1.0, "random_flip": augmentation["random_flip"]}
+    plain = TrainMapper(**still, **colour)(record, seed)
+    image, masks = plain["image"].numpy().astype(float), plain["targets"]["masks"].numpy()
+    became = np.array([image[:, mask].mean(1) for mask in (*masks, ~masks.any(0))])
+    assert all((c == image[:, mask].T).all() for mask, c in zip(masks, became, strict=False))
+
+    mapped = TrainMapper(**augmentation, **colour)(record, seed)
+    image = mapped["image"].numpy().astype(float)
+    share = np.linalg.lstsq(
+        (became[:3] - became[3]).T, (image - became[3][:, None, None]).reshape(3, -1), rcond=None
+    )
+    share = share[0].reshape(image.shape)
+    unclear = (image == PAD_VALUE).all(0)
+    for label, mask in zip(mapped["targets"]["labels"], mapped["targets"]["masks"].numpy(), strict=True):
+        clear = ~unclear & (np.abs(share[label] - 0.5) > 0.04)
+        assert _iou((share[label] > 0.5) & clear, mask & clear) >= 0.99 or not (mask & clear).any()
+
+
+def _mapper(**changes: object) -> TrainMapper:
+    return TrainMapper(
+        **{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes}
+    )
+
+
+def _same(one: dict, two: dict) -> bool:
+    flat = [
+        [batch["image"], *(v for k, v in batch["targets"].items() if k != "subcategories")]
+        for batch in (one, two)
+    ]
+    return all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+
+
+def test_the_seed_alone_decides(tmp_path: Path) -> None:
+    record = _painted(tmp_path / "a.png", 60, 50, 1, PURE)
+    mapper = _mapper()
+    first = mapper(record, 7)
+    assert first["seed"] == 7
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    state = torch.get_rng_state()
+    assert _same(mapper(record, 7), first)
+    assert torch.equal(torch.get_rng_state(), state)  # and it leaves no trace
+    assert _same(_mapper()(record, 7), first)
+    assert not any(_same(mapper(record, seed), first) for seed in range(8, 12))
+
+
+def test_what_is_kept_in_memory_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = _painted(tmp_path / "a.png", 48, 48, 1, PURE)
+    mapper = _mapper(min_scale=1.0, max_scale=1.0, color_jitter=False, random_flip="none")
+    first = mapper(record, 1)
+    expected = first["image"].clone(), first["targets"]["masks"].clone()
+    first["image"].zero_()
+    first["targets"]["masks"].zero_()
+    Path(record["file_name"]).unlink()  # it really comes from memory
+    again = mapper(record, 1)
+    assert torch.equal(again["image"], expected[0]) and torch.equal(again["targets"]["masks"], expected[1])
+    monkeypatch.setattr("workbench.data.mapper._CACHE_BYTES", 0)
+    with pytest.raises(WorkbenchError, match="no image"):
+        _mapper()(record, 1)
+
+
+def test_flips(tmp_path: Path) -> None:
+    record = _painted(tmp_path / "a.png", 40, 40, 2, PURE)
+    still = {"image_size": 40, "min_scale": 1.0, "max_scale": 1.0}
+    original = torch.from_numpy(read_image(record["file_name"])).permute(2, 0, 1)
+    for flip, dims in (("horizontal", [2]), ("vertical", [1])):
+        mapper = TrainMapper(**still, random_flip=flip)
+        seen = [mapper(record, seed)["image"] for seed in range(20)]
+        turned = [torch.equal(image, original.flip(dims)) for image in seen]
+        assert 0 < sum(turned) < 20
+        assert all(t or torch.equal(image, original) for t, image in zip(turned, seen, strict=True))
+    assert all(
+        torch.equal(TrainMapper(**still, random_flip="none")(record, seed)["image"], original)
+        for seed in range(9)
+    )
+    with pytest.raises(WorkbenchError, match="INPUT.RANDOM_FLIP"):
+        TrainMapper(**still, random_flip="diagonal")
+
+
+def test_large_scale_jitter_is_detectron2s(tmp_path: Path) -> None:
+    """Sizes are uniform between the scales, proportions stay, padding is right and below and grey."""
+    record = _record(
+        tmp_path / "a.png", np.ones((1, 40, 80), dtype=bool), np.full((40, 80, 3), 10, dtype=np.uint8)
+    )
+    mapper = TrainMapper(image_size=64, min_scale=0.5, max_scale=1.5)
+    widths = []
+    for seed in range(200):
+        mapped = mapper(record, seed)
+        (mask,) = mapped["targets"]["masks"]
+        assert torch.equal(mapped["image"] == 10, mask.expand(3, -1, -1))
+        assert (mapped["image"][:, ~mask] == PAD_VALUE).all()
+        box = mapped["targets"]["boxes"][0].tolist()
+        assert box[:2] == [0, 0] and mask.sum() == box[2] * box[3]
+        widths.append(box[2])
+        if box[2] < 64:
+            assert abs(box[3] - box[2] / 2) <= 1
+            assert box[2] >= 32
+    assert 0.4 < np.mean(np.array(widths) == 64) < 0.6  # scale above 1
+    smaller = np.array([w for w in widths if w < 64])
+    assert 45 < smaller.mean() < 51 and smaller.min() < 36
+
+
+def test_objects_that_leave_the_window_and_crowds_are_dropped(tmp_path: Path) -> None:
+    masks = np.zeros((3, 64, 64), dtype=bool)
+    masks[0, :4] = masks[1, -4:] = masks[2, 20:40, 20:40] = True
+    record = _record(tmp_path / "a.png", masks, np.zeros((64, 64, 3), dtype=np.uint8))
+    record["annotations"][2]["iscrowd"] = 1
+    mapper = TrainMapper(image_size=64, min_scale=3.0, max_scale=3.0, random_flip="none")
+    counts = [len(mapper(record, seed)["targets"]["labels"]) for seed in range(40)]
+    assert max(counts) == 1 and 0 in counts
+    everything = TrainMapper(image_size=64, min_scale=1.0, max_scale=1.0)(record, 0)
+    assert everything["targets"]["labels"].tolist() == [0, 1]
+
+
+def test_an_image_without_objects(tmp_path: Path) -> None:
+    record = _record(
+        tmp_path / "a.png", np.zeros((0, 30, 20), dtype=bool), np.zeros((30, 20, 3), dtype=np.uint8)
+    )
+    targets = _mapper()(record, 3)["targets"]
+    assert targets["labels"].shape == (0,) and targets["labels"].dtype == torch.int64
+    assert targets["masks"].shape == (0, 48, 48) and targets["masks"].dtype == torch.bool
+    assert targets["boxes"].shape == (0, 4)
+    assert {name: (v.shape, v.dtype) for name, v in targets["subcategories"].items()} == {
+        name: (torch.Size([0]), torch.int64) for name in ("colour", "texture")
+    }
+
+
+def test_more_masks_than_are_resized_at_once(tmp_path: Path) -> None:
+    masks = np.zeros((100, 30, 30), dtype=bool)
+    for k, mask in enumerate(masks):
+        mask[3 * (k // 10) : 3 * (k // 10) + 3, 3 * (k % 10) : 3 * (k % 10) + 3] = True
+    record = _record(tmp_path / "a.png", masks, np.zeros((30, 30, 3), dtype=np.uint8))
+    mapped = TrainMapper(image_size=60, min_scale=1.0, max_scale=1.0, random_flip="none")(record, 0)
+    expected = np.kron(masks, np.ones((1, 2, 2), dtype=bool))
+    assert np.array_equal(mapped["targets"]["masks"].numpy(), expected)
+    assert mapped["targets"]["labels"].tolist() == list(range(100))
+
+
+def _write_modes(folder: Path) -> dict[str, Path]:
+    """One picture, left half dark (40), right half light (200), in every mode."""
+    grey = np.full((6, 8), 40, dtype=np.uint8)
+    grey[:, 4:] = 200
+    image = Image.fromarray(grey)
+    files = {
+        "L": image,
+        "RGB": image.convert("RGB"),
+        "P": image.convert("P"),
+        "CMYK": image.convert("RGB").convert("CMYK"),
+    }
+    files["1"] = image.convert("1", dither=Image.Dither.NONE)
+    files["LA"] = image.convert("LA")
+    rgba = image.convert("RGBA")
+    rgba.putalpha(Image.fromarray(np.full((6, 8), 128, dtype=np.uint8)))
+    files["RGBA"] = rgba
+    files["I;16"] = Image.fromarray(grey.astype(np.uint16) * 257)
+    files["I"] = Image.fromarray(grey.astype(np.int32) * 257)
+    files["F"] = Image.fromarray(grey.astype(np.float32))
+    paths = {}
+    for mode, picture in files.items():
+        paths[mode] = folder / f"{mode.replace(';', '')}.{'png' if mode not in ('CMYK', 'F', 'I') else 'tiff'}"
+        picture.save(paths[mode])
+    return paths
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "CMYK", "1", "LA", "RGBA", "I;16", "I", "F"])
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    picture = read_image(str(_write_modes(tmp_path)[mode]))
+    assert picture.shape == (6, 8, 3) and picture.dtype == np.uint8
+    dark, light = (0, 255) if mode == "1" else (40, 200)
+    assert np.abs(picture[:, :4].astype(int) - dark).max() <= 1
+    assert np.abs(picture[:, 4:].astype(int) - light).max() <= 1
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = np.zeros((6, 8, 3), dtype=np.uint8)
+    picture[:2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+    turned = read_image(str(tmp_path / "a.png"))
+    assert np.array_equal(turned, np.rot90(picture, -1))
+
+
+def test_a_size_that_disagrees_is_named(tmp_path: Path) -> None:
+    record = _painted(tmp_path / "a.png", 30, 20, 0, PURE)
+    record["height"], record["width"] = 20, 30
+    for mapper in (lambda r: _mapper()(r, 0), TestMapper()):
+        with pytest.raises(WorkbenchError, match=r"a\.png.*id 5.*20x30.*30x20"):
+            mapper(record)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.png"
+    noise = np.random.default_rng(0).integers(0, 255, (30, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "text":
+        path.write_text("no picture")
+    else:
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(WorkbenchError, match=r"a\.png"):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (800, 1333), (800, 1067)),
+        ((640, 480), (800, 1333), (1067, 800)),
+        ((400, 1600), (800, 1333), (333, 1333)),
+        ((333, 500), (800, 1333), (800, 1201)),
+        ((480, 640), (0, 1333), (480, 640)),
+        ((400, 1600), (800, 0), (800, 3200)),
+        ((1, 5000), (800, 1333), (1, 1333)),
+    ],
+)
+def test_shortest_edge(size: tuple, limits: tuple, expected: tuple) -> None:
+    assert TestMapper(min_size=limits[0], max_size=limits[1]).output_size(*size) == expected
+
+
+def test_the_test_mapper(tmp_path: Path) -> None:
+    record = _painted(tmp_path / "a.png", 30, 45, 0, PURE)
+    mapped = TestMapper(min_size=60, max_size=200)(record)
+    assert mapped.keys() == {"image", "height", "width", "file_name", "image_id"}
+    assert mapped["image"].shape == (3, 60, 90) and mapped["image"].dtype == torch.uint8
+    assert (mapped["height"], mapped["width"], mapped["image_id"]) == (30, 45, 5)
+    same = TestMapper(min_size=0)(record)["image"]
+    assert np.array_equal(same.permute(1, 2, 0).numpy(), read_image(record["file_name"]))
+
+
+def test_mappers_from_a_config(shapes_root: Path) -> None:
+    overrides = ["INPUT.IMAGE_SIZE", "40", "INPUT.MIN_SCALE", "1.0", "INPUT.MAX_SCALE", "1.0"]
+    overrides += ["INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TEST", "0"]
+    cfg = load_config(None, overrides)
+    record = load_dataset("shapes_val", root=shapes_root).dicts[0]
+    train, test = build_mapper(cfg, True), build_mapper(cfg, False)
+    assert train(record, 0)["image"].shape == (3, 40, 40)
+    assert torch.equal(train(record, 0)["image"], train(record, 1)["image"])
+    assert test(record)["image"].shape == (3, 64, 64)
+    jittered = build_mapper(load_config(None, [*overrides, "INPUT.COLOR_JITTER", "True"]), True)
+    assert not torch.equal(jittered(record, 0)["image"], train(record, 0)["image"])
