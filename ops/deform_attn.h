@@ -32,13 +32,14 @@ typedef struct {
     int64_t threads;  // CPU: how many threads to use. CUDA: the device's index.
     void* runner;     // CPU: GOMP_parallel of the OpenMP runtime already in the process, or null. CUDA: the stream.
     int64_t isa;      // CPU: index into wb_isa_name, or -1 for the best this processor has
-    void* scratch;    // CUDA backward of half precision: float (B, S, M, D), zeroed; else null
+    void* scratch;    // CUDA backward of half precision: float (B, S, M, D); else null
 } wb_deform_attn_args;
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-// 0: done. -1: other ABI. -2: out of memory. -3: unknown dtype or instruction set. Above 0: a cudaError_t.
+// 0: done. -1: other ABI. -2: out of memory. -3: unknown dtype or instruction set.
+// -4: more levels or samples a query than a block holds (CUDA). Above 0: a cudaError_t.
 int wb_deform_attn_forward(const wb_deform_attn_args* args);
 int wb_deform_attn_backward(const wb_deform_attn_args* args);
 // CPU library only. The name of instruction set `index` when this library has it and the processor runs it, else null.

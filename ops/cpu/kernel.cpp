@@ -172,7 +172,7 @@ template <class T> struct Block {
     int32_t* pixel;                     // the near pixel
     T* weight[4];                       // attention times hats, for the four pixels in reading order
     T* dots;                            // backward: (samples, 4) products of grad_output with the four pixels
-    T* rows;                            // queries' output (one row) or grad_output (all), channels padded
+    T* rows;                            // (queries, padded channels): output or grad_output
 
     Block(Arena& arena, const wb_deform_attn_args& a, int64_t first, int64_t last, int64_t padded, bool backward) {
         levels = last - first, points = a.points, samples = levels * points;
@@ -188,7 +188,7 @@ template <class T> struct Block {
         location = arena.take<T>(2 * n), attention = arena.take<T>(n);
         for (T*& w : weight) w = arena.take<T>(n);
         dots = arena.take<T>(backward ? 4 * n : 0);
-        rows = arena.take<T>(backward ? queries * padded : padded);
+        rows = arena.take<T>(queries * padded);
     }
 
     // Fills in what does not change from block to block; `stride` is the distance of two pixels in elements.
@@ -349,11 +349,32 @@ INLINE void scatter(const Block<T>& b, const T* base, T* grad_base, int64_t stri
     }
 }
 
-template <class S, class T> INLINE void read_row(T* __restrict to, const S* __restrict from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
-}
-template <class S, class T> INLINE void write_row(S* __restrict to, const T* __restrict from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) narrow(from[i], to + i);
+// Rows of `channels` numbers between storage (rows `stride` apart) and accumulation type (`padded` apart, filled up
+// with zeros). One pair of functions a storage type, so that the rest is compiled for the accumulation types alone.
+template <class S> struct Rows {
+    typedef typename AccumulateOf<S>::type T;
+    static void read(T* to, const void* storage, int64_t first, int64_t rows, int64_t stride, int64_t channels, int64_t padded) {
+        const S* from = (const S*)storage + first;
+        for (int64_t r = 0; r < rows; r++, to += padded, from += stride) {
+            for (int64_t c = 0; c < channels; c++) to[c] = widen(from[c]);
+            for (int64_t c = channels; c < padded; c++) to[c] = 0;
+        }
+    }
+    static void write(void* storage, int64_t first, const T* from, int64_t rows, int64_t stride, int64_t channels, int64_t padded) {
+        S* to = (S*)storage + first;
+        for (int64_t r = 0; r < rows; r++, from += padded, to += stride)
+            for (int64_t c = 0; c < channels; c++) narrow(from[c], to + c);
+    }
+};
+template <class T> struct Storage {
+    void (*read)(T*, const void*, int64_t, int64_t, int64_t, int64_t, int64_t);
+    void (*write)(void*, int64_t, const T*, int64_t, int64_t, int64_t, int64_t);
+};
+INLINE Storage<double> storage_of(const wb_deform_attn_args&, double) { return {Rows<double>::read, Rows<double>::write}; }
+INLINE Storage<float> storage_of(const wb_deform_attn_args& a, float) {
+    if (a.dtype == WB_FLOAT16) return {Rows<Half>::read, Rows<Half>::write};
+    if (a.dtype == WB_BFLOAT16) return {Rows<Brain>::read, Rows<Brain>::write};
+    return {Rows<float>::read, Rows<float>::write};
 }
 
 // Runs `body(offset, integral_constant<N>)` over the channels in steps of N vectors, N the largest power of two that fits.
@@ -367,9 +388,7 @@ template <int N, int W, class Body> INLINE void by_channels(int64_t padded, Body
 
 constexpr int kMostVectors = kRegisters / 4;
 
-template <class S, int W> struct Task {
-    typedef typename AccumulateOf<S>::type T;
-
+template <class T, int W> struct Task {
     static int64_t padded(const wb_deform_attn_args& a) { return round_up(a.channels, W); }
 
     static size_t forward_bytes(const wb_deform_attn_args& a) {
@@ -387,37 +406,30 @@ template <class S, int W> struct Task {
         return (size_t)arena.next;
     }
 
-    static void pack(T* to, const S* from, int64_t pixels, int64_t stride, int64_t channels, int64_t padded) {
-        for (int64_t s = 0; s < pixels; s++, to += padded, from += stride) {
-            read_row(to, from, channels);
-            for (int64_t c = channels; c < padded; c++) to[c] = 0;
-        }
-    }
-
     static void forward(const wb_deform_attn_args& a, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch) {
         const int64_t D = a.channels, P = padded(a), stride = a.heads * D;
+        const Storage<T> storage = storage_of(a, T());
         Arena arena{(char*)scratch};
         Block<T> block(arena, a, 0, a.levels, P, false);
         block.prepare(a, 0, P);
         T* maps = arena.take<T>(a.pixels * P);
-        pack(maps, (const S*)a.value + batch * a.pixels * stride + head * D, a.pixels, stride, D, P);
+        storage.read(maps, a.value, batch * a.pixels * stride + head * D, a.pixels, stride, D, P);
         const int64_t samples = block.samples;
         for (int64_t q = first; q < last; q += block.queries) {
             const int64_t count = last - q < block.queries ? last - q : block.queries;
             const int64_t at = (batch * a.queries + q) * a.heads + head;
             block.place((const T*)a.locations + 2 * at * samples, (const T*)a.weights + at * samples, a.heads * samples, count);
-            S* out = (S*)a.output + at * D;
-            for (int64_t i = 0; i < count; i++, out += stride) {
-                by_channels<kMostVectors, W>(P, [&](int64_t c, auto n) {
-                    gather<T, W, n.value>(block, maps + c, P, i * samples, block.rows + c);
-                });
-                write_row(out, block.rows, D);
-            }
+            by_channels<kMostVectors, W>(P, [&](int64_t c, auto n) {
+                for (int64_t i = 0; i < count; i++)
+                    gather<T, W, n.value>(block, maps + c, P, i * samples, block.rows + i * P + c);
+            });
+            storage.write(a.output, at * D, block.rows, count, stride, D, P);
         }
     }
 
     static void backward(const wb_deform_attn_args& a, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch) {
         const int64_t D = a.channels, P = padded(a), stride = a.heads * D;
+        const Storage<T> storage = storage_of(a, T());
         Arena arena{(char*)scratch};
         Block<T> block(arena, a, first, last, P, true);
         block.prepare(a, first, P);
@@ -425,38 +437,33 @@ template <class S, int W> struct Task {
         for (int64_t l = 0; l < last; l++) (l < first ? begin : pixels) += a.shapes[2 * l] * a.shapes[2 * l + 1];
         T *maps = arena.take<T>(pixels * P), *grads = arena.take<T>(pixels * P);
         const int64_t origin = (batch * a.pixels + begin) * stride + head * D;
-        pack(maps, (const S*)a.value + origin, pixels, stride, D, P);
+        storage.read(maps, a.value, origin, pixels, stride, D, P);
         memset(grads, 0, pixels * P * sizeof(T));
-        memset(block.rows, 0, block.queries * P * sizeof(T));
         const int64_t all = a.levels * a.points, skip = first * a.points;  // samples of one query; those before ours
         for (int64_t q = 0; q < a.queries; q += block.queries) {
             const int64_t count = a.queries - q < block.queries ? a.queries - q : block.queries;
             const int64_t at = (batch * a.queries + q) * a.heads + head, sample = at * all + skip;
             block.place((const T*)a.locations + 2 * sample, (const T*)a.weights + sample, a.heads * all, count);
-            const S* grad_output = (const S*)a.grad_output + at * D;
-            for (int64_t i = 0; i < count; i++) read_row(block.rows + i * P, grad_output + i * stride, D);
+            storage.read(block.rows, a.grad_output, at * D, count, stride, D, P);
             by_channels<kMostVectors, W>(P, [&](int64_t c, auto n) {
                 for (int64_t i = 0; i < count; i++)
                     scatter<T, W, n.value>(block, maps + c, grads + c, P, i * block.samples, block.rows + i * P + c, c > 0);
             });
             block.finish((T*)a.grad_locations + 2 * sample, (T*)a.grad_weights + sample, a.heads * all, count);
         }
-        S* to = (S*)a.grad_value + origin;
-        for (int64_t s = 0; s < pixels; s++, to += stride) write_row(to, grads + s * P, D);
+        storage.write(a.grad_value, origin, grads, pixels, stride, D, P);
     }
 };
 
-// Calls f with the Task for the storage type and number of channels.
+// Calls f with the Task for the accumulation type and number of channels.
 template <class F> INLINE auto with_task(const wb_deform_attn_args& a, F&& f) {
     constexpr int floats = kVectorBytes / 4, doubles = kVectorBytes / 8;
+    if (a.dtype == WB_FLOAT64) return f(Task<double, doubles>());
     // Few channels: narrower vectors rather than padding.
-    const bool narrow_row = kVectorBytes > 16 && a.channels * 2 <= floats;
-    switch (a.dtype) {
-        case WB_FLOAT64: return f(Task<double, doubles>{});
-        case WB_FLOAT16: return narrow_row ? f(Task<Half, (floats > 4 ? floats / 2 : 4)>{}) : f(Task<Half, floats>{});
-        case WB_BFLOAT16: return narrow_row ? f(Task<Brain, (floats > 4 ? floats / 2 : 4)>{}) : f(Task<Brain, floats>{});
-        default: return narrow_row ? f(Task<float, (floats > 4 ? floats / 2 : 4)>{}) : f(Task<float, floats>{});
+    if constexpr (floats > 4) {
+        if (a.channels * 2 <= floats) return f(Task<float, floats / 2>());
     }
+    return f(Task<float, floats>());
 }
 
 size_t forward_bytes(const wb_deform_attn_args& a) {

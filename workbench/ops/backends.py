@@ -10,19 +10,21 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.ops import build
-from workbench.ops.native import DTYPES, Native
+from workbench.ops.native import Native
 
 CHOICES = ("reference", "cpu", "cuda")
 _COST = {
-    "cpu": "ten to thirty times slower at multi-scale deformable attention, and needs several times its memory",
-    "cuda": "several times slower at multi-scale deformable attention, and needs several times its memory",
+    "cpu": "ten to thirty times slower at this step and needs several times its memory",
+    "cuda": "several times slower at this step and needs several times its memory",
 }
 _MEND = {
-    "cpu": "install a C++ compiler (for example `apt install g++` or `conda install cxx-compiler`)",
-    "cuda": "install nvcc (for example `pip install nvidia-cuda-nvcc nvidia-cuda-cccl` in torch's CUDA version)",
+    "cpu": "install a C++ compiler (such as `apt install g++` or `conda install cxx-compiler`)",
+    "cuda": "install a C++ compiler and nvcc (such as "
+    f"`pip install 'cuda-toolkit[nvcc,cccl]=={torch.version.cuda}.*'`)",
 }
 _lock = threading.Lock()
 _loaded: dict[str, Native] = {}
+_rebuild = False
 _failed: dict[str, str] = {}  # why a back end cannot be used, so that it is tried and reported once
 
 
@@ -35,7 +37,9 @@ def forced() -> str | None:
 
 
 def load(name: str) -> Native:
-    """The compiled back end `name` ("cpu" or "cuda"), built if need be. Raises WorkbenchError when it cannot be had."""
+    """The compiled back end `name` ("cpu" or "cuda"), built if need be.
+
+    Raises WorkbenchError when it cannot be had."""
     native = _loaded.get(name)
     if native is not None:
         return native
@@ -51,8 +55,9 @@ def load(name: str) -> Native:
                 recipe = cuda_recipe()
             else:
                 recipe = build.cpu_recipe()
+            made = build.build(recipe, force=_rebuild)
             try:
-                _loaded[name] = Native(build.build(recipe))
+                _loaded[name] = Native(made)
             except OSError:  # a cached library that does not load, such as one cut short by a full disk
                 _loaded[name] = Native(build.build(recipe, force=True))
         except (WorkbenchError, OSError) as error:
@@ -61,27 +66,38 @@ def load(name: str) -> Native:
         return _loaded[name]
 
 
+def forget(rebuild: bool = False) -> None:
+    """Makes the next use of each back end look for it anew; with `rebuild`, compile it anew."""
+    global _rebuild
+    with _lock:
+        _loaded.clear()
+        _failed.clear()
+        _rebuild = rebuild
+
+
 def choose(device: torch.device, dtype: torch.dtype) -> Native | None:
     """The compiled back end for tensors of this device and dtype, or None for the reference.
 
-    Without a usable compiler this warns once and answers None; a back end forced by WORKBENCH_OPS that cannot be used
-    is a WorkbenchError."""
+    Without a usable compiler this warns once and answers None; a back end forced by WORKBENCH_OPS that cannot
+    be used is a WorkbenchError."""
     choice = forced()
     if choice == "reference":
         return None
     if choice is not None:
-        if device.type != choice or dtype not in DTYPES:
+        if device.type != choice or dtype not in load(choice).dtypes:
             raise WorkbenchError(f"WORKBENCH_OPS={choice} cannot serve {dtype} tensors on {device}.")
         return load(choice)
     name = device.type
-    if name not in _COST or dtype not in DTYPES or name in _failed:
+    if name not in _COST or name in _failed:
         return None
     try:
-        return load(name)
+        native = load(name)
+        return native if dtype in native.dtypes else None
     except WorkbenchError as error:
         warnings.warn(
-            f"deform_attn runs its PyTorch reference on {name}, which is {_COST[name]}. The {name} back end was not "
-            f"built: {error} To mend it, {_MEND[name]} and start again; `workbench build-ops` shows the result.",
+            f"Multi-scale deformable attention runs its PyTorch reference on {name}, which is {_COST[name]}. "
+            f"The {name} back end was not built: {error} "
+            f"To mend it, {_MEND[name]} and start again; `workbench build-ops` shows the result.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,8 +1,8 @@
 """Compiles the native back ends into a per-user cache.
 
-A build is keyed by the sources, the compilers' own version text, the flags and the C library, so that changing any of
-them builds anew and changing none does not. torch is no part of the key: the libraries have a plain C interface.
-Of several processes that need the same build, one compiles and the others wait for it.
+A build is keyed by the sources, the compilers' own version text, the flags and the C library, so that
+changing any of them builds anew and changing none does not. torch is no part of the key: the libraries have a
+plain C interface. Of several processes that need the same build, one compiles and the others wait for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
@@ -28,7 +28,10 @@ CPU_FLAGS = (
     "-ffp-contract=fast", "-pthread",
 )  # fmt: skip
 X86_SETS = {
-    "avx512": ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma", "-mprefer-vector-width=512"),
+    "avx512": (
+        *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"),
+        "-mprefer-vector-width=512",
+    ),
     "avx2": ("-mavx2", "-mfma"),
     "generic": (),
 }
@@ -36,19 +39,18 @@ X86_SETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make one library. In a command, {source} is the sources' folder and {out} the folder built in."""
+    """How to make one library. In a command, {source} is the sources' folder, {out} the folder built in."""
 
     name: str
     compiler: tuple[str, ...]  # the compiler's path and whatever identifies its version
     compile: tuple[tuple[str, ...], ...]
     link: tuple[str, ...]
     why: str = ""  # why this compiler
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Build:
-    """A library in the cache. `seconds` is what compiling took, whenever that was; `cached` that it was there."""
+    """A library in the cache. `seconds`: what compiling took, whenever that was; `cached`: it was there."""
 
     name: str
     library: Path
@@ -69,7 +71,7 @@ def source_directory() -> Path:
 def cache_directory() -> Path:
     """$WORKBENCH_CACHE, else the user's cache folder; made if need be, for the user's eyes only.
 
-    Raises WorkbenchError where no such folder can be written, or where it belongs to somebody else, whose code a
+    Raises WorkbenchError where no such folder can be written, or where others can write it, whose code a
     process must not load."""
     chosen = os.environ.get("WORKBENCH_CACHE")
     if chosen:
@@ -86,7 +88,8 @@ def cache_directory() -> Path:
             pass
     except OSError as error:
         raise WorkbenchError(
-            f"The cache folder {folder} cannot be written ({error.strerror}); set WORKBENCH_CACHE to one that can."
+            f"The cache folder {folder} cannot be written ({error.strerror}): "
+            "set WORKBENCH_CACHE to one that can."
         ) from None
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise WorkbenchError(
@@ -103,12 +106,13 @@ def version_text(compiler: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkbenchError(f"The compiler {compiler} does not run: {error}") from None
     if done.returncode:
-        raise WorkbenchError(f"The compiler {compiler} does not run: {(done.stderr or done.stdout).strip()[:200]}")
+        output = (done.stderr or done.stdout).strip()[:200]
+        raise WorkbenchError(f"The compiler {compiler} does not run: {output}")
     return done.stdout.strip()
 
 
 def cxx_compiler() -> str:
-    """The C++ compiler: $CXX, else c++, g++ or clang++ on the PATH. Raises WorkbenchError when there is none."""
+    """The C++ compiler: $CXX, else c++, g++ or clang++ on the PATH. WorkbenchError when there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         found = shutil.which(name)
@@ -125,8 +129,9 @@ def cpu_recipe() -> Recipe:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = X86_SETS if x86 else {"generic": ()}
     start = (compiler, *CPU_FLAGS)
+    kernel = "{source}/cpu/kernel.cpp"
     kernels = tuple(
-        (*start, *flags, f"-DWB_KERNEL=kernel_{name}", "-c", "{source}/cpu/kernel.cpp", "-o", f"{{out}}/{name}.o")
+        (*start, *flags, f"-DWB_KERNEL=kernel_{name}", "-c", kernel, "-o", f"{{out}}/{name}.o")
         for name, flags in sets.items()
     )
     threads = (*start, "-c", "{source}/cpu/deform_attn.cpp", "-o", "{out}/deform_attn.o")
@@ -147,8 +152,8 @@ def build_key(recipe: Recipe, source: Path) -> str:
     for path in sorted(source.rglob("*")):
         if path.suffix in kinds:
             state.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    rest = [recipe.name, recipe.compiler, recipe.compile, recipe.link, platform.machine(), platform.libc_ver()]
-    state.update(json.dumps(rest).encode())
+    commands = [recipe.compiler, recipe.compile, recipe.link]
+    state.update(json.dumps([*commands, platform.machine(), platform.libc_ver()]).encode())
     return state.hexdigest()[:24]
 
 
@@ -161,14 +166,12 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _run(commands: Sequence[tuple[str, ...]], names: dict[str, str], environment: dict[str, str]) -> None:
+def _run(commands: Sequence[tuple[str, ...]], names: dict[str, str]) -> None:
     """Runs commands side by side; raises WorkbenchError with the first failure's output."""
     processes = []
     for command in commands:
         filled = [part.format(**names) for part in command]
-        process = subprocess.Popen(
-            filled, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
-        )
+        process = subprocess.Popen(filled, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         processes.append((filled, process))
     failures = []
     for filled, process in processes:
@@ -179,13 +182,20 @@ def _run(commands: Sequence[tuple[str, ...]], names: dict[str, str], environment
         raise WorkbenchError(failures[0])
 
 
+def _version_line(text: str) -> str:
+    lines = text.splitlines()
+    return next((line for line in lines if "release" in line), lines[0])
+
+
 def build(recipe: Recipe, force: bool = False) -> Build:
-    """The recipe's library, compiled unless the cache has it. Raises WorkbenchError when it cannot be compiled."""
+    """The recipe's library, compiled unless the cache has it.
+
+    Raises WorkbenchError when it cannot be compiled."""
     source = source_directory()
     key = build_key(recipe, source)
     cache = cache_directory()
     target = cache / f"{recipe.name}-{key}"
-    compiler = f"{recipe.compiler[0]}: {recipe.compiler[1].splitlines()[0]}"
+    compiler = f"{recipe.compiler[0]} ({_version_line(recipe.compiler[1])})"
     with _lock(cache / f"{recipe.name}-{key}.lock"):
         cached = (target / "build.json").is_file() and not force
         if not cached:
@@ -193,8 +203,8 @@ def build(recipe: Recipe, force: bool = False) -> Build:
             work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=cache))
             try:
                 names = {"source": str(source), "out": str(work)}
-                _run(recipe.compile, names, recipe.environment)
-                _run([recipe.link], names, recipe.environment)
+                _run(recipe.compile, names)
+                _run([recipe.link], names)
                 for made in work.glob("*.o"):
                     made.unlink()
                 seconds = round(time.perf_counter() - started, 2)

@@ -19,16 +19,16 @@ def deform_attn(
 ) -> Tensor:
     """Sample each head's feature maps at a few points a query and add them up, weighted.
 
-    Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it; `deform_attn_reference` is the
-    definition. Runs the fastest back end that this machine has for the tensors' device; WORKBENCH_OPS=reference|cpu|cuda
-    forces one. Differentiable once in all three tensors.
+    Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it;
+    `deform_attn_reference` is the definition. Runs the fastest back end that this machine has for the tensors'
+    device; WORKBENCH_OPS=reference|cpu|cuda forces one. Differentiable once in all three tensors.
 
     Args:
         value: (B, S, M, D) float16, bfloat16, float32 or float64; S = sum of H*W over the levels, below 2^31.
         spatial_shapes: (H, W) of each of the L levels.
-        sampling_locations: (B, Lq, M, L, P, 2) as (x, y), [0, 1] across the map; what lies outside the map counts as 0.
-            Float32 locations serve every value dtype but float64; bfloat16 could not tell the pixels of a large map.
-        attention_weights: (B, Lq, M, L, P); need not add up to 1.
+        sampling_locations: (B, Lq, M, L, P, 2) as (x, y), [0, 1] across the map; outside counts as 0.
+            float32, or value's dtype; half precision cannot tell the pixels of a large map apart.
+        attention_weights: (B, Lq, M, L, P), float32 or value's dtype; need not add up to 1.
 
     Returns:
         (B, Lq, M*D) in value's dtype. Half precision is accumulated in float32.
@@ -46,27 +46,32 @@ def deform_attn(
 
 
 def _is_reference(value: Tensor) -> bool:
-    # Real tensors only: fake and meta ones must meet the operator. The reference is better off without it: its own
-    # autograd need not compute the forward twice.
-    return type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta and (
-        backends.choose(value.device, value.dtype) is None
-    )
+    # The reference is better off outside the operator: autograd then need not compute its forward twice. Fake
+    # and meta tensors go to the operator, which knows their shapes without a back end.
+    real = type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta
+    return real and backends.choose(value.device, value.dtype) is None
 
 
 def _check(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
 ) -> list[int]:
     """The flattened spatial shapes, once everything fits together."""
     if value.dim() != 4 or min(value.shape[2:]) < 1:
         raise ValueError(f"value: expected shape (B, S, M, D) with M, D >= 1, got {tuple(value.shape)}")
     shapes = [size for shape in spatial_shapes for size in shape]
     if len(shapes) < 2 or len(shapes) != 2 * len(spatial_shapes) or min(shapes) < 1:
-        raise ValueError(f"spatial_shapes: expected one or more (H, W), each at least 1, got {spatial_shapes}")
+        raise ValueError(
+            f"spatial_shapes: expected one or more (H, W), each at least 1, got {spatial_shapes}"
+        )
     batch, pixels, heads, _ = value.shape
     total = sum(height * width for height, width in spatial_shapes)
     if total != pixels:
         raise ValueError(
-            f"value: expected shape (B, {total}, M, D), since spatial_shapes has {total} pixels, got {tuple(value.shape)}"
+            f"value: expected shape (B, {total}, M, D), as spatial_shapes has {total} pixels, "
+            f"got {tuple(value.shape)}"
         )
     if pixels >= 2**31:
         raise ValueError(f"value: expected fewer than 2^31 pixels, got {pixels}")
@@ -90,13 +95,14 @@ def _check(
 
 
 def _pairs(shapes: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(shapes[::2], shapes[1::2]))
+    return list(zip(shapes[::2], shapes[1::2], strict=True))
 
 
 @torch.library.custom_op(
     "workbench::deform_attn",
     mutates_args=(),
-    schema="(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
+    schema="(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
+    " -> Tensor",
 )
 def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     native = backends.choose(value.device, value.dtype)
@@ -121,9 +127,8 @@ def _backward(
             output = deform_attn_reference(leaves[0], _pairs(spatial_shapes), *leaves[1:])
             grads = torch.autograd.grad(output, leaves, grad_output)
         return tuple(grad.contiguous() for grad in grads)
-    return native.backward(
-        grad_output.contiguous(), value.contiguous(), spatial_shapes, locations.contiguous(), weights.contiguous()
-    )
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    return native.backward(grad_output.contiguous(), value, spatial_shapes, locations, weights)
 
 
 @_forward.register_fake
@@ -144,8 +149,11 @@ def _save(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, grad_output: Tensor):
     value, locations, weights = ctx.saved_tensors
-    grads = torch.ops.workbench.deform_attn_backward(grad_output, value, ctx.spatial_shapes, locations, weights)
-    return grads[0], None, grads[1], grads[2]
+    backward = torch.ops.workbench.deform_attn_backward
+    grad_value, grad_locations, grad_weights = backward(
+        grad_output, value, ctx.spatial_shapes, locations, weights
+    )
+    return grad_value, None, grad_locations, grad_weights
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

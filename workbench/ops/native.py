@@ -21,6 +21,12 @@ _SIZES = ("batch", "pixels", "heads", "channels", "queries", "levels", "points")
 _TENSORS = (
     "value", "locations", "weights", "output", "grad_output", "grad_value", "grad_locations", "grad_weights",
 )  # fmt: skip
+_FAILURES = {
+    -1: "its library has another ABI",
+    -2: "out of memory",
+    -3: "unknown dtype or instruction set",
+    -4: "more than 16 levels, or more samples a query than fit a block; set WORKBENCH_OPS=reference",
+}
 
 
 class Arguments(ctypes.Structure):
@@ -43,12 +49,13 @@ class Arguments(ctypes.Structure):
 def openmp_runner() -> int | None:
     """The address of GOMP_parallel in the OpenMP runtime torch has loaded, or None.
 
-    Running on torch's own threads keeps its idle ones, which spin for a while after each of its operators, from
-    competing with ours. Where there is no such runtime the library starts threads itself."""
+    Running on torch's own threads keeps its idle ones, which spin for a while after each of its operators,
+    from competing with ours. Where there is no such runtime the library starts threads itself."""
     folder = Path(torch.__file__).parent / "lib"
     candidates = [str(path) for path in sorted(folder.glob("lib*omp*"))]
     if sys.platform == "linux":
-        loaded = set(re.findall(r"\s(/\S*/lib[gi]?omp[^/\s]*)$", Path("/proc/self/maps").read_text(), re.MULTILINE))
+        maps = Path("/proc/self/maps").read_text()
+        loaded = set(re.findall(r"\s(/.*/lib[gi]?omp[^/\s]*)$", maps, re.MULTILINE))
         own = [path for path in candidates if str(Path(path).resolve()) in loaded or path in loaded]
         candidates = own or (list(loaded) if len(loaded) == 1 else [])
     for path in candidates:
@@ -67,7 +74,8 @@ class Native:
         self.build = build
         self.library = ctypes.CDLL(str(build.library))
         self.cuda = build.name == "cuda"
-        self.isa = -1
+        self.isa = -1  # the best instruction set the processor has
+        self.dtypes = {dtype for dtype in DTYPES if not (self.cuda and dtype == torch.float64)}
         if not self.cuda:
             self.library.wb_isa_name.restype = ctypes.c_char_p
 
@@ -79,50 +87,42 @@ class Native:
     def forward(self, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
         batch, _, heads, channels = value.shape
         output = value.new_empty((batch, locations.shape[1], heads * channels))
-        self._call(
-            self.library.wb_deform_attn_forward, value, shapes, locations, dict(weights=weights, output=output)
-        )
+        self._call("forward", shapes, value=value, locations=locations, weights=weights, output=output)
         return output
 
     def backward(
         self, grad_output: Tensor, value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grads = value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
-        tensors = dict(
-            weights=weights,
-            grad_output=grad_output,
-            grad_value=grads[0],
-            grad_locations=grads[1],
-            grad_weights=grads[2],
-        )
-        self._call(self.library.wb_deform_attn_backward, value, shapes, locations, tensors)
+        grads = tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
+        inputs = {"value": value, "locations": locations, "weights": weights, "grad_output": grad_output}
+        names = ("grad_value", "grad_locations", "grad_weights")
+        self._call("backward", shapes, **inputs, **dict(zip(names, grads, strict=True)))
         return grads
 
-    def _call(self, function, value: Tensor, shapes: Sequence[int], locations: Tensor, tensors: dict) -> None:
+    def _call(self, direction: str, shapes: Sequence[int], **tensors: Tensor) -> None:
+        value, locations = tensors["value"], tensors["locations"]
         flat = (ctypes.c_int64 * len(shapes))(*shapes)
         sizes = (*value.shape, locations.shape[1], locations.shape[3], locations.shape[4])
-        arguments = Arguments(
-            ABI,
-            DTYPES[value.dtype],
-            *sizes,
-            ctypes.addressof(flat),
-            value.data_ptr(),
-            locations.data_ptr(),
-            **{name: tensor.data_ptr() for name, tensor in tensors.items()},
-            isa=self.isa,
-        )
+        arguments = Arguments(ABI, DTYPES[value.dtype], *sizes, ctypes.addressof(flat), isa=self.isa)
+        for name, tensor in tensors.items():
+            if (
+                self.cuda and tensor.data_ptr() % 16
+            ):  # a view from the middle of a tensor: the loads are 16 bytes wide
+                tensor = tensors[name] = tensor.clone()
+            setattr(arguments, name, tensor.data_ptr())
+        function = getattr(self.library, f"wb_deform_attn_{direction}")
         if self.cuda:
             arguments.threads = value.device.index
-            arguments.runner = torch.cuda.current_stream(value.device).cuda_stream
-            if "grad_value" in tensors and value.dtype in (torch.float16, torch.bfloat16):
-                scratch = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+            if direction == "backward" and value.dtype != torch.float32:
+                scratch = torch.empty(value.shape, dtype=torch.float32, device=value.device)
                 arguments.scratch = scratch.data_ptr()
+            with torch.cuda.device(value.device):
+                arguments.runner = torch.cuda.current_stream().cuda_stream
+                status = function(ctypes.byref(arguments))
         else:
             arguments.threads = torch.get_num_threads()
             arguments.runner = openmp_runner()
-        status = function(ctypes.byref(arguments))
+            status = function(ctypes.byref(arguments))
         if status:
-            known = {-1: "it has another ABI", -2: "out of memory", -3: "unknown dtype or instruction set"}
-            raise WorkbenchError(
-                f"The {self.build.name} back end of deform_attn failed: {known.get(status, f'CUDA error {status}')}."
-            )
+            reason = _FAILURES.get(status, f"CUDA error {status}")
+            raise WorkbenchError(f"The {self.build.name} back end of deform_attn failed: {reason}.")

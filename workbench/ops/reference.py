@@ -1,5 +1,5 @@
-"""Multi-scale deformable attention in plain PyTorch: any device, any floating dtype. It is the definition that
-every other back end is measured against."""
+"""Multi-scale deformable attention in plain PyTorch, on any device and in any floating dtype: the definition,
+which every other back end is measured against."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def deform_attn_reference(
 ) -> Tensor:
     """Sample each head's feature maps at a few points a query and add them up, weighted.
 
-    Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it. A location (x, y) of level
-    (H, W) reads the bilinear interpolation at pixel (x*W - 0.5, y*H - 0.5); what lies outside the map counts as 0.
+    Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it. A location (x, y) of a
+    level (H, W) reads the bilinear interpolation at pixel (x*W - 0.5, y*H - 0.5); what lies outside counts as 0.
 
     Args:
         value: (B, S, M, D) with S = sum of H*W over the levels, level after level, row after row.
@@ -39,9 +39,8 @@ def deform_attn_reference(
     samples = []
     for level, (height, width) in enumerate(spatial_shapes):
         image = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        samples.append(
-            F.grid_sample(image, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False)
-        )
+        grid = grids[:, :, level]
+        samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
     stacked = torch.stack(samples, dim=-2).flatten(-2)  # (B*M, D, Lq, L*P)
     output = (stacked * weights.reshape(batch * heads, 1, queries, len(spatial_shapes) * points)).sum(-1)
     return output.reshape(batch, heads * channels, queries).transpose(1, 2).contiguous().to(value.dtype)

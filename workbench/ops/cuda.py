@@ -1,0 +1,104 @@
+"""Finds the CUDA compiler that fits torch, from the machine or from PyPI, and says how to build with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.ops.build import Recipe, cxx_compiler, version_text
+
+CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "4")
+
+
+def cuda_recipe(capabilities: Sequence[tuple[int, int]] | None = None) -> Recipe:
+    """How to build the CUDA library for the visible devices, or for these compute capabilities.
+
+    Raises WorkbenchError when torch has no CUDA, or no nvcc of its major version can be found."""
+    if torch.version.cuda is None:
+        raise WorkbenchError("This torch was built without CUDA.")
+    nvcc, version, why = find_nvcc(int(torch.version.cuda.split(".")[0]))
+    if capabilities is None:
+        capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    names = sorted({10 * major + minor for major, minor in capabilities})
+    targets = tuple(f"-gencode=arch=compute_{name},code=sm_{name}" for name in names)
+    root = Path(nvcc).parents[1]
+    extra = [f"-I{folder}" for folder in (root / "include", root / "include" / "cccl") if folder.is_dir()]
+    libraries = [f"-L{folder}" for folder in (root / "lib64", root / "lib") if folder.is_dir()]
+    start = (nvcc, "-ccbin", cxx_compiler(), *CUDA_FLAGS, *targets, *extra)
+    return Recipe(
+        name="cuda",
+        compiler=(nvcc, version, version_text(cxx_compiler())),
+        compile=((*start, "-c", "{source}/cuda/deform_attn.cu", "-o", "{out}/deform_attn.o"),),
+        link=(
+            *start,
+            "-shared",
+            "-cudart",
+            "static",
+            *libraries,
+            "{out}/deform_attn.o",
+            "-o",
+            "{out}/library.so",
+        ),
+        why=why,
+    )
+
+
+def find_nvcc(major: int) -> tuple[str, str, str]:
+    """The path of an nvcc of this major version, its version text, and why it was chosen.
+
+    The machine's own ($CUDA_HOME, else the PATH) where its major version is right, else the one that the PyPI package
+    nvidia-cuda-nvcc has put beside torch's CUDA libraries. Raises WorkbenchError when neither is there."""
+    home = os.environ.get("CUDA_HOME")
+    own = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
+    if own is None:
+        passed = "the machine has no nvcc"
+    else:
+        version = version_text(own)
+        found = _major(version)
+        if found == major:
+            return (
+                _real_path(own),
+                version,
+                f"the machine's nvcc has the major version of torch's CUDA, {major}",
+            )
+        passed = f"the machine's nvcc has major version {found}, torch's CUDA {major}"
+    for folder in _nvidia_folders():
+        nvcc = folder / f"cu{major}" / "bin" / "nvcc"
+        if nvcc.is_file() and os.access(nvcc, os.X_OK):
+            version = version_text(str(nvcc))
+            if _major(version) == major:
+                return str(nvcc), version, f"PyPI's nvcc, because {passed}"
+    raise WorkbenchError(
+        f"There is no nvcc to build with: {passed}, and the packages nvidia-cuda-nvcc and nvidia-cuda-cccl of CUDA "
+        f"{major} are not installed."
+    )
+
+
+def _major(version: str) -> int:
+    match = re.search(r"release (\d+)\.", version)
+    return int(match.group(1)) if match else 0
+
+
+def _nvidia_folders() -> list[Path]:
+    spec = importlib.util.find_spec("nvidia")
+    return [Path(folder) for folder in spec.submodule_search_locations] if spec else []
+
+
+def _real_path(nvcc: str) -> str:
+    """The nvcc inside its toolkit, of which the PATH may hold a link or a wrapper script."""
+    import subprocess
+
+    dry = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True
+    ).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)
+    real = Path(top.group(1)) / "bin" / "nvcc" if top else None
+    return str(real.resolve()) if real is not None and real.is_file() else nvcc
