@@ -91,13 +91,16 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, moment: int, after: bool) -> None:
                 watch(owner, name)
 
 
+@pytest.mark.parametrize("start", ["last", "last.old"])  # .old: what a first kill may have left
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, after: bool) -> None:
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
+    tmp_path: Path, after: bool, start: str
+) -> None:
     moment, finished = 0, False
     while not finished:
         moment += 1
         place = tmp_path / f"{moment}" / "last"
-        save(place, step=1, state={"step": 1})
+        save(place, step=1, state={"step": 1}).rename(place.with_name(start))
         with pytest.MonkeyPatch.context() as patch:
             _die_at(patch, moment, after)
             try:

@@ -1,0 +1,58 @@
+"""Learning rates by step: scaling, warm-up, decay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.training.toy import config
+from workbench.training.schedule import lr_arithmetic, lr_factor, scaled_lr
+
+
+def settings(schedule: str = "WarmupMultiStepLR", **changes: object):
+    changes = {"SOLVER_WARMUP_ITERS": 0, "SOLVER_MAX_ITER": 100, "SOLVER_STEPS": [60, 80], **changes}
+    return config("unused", SOLVER_LR_SCHEDULER_NAME=schedule, **changes)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("linear", 0.005), ("sqrt", 0.01), ("none", 0.02)])
+def test_invariant_9_learning_rate_follows_the_batch(rule: str, expected: float) -> None:
+    batch = {"SOLVER_IMS_PER_BATCH": 4, "SOLVER_REFERENCE_BATCH_SIZE": 16}
+    cfg = settings(SOLVER_LR_SCALING=rule, SOLVER_BASE_LR=0.02, **batch)
+    assert scaled_lr(cfg) == pytest.approx(expected)
+    line = lr_arithmetic(cfg)
+    assert f"learning rate {expected:g} = BASE_LR 0.02" in line and "4 images a step" in line and rule in line
+
+
+def test_multistep_falls_at_its_steps() -> None:
+    cfg = settings(SOLVER_GAMMA=0.1)
+    assert [lr_factor(cfg, step) for step in (0, 59, 60, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_steps_beyond_the_end_are_never_reached() -> None:
+    assert lr_factor(settings(SOLVER_STEPS=[200]), 99) == 1
+
+
+def test_cosine_falls_to_its_end() -> None:
+    cfg = settings("WarmupCosineLR", SOLVER_BASE_LR=0.02, SOLVER_BASE_LR_END=0.002)
+    assert [lr_factor(cfg, step) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+    assert lr_factor(cfg, 25) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_poly_falls_to_nothing_or_to_its_constant() -> None:
+    assert lr_factor(settings("WarmupPolyLR"), 50) == pytest.approx(0.5**0.9)
+    cfg = settings("WarmupPolyLR", SOLVER_POLY_LR_CONSTANT_ENDING=0.3)
+    assert [lr_factor(cfg, step) for step in (0, 99)] == pytest.approx([1, 0.3])
+
+
+@pytest.mark.parametrize("schedule", ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"])
+def test_warm_up_rises_in_a_line_and_hands_over(schedule: str) -> None:
+    warm = settings(schedule, SOLVER_WARMUP_ITERS=10, SOLVER_WARMUP_FACTOR=0.2)
+    plain = settings(schedule)
+    ratios = [lr_factor(warm, step) / lr_factor(plain, step) for step in (0, 5, 10, 40)]
+    assert ratios == pytest.approx([0.2, 0.6, 1, 1])
+
+
+def test_constant_warm_up_jumps() -> None:
+    cfg = settings(SOLVER_WARMUP_ITERS=10, SOLVER_WARMUP_FACTOR=0.2, SOLVER_WARMUP_METHOD="constant")
+    assert [lr_factor(cfg, step) for step in (0, 9, 10)] == pytest.approx([0.2, 0.2, 1])
