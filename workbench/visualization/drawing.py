@@ -1,0 +1,309 @@
+"""Pictures of instances: masks, contours and captions on an image, panels beside each other.
+
+Small images are enlarged first, so that a caption on a 128-pixel image can be read. The colours are those of
+Okabe and Ito (2008), which people with any common colour blindness can tell apart; contours and captions say
+the same again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from workbench.data.masks import decode_mask
+from workbench.data.vocabulary import Vocabulary, class_name
+from workbench.visualization.captions import BLACK, WHITE, Colour, place_plates, plate
+from workbench.visualization.painting import Piece, blit, cut_out, lead, paint
+
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),  # orange
+    (86, 180, 233),  # sky blue
+    (0, 158, 115),  # bluish green
+    (240, 228, 66),  # yellow
+    (0, 114, 178),  # blue
+    (213, 94, 0),  # vermilion
+    (204, 121, 167),  # reddish purple
+)
+GREY: Colour = (150, 150, 150)  # crowd regions
+LEAST_SIDE = 512  # images whose longer side is shorter are enlarged by a whole factor to about this
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """One object to draw: mask (H, W) bool; label, the number of its main category; attributes {subcategory:
+    class}, with only those known; score, None for ground truth; crowd region or not.
+    """
+
+    mask: np.ndarray
+    label: int
+    attributes: dict[str, str]
+    score: float | None = None
+    crowd: bool = False
+
+    def caption(self, vocabulary: Vocabulary) -> str:
+        """Main category and score in one line, subcategory classes in a second."""
+        name = "crowd" if self.crowd else vocabulary.categories[self.label]
+        head = name if self.score is None else f"{name} {self.score:.2f}"
+        return "\n".join(filter(None, (head, " · ".join(self.attributes.values()))))
+
+
+def draw_instances(
+    image: np.ndarray | torch.Tensor,
+    masks: Sequence[np.ndarray] | np.ndarray | torch.Tensor,
+    *,
+    captions: Sequence[str] | None = None,
+    colours: Sequence[Colour] | None = None,
+    boxes: bool = False,
+    opacity: float = 0.25,
+    scale: int | None = None,
+    font_size: int | None = None,
+) -> np.ndarray:
+    """Draws N instances on an image and returns (H x scale, W x scale, 3) uint8.
+
+    Args: image: (H, W, 3) or (H, W) array, or (3, H, W) tensor; uint8, or float in 0..255. masks: N of (H, W)
+    bool. Smaller masks are drawn over larger ones. captions: N texts; the first ones get the best places.
+    Where a picture is too full for all, the rest is left out and a note in the corner says how many. colours:
+    N RGB colours; by default the palette in turn. boxes: also draw the box of each mask. scale: whole factor
+    by which image and masks are enlarged; by default small images are.
+    """
+    picture = as_image(image)
+    scale = scale or max(1, math.ceil(LEAST_SIDE / max(picture.shape[:2])))
+    canvas = enlarge(picture, scale)
+    height, width = canvas.shape[:2]
+    colours = list(colours or (PALETTE[i % len(PALETTE)] for i in range(len(masks))))
+    pieces = [cut_out(mask, scale) for mask in masks]
+    there = [i for i, piece in enumerate(pieces) if piece is not None]
+    line = max(2, round(max(height, width) / 200))
+    order = sorted(there, key=lambda i: -int(np.count_nonzero(pieces[i].mask)))
+    painted = [pieces[i] for i in order], [colours[i] for i in order]
+    canvas = paint(canvas, *painted, opacity=opacity, line=line, boxes=boxes)
+    if captions is not None:
+        shown = [i for i in there if captions[i]]
+        size = font_size or int(np.clip(max(height, width) / 44, 12, 24))
+        plates = [plate(captions[i], size, colours[i], width) for i in shown]
+        _caption(canvas, [pieces[i] for i in there], [pieces[i] for i in shown], plates, size)
+    return canvas
+
+
+def _caption(
+    canvas: np.ndarray,
+    objects: Sequence[Piece],
+    captioned: Sequence[Piece],
+    plates: Sequence[np.ndarray],
+    size: int,
+) -> None:
+    """Puts a plate beside each captioned object, and a note in the corner where some have no place."""
+    height, width = canvas.shape[:2]
+    covered = np.zeros((height, width), dtype=bool)
+    for mask, x, y in objects:
+        covered[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
+    boxes = np.array([[x, y, x + mask.shape[1], y + mask.shape[0]] for mask, x, y in captioned]).reshape(
+        -1, 4
+    )
+    spots = place_plates([p.shape[:2] for p in plates], boxes, covered)
+    if None in spots:
+        note = plate(f"{len(spots)} captions left out", size, BLACK, width)
+        x, y = width - note.shape[1], height - note.shape[0]
+        for i, (spot, label) in enumerate(zip(spots, plates, strict=True)):
+            if spot and spot[0] + label.shape[1] > x and spot[1] + label.shape[0] > y:
+                spots[i] = None
+        blit(canvas, plate(f"{spots.count(None)} captions left out", size, BLACK, width), x, y)
+    placed = [(spot, *rest) for spot, *rest in zip(spots, plates, captioned, strict=True) if spot]
+    for spot, label, piece in placed:
+        lead(canvas, spot, label, piece)
+    for spot, label, _ in placed:
+        blit(canvas, label, *spot)
+
+
+def as_image(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """(3, H, W) tensor or (H, W, 3) or (H, W) array, uint8 or float in 0..255 -> (H, W, 3) uint8, a copy."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().numpy().transpose(1, 2, 0)
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[:, :, None].repeat(3, axis=2)
+    if image.dtype != np.uint8:
+        image = image.round().clip(0, 255)
+    return np.array(image[:, :, :3], dtype=np.uint8)
+
+
+def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H x scale, W x scale, 3)."""
+    if scale == 1:
+        return picture
+    height, width = picture.shape[:2]
+    return np.array(
+        Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+    )
+
+
+def drawables_of_predictions(
+    predictions: Sequence[Mapping] | Mapping, vocabulary: Vocabulary, score_threshold: float = 0.5
+) -> list[Drawable]:
+    """What to draw of one image's predictions, best first: rows of COCO results or the model's own
+    predictions.
+
+    Subcategories for which no-object is the likeliest are left out.
+    """
+    if isinstance(predictions, Mapping):
+        return _drawables_of_model(predictions, vocabulary, score_threshold)
+    label_of = {key: k for k, key in enumerate(vocabulary.category_ids)}
+    rows = sorted((r for r in predictions if r["score"] >= score_threshold), key=lambda r: -r["score"])
+    return [
+        Drawable(
+            decode_mask(row["segmentation"], *row["segmentation"]["size"]),
+            label_of[row["category_id"]],
+            _known(row.get("attributes"), vocabulary),
+            float(row["score"]),
+        )
+        for row in rows
+    ]
+
+
+def _drawables_of_model(
+    predictions: Mapping, vocabulary: Vocabulary, score_threshold: float
+) -> list[Drawable]:
+    scores = predictions["scores"].detach().cpu()
+    best = {name: p.argmax(dim=1).tolist() for name, p in predictions["subcategories"].items()}
+    return [
+        Drawable(
+            predictions["masks"][i].detach().cpu().numpy(),
+            int(predictions["labels"][i]),
+            {
+                name: vocabulary.subcategories[name][classes[i]]
+                for name, classes in best.items()
+                if classes[i] < len(vocabulary.subcategories[name])
+            },
+            float(scores[i]),
+        )
+        for i in scores.argsort(descending=True, stable=True).tolist()
+        if scores[i] >= score_threshold
+    ]
+
+
+def drawables_of_annotations(
+    annotations: Sequence[Mapping], vocabulary: Vocabulary, height: int, width: int
+) -> list[Drawable]:
+    """What to draw of one image's ground truth: annotations of a COCO file or of a dataset dict."""
+    label_of = {key: k for k, key in enumerate(vocabulary.category_ids)}
+    drawables = []
+    for annotation in annotations:
+        if "subcategories" in annotation:  # a dataset dict's: numbers instead of names
+            label = annotation["category_id"]
+            attributes = _named(annotation["subcategories"], vocabulary)
+        else:
+            label = label_of[annotation["category_id"]]
+            attributes = _known(annotation.get("attributes"), vocabulary)
+        mask = decode_mask(annotation["segmentation"], height, width)
+        drawables.append(Drawable(mask, label, attributes, crowd=bool(annotation.get("iscrowd", 0))))
+    return drawables
+
+
+def drawables_of_targets(targets: Mapping, vocabulary: Vocabulary) -> list[Drawable]:
+    """What to draw of the targets of a batched input: what the model is trained on, after the mapper."""
+    classes = {name: values.tolist() for name, values in targets["subcategories"].items()}
+    return [
+        Drawable(mask.cpu().numpy(), label, _named({name: classes[name][i] for name in classes}, vocabulary))
+        for i, (mask, label) in enumerate(zip(targets["masks"], targets["labels"].tolist(), strict=True))
+    ]
+
+
+def _known(attributes: Mapping | None, vocabulary: Vocabulary) -> dict[str, str]:
+    values = {name: class_name((attributes or {}).get(name)) for name in vocabulary.subcategories}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _named(numbers: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, str]:
+    return {name: vocabulary.subcategories[name][k] for name, k in numbers.items() if k >= 0}
+
+
+def draw(
+    image: np.ndarray | torch.Tensor, drawables: Sequence[Drawable], vocabulary: Vocabulary, **how: object
+) -> np.ndarray:
+    """Draws what `drawables_of_...` made, coloured by main category so that panels of one image compare;
+    keyword arguments are those of `draw_instances`.
+    """
+    return draw_instances(
+        image,
+        [each.mask for each in drawables],
+        captions=[each.caption(vocabulary) for each in drawables],
+        colours=[GREY if each.crowd else PALETTE[each.label % len(PALETTE)] for each in drawables],
+        **how,
+    )
+
+
+def prediction_panel(
+    image: np.ndarray | torch.Tensor,
+    predictions: Sequence[Mapping] | Mapping,
+    vocabulary: Vocabulary,
+    *,
+    score_threshold: float = 0.5,
+    title: str | None = None,
+    **how: object,
+) -> np.ndarray:
+    """Picture of one image's predictions scoring at least `score_threshold`."""
+    panel = draw(image, drawables_of_predictions(predictions, vocabulary, score_threshold), vocabulary, **how)
+    return panel if title is None else titled(panel, title)
+
+
+def ground_truth_panel(
+    image: np.ndarray | torch.Tensor,
+    annotations: Sequence[Mapping],
+    vocabulary: Vocabulary,
+    *,
+    title: str | None = None,
+    **how: object,
+) -> np.ndarray:
+    """Picture of one image's ground truth; crowd regions are grey."""
+    height, width = as_image(image).shape[:2]
+    panel = draw(image, drawables_of_annotations(annotations, vocabulary, height, width), vocabulary, **how)
+    return panel if title is None else titled(panel, title)
+
+
+def titled(panel: np.ndarray, title: str) -> np.ndarray:
+    """The panel with a line of text above it."""
+    width = panel.shape[1]
+    text = plate(title, int(np.clip(width / 32, 11, 24)), WHITE, width)
+    strip = np.full((text.shape[0] + 4, width, 3), 255, dtype=np.uint8)
+    strip[2 : 2 + text.shape[0], : text.shape[1]] = text
+    return np.concatenate([strip, panel])
+
+
+def side_by_side(
+    panels: Sequence[np.ndarray], titles: Sequence[str] | None = None, gap: int = 8
+) -> np.ndarray:
+    """Panels in a row on white, aligned at the bottom, so that titles of different height do no harm."""
+    return contact_sheet(panels, columns=len(panels), titles=titles, gap=gap)
+
+
+def contact_sheet(
+    panels: Sequence[np.ndarray], *, columns: int = 4, titles: Sequence[str] | None = None, gap: int = 8
+) -> np.ndarray:
+    """Panels (h, w, 3) uint8 of any sizes in rows of `columns` on white, each column as wide as its widest
+    panel.
+    """
+    if titles is not None:
+        panels = [titled(panel, title) for panel, title in zip(panels, titles, strict=True)]
+    if not panels:
+        return np.full((gap, gap, 3), 255, dtype=np.uint8)
+    columns = max(1, min(columns, len(panels)))
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    widths = [max(panel.shape[1] for panel in panels[i::columns]) for i in range(columns)]
+    heights = [max(panel.shape[0] for panel in row) for row in rows]
+    sheet = np.full(
+        (sum(heights) + gap * (len(rows) - 1), sum(widths) + gap * (columns - 1), 3), 255, np.uint8
+    )
+    y = 0
+    for row, height in zip(rows, heights, strict=True):
+        x = 0
+        for panel, width in zip(row, widths, strict=False):
+            top = y + height - panel.shape[0]
+            sheet[top : top + panel.shape[0], x : x + panel.shape[1]] = panel
+            x += width + gap
+        y += height + gap
+    return sheet
