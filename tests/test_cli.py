@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from workbench import cli, workflows
 from workbench.errors import WorkbenchError
 
-COMMANDS = ("shapes", "validate", "train", "eval", "predict", "show", "env")
+COMMANDS = ("shapes", "validate", "train", "eval", "predict", "show", "runs", "env", "build-ops")
 
 
 class Calls(list):
@@ -205,7 +208,9 @@ def test_env_reports_as_text_and_json(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["env"]) == 0
     assert "torchvision" in capsys.readouterr().out
     assert cli.main(["env", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["torchvision"]["error"] is None
+    machine = json.loads(capsys.readouterr().out)
+    assert machine["torchvision"]["error"] is None
+    assert all(check["passed"] for check in machine["operators"]["checks"])
 
 
 def test_a_run_is_evaluated_shown_and_scored_from_its_file(
@@ -225,3 +230,26 @@ def test_a_run_is_evaluated_shown_and_scored_from_its_file(
     shown = capsys.readouterr().out
     for place in ("checkpoints/best", "metrics.json", "figures"):
         assert str(tiny_run / place) in shown
+
+
+def test_runs_are_listed_with_their_key_numbers(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "outputs" / "study" / "whole")
+    broken = shutil.copytree(tiny_run, tmp_path / "outputs" / "broken")
+    (broken / "metrics.json").write_text("{")
+    young = shutil.copytree(tiny_run, tmp_path / "outputs" / "young")
+    (young / "metrics.json").unlink()
+    (young / "metrics.csv").unlink()
+    assert cli.main(["runs", str(tmp_path / "outputs"), "--csv"]) == 0
+    rows = {Path(row["run"]).name: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    scores = json.loads((tiny_run / "metrics.json").read_text())
+    assert float(rows["whole"]["AP"]) == scores["segm"]["AP"]
+    assert (rows["whole"]["step"], rows["whole"]["steps"], rows["whole"]["queries"]) == ("4", "4", "8")
+    assert (rows["young"]["step"], rows["young"]["AP"], rows["young"]["problem"]) == ("0", "", "")
+    assert rows["broken"]["problem"]
+    assert cli.main(["runs", str(tmp_path / "outputs")]) == 0
+    assert "colour accuracy" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert "no run in" in _refused(capsys, "runs", str(tmp_path / "empty"))
+    assert "no directory" in _refused(capsys, "runs", str(tmp_path / "missing"))

@@ -124,13 +124,39 @@ def show(args: argparse.Namespace) -> None:
     print(describe_run(args.run_directory))
 
 
+def runs(args: argparse.Namespace) -> None:
+    """List runs with their key numbers."""
+    from workbench.runs import find_runs, runs_frame
+
+    frame = runs_frame(find_runs(args.directory))
+    if frame.empty:
+        raise WorkbenchError(f"there is no run in {', '.join(args.directory)}.")
+    if args.csv:
+        frame.to_csv(sys.stdout, index=False)
+    else:
+        print(frame.to_string(index=False, na_rep="-", float_format=lambda number: f"{number:.4g}"))
+
+
 def env(args: argparse.Namespace) -> None:
     """Say what this machine can run."""
     from workbench.diagnosis import format_report
     from workbench.environment import inspect_machine
 
     machine = inspect_machine()
-    print(json.dumps(machine, indent=2) if args.json else format_report(machine))
+    operators = ""
+    if not machine["torch"]["error"]:
+        from workbench.ops import report
+
+        machine["operators"] = report.report()
+        operators = f"\n\n{report.format_report(machine['operators'])}"
+    print(json.dumps(machine, indent=2) if args.json else format_report(machine) + operators)
+
+
+def build_ops(args: argparse.Namespace) -> None:
+    """Compile the operators for this machine and check them."""
+    from workbench.ops import report
+
+    print(report.build_ops(force=args.force))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -260,12 +286,30 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     command.add_argument("run_directory", metavar="RUN", help="a run directory")
 
     command = add(
+        "runs",
+        runs,
+        "List runs with their settings and key numbers.",
+        "  workbench runs                       all runs below outputs\n"
+        "  workbench runs outputs/sweeps --csv > runs.csv",
+    )
+    command.add_argument("directory", nargs="*", default=["outputs"], metavar="DIR", help="where (outputs)")
+    command.add_argument("--csv", action="store_true", help="print CSV, for scripts")
+
+    command = add(
         "env",
         env,
         "Say what this machine can run, and what to do about whatever does not fit together.",
         "  workbench env\n  workbench env --json > machine.json",
     )
     command.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+    command = add(
+        "build-ops",
+        build_ops,
+        "Compile the operators now rather than on first use, and check each against float64.",
+        "  workbench build-ops\n  workbench build-ops --force          compile again what the cache has",
+    )
+    command.add_argument("--force", action="store_true", help="compile again what the cache has")
     return parser, commands.choices
 
 
