@@ -1,6 +1,7 @@
 # make demo   from an empty folder to a trained, evaluated, visible model
 # make test   the whole test suite           make lab    JupyterLab in the same environment
 # make lint   ruff, and notebooks without outputs        make env    only set .venv up
+# make gpu-check  the tests and the benchmark that need an NVIDIA GPU
 # make clean  remove .venv and caches; data/ and outputs/ stay
 #
 # The Python that .venv is made from: `make env PYTHON=python3.12`.
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml | cksum
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lab lint clean
+.PHONY: help env demo test gpu-check lab lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -55,6 +56,11 @@ demo: env
 # One thread a test process: two processes with two threads each would fight for the same cores.
 test: env
 	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+gpu-check: env
+	@$(BIN)/python -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else "gpu-check needs an NVIDIA GPU that torch can use; workbench env says what is missing")'
+	@$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	@$(BIN)/python benchmarks/deform_attn.py --device cuda
 
 lab: env
 	@$(BIN)/jupyter lab notebooks
