@@ -33,6 +33,8 @@ def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, 3, H, W) uint8 -> (B, 3, *size) uint8, bilinear, antialiased."""
     if tuple(pictures.shape[-2:]) == size:
         return pictures
+    # Channels last in memory: torch's kernel fails on outputs of one pixel when they come first.
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
     return F.resize_image(pictures, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 
@@ -249,7 +251,7 @@ class TestMapper:
 
     def resize(self, picture: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 RGB array -> (3, H', W') uint8 tensor."""
-        return _resize(_to_tensor(picture)[None], self.output_size(*picture.shape[:2]))[0]
+        return _resize(_to_tensor(picture)[None], self.output_size(*picture.shape[:2]))[0].contiguous()
 
     def __call__(self, dataset_dict: dict) -> dict:
         return {
