@@ -17,6 +17,7 @@ from workbench.visualization.drawing import (
     as_image,
     contact_sheet,
     draw_instances,
+    draw_masks,
     drawables_of_annotations,
     drawables_of_predictions,
     drawables_of_targets,
@@ -41,7 +42,7 @@ def row(mask: np.ndarray, score: float, **more) -> dict:
 
 
 def test_the_fill_is_inside_the_mask_and_the_contour_around_it():
-    drawn = draw_instances(IMAGE, [square(20, 20)], colours=[(255, 0, 0)], scale=1, opacity=0.5)
+    drawn = draw_masks(IMAGE, [square(20, 20)], colours=[(255, 0, 0)], scale=1, opacity=0.5)
     assert drawn.shape == (64, 64, 3)
     assert drawn[30, 30].tolist() == [187, 60, 60]
     assert drawn[20, 30].tolist() == [255, 0, 0]
@@ -57,7 +58,7 @@ def test_only_pixels_of_masks_and_next_to_them_change(seed, scale):
     masks = [
         square(*rng.integers(-8, 60, 2).clip(0), int(rng.integers(1, 40))) for _ in range(rng.integers(0, 5))
     ]
-    drawn = draw_instances(IMAGE, masks, scale=scale)
+    drawn = draw_masks(IMAGE, masks, scale=scale)
     assert drawn.shape == (64 * scale, 64 * scale, 3)
     union = np.zeros((66, 66), dtype=bool)
     for mask in masks:
@@ -71,22 +72,20 @@ def test_only_pixels_of_masks_and_next_to_them_change(seed, scale):
 
 
 def test_a_mask_cut_off_by_the_border_has_no_contour_there():
-    drawn = draw_instances(IMAGE, [square(0, 0)], colours=[(255, 0, 0)], scale=1, opacity=0)
+    drawn = draw_masks(IMAGE, [square(0, 0)], colours=[(255, 0, 0)], scale=1, opacity=0)
     assert (drawn[0, :10] == 120).all()
     assert drawn[10, 19].tolist() == [255, 0, 0]
 
 
 def test_small_masks_lie_over_large_ones():
     colours = [(0, 0, 255), (255, 0, 0)]
-    drawn = draw_instances(
-        IMAGE, [square(25, 25, 8), square(10, 10, 40)], colours=colours, scale=1, opacity=1
-    )
+    drawn = draw_masks(IMAGE, [square(25, 25, 8), square(10, 10, 40)], colours=colours, scale=1, opacity=1)
     assert drawn[29, 29].tolist() == [0, 0, 255]
 
 
 def test_small_images_are_enlarged_and_large_ones_are_not():
-    assert draw_instances(IMAGE, []).shape == (512, 512, 3)
-    assert draw_instances(np.zeros((480, 640, 3), np.uint8), []).shape == (480, 640, 3)
+    assert draw_masks(IMAGE, []).shape == (512, 512, 3)
+    assert draw_masks(np.zeros((480, 640, 3), np.uint8), []).shape == (480, 640, 3)
 
 
 def test_images_of_every_form_are_understood():
@@ -98,8 +97,8 @@ def test_images_of_every_form_are_understood():
 
 
 def test_nothing_to_draw_and_empty_masks_do_no_harm():
-    blank = draw_instances(IMAGE, [], captions=[])
-    assert (draw_instances(IMAGE, [np.zeros((64, 64), bool)], captions=["gone"]) == blank).all()
+    blank = draw_masks(IMAGE, [], captions=[])
+    assert (draw_masks(IMAGE, [np.zeros((64, 64), bool)], captions=["gone"]) == blank).all()
     assert (prediction_panel(IMAGE, [], VOCABULARY) == blank).all()
     assert (ground_truth_panel(IMAGE, [], VOCABULARY) == blank).all()
 
@@ -130,16 +129,16 @@ def test_captions_stay_inside_and_off_each_other(seed):
 
 def test_a_caption_without_a_place_is_counted():
     masks = [square(0, 0, 60)] * 40
-    few = draw_instances(IMAGE, masks[:1], captions=["a long caption"])
-    many = draw_instances(IMAGE, masks, captions=["a long caption"] * 40)
+    few = draw_masks(IMAGE, masks[:1], captions=["a long caption"])
+    many = draw_masks(IMAGE, masks, captions=["a long caption"] * 40)
     assert (few[-10, -10] != 0).any()
     assert (many[-3, -3] == 0).all()  # the note's black plate
 
 
 def test_a_caption_hides_no_object_where_there_is_room():
     masks = [square(22, 40), square(22, 15)]
-    bare = draw_instances(IMAGE, masks)
-    drawn = draw_instances(IMAGE, masks, captions=["lower", "upper"])
+    bare = draw_masks(IMAGE, masks)
+    drawn = draw_masks(IMAGE, masks, captions=["lower", "upper"])
     hidden = (bare != drawn).any(axis=2)
     assert hidden.any()
     for mask in masks:
@@ -214,10 +213,11 @@ def test_model_predictions_and_their_rows_draw_the_same():
     rows = [
         {**row(square(0, 0), 0.6, attributes={"colour": "red", "texture": "dots"}), "category_id": 3},
         row(square(30, 30), 0.9, attributes={"colour": None, "texture": "dots"}),
-        row(square(5, 40), 0.2),
+        {**row(square(5, 40), 0.2, attributes={"colour": "red", "texture": "dots"}), "category_id": 3},
     ]
     panels = [prediction_panel(IMAGE, each, VOCABULARY, title="t") for each in (predictions, rows)]
     assert (panels[0] == panels[1]).all()
+    assert (draw_instances(IMAGE, predictions, VOCABULARY) == draw_instances(IMAGE, rows, VOCABULARY)).all()
     assert not (panels[0] == prediction_panel(IMAGE, rows, VOCABULARY, score_threshold=0.1, title="t")).all()
 
 

@@ -79,23 +79,27 @@ def _cut(line: str, face: ImageFont.FreeTypeFont, widest: int) -> str:
 
 
 def place_plates(
-    sizes: Sequence[tuple[int, int]], boxes: np.ndarray, objects: np.ndarray
+    sizes: Sequence[tuple[int, int]],
+    boxes: np.ndarray,
+    objects: np.ndarray,
+    reserved: Sequence[tuple[int, int, int, int]] = (),
 ) -> list[tuple[int, int] | None]:
     """Top left corners (x, y) for plates of `sizes` (h, w), one for each of `boxes` (N, 4) XYXY, earlier ones
     first.
 
-    `objects` (H, W) bool is where the picture shows what is not to be hidden. Each plate tries places in and
-    around its box, all inside the picture, and takes the one that hides least, other plates counting most.
-    None for a plate that would hide part of another or with which plates would cover more than a third of the
-    picture.
+    `objects` (H, W) bool is where the picture shows what is not to be hidden, `reserved` XYXY boxes stay
+    free. Each plate tries places in and around its box, all inside the picture, and takes the one that hides
+    least, other plates counting most. None for a plate that would hide part of another or with which plates
+    would cover more than a third of the picture.
     """
     height, width = objects.shape
     # hidden pixels of a rectangle = four look-ups in the sums over everything above and left
     sums = np.zeros((height + 1, width + 1), dtype=np.int32)
     np.cumsum(objects, axis=0, dtype=np.int32, out=sums[1:, 1:])
     np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
-    taken = np.zeros((len(sizes), 4), dtype=np.int64)
-    count = area = 0
+    taken = np.zeros((len(reserved) + len(sizes), 4), dtype=np.int64)
+    taken[: len(reserved)] = np.array(reserved, dtype=np.int64).reshape(-1, 4)
+    count, area = len(reserved), 0
     places: list[tuple[int, int] | None] = []
     for (h, w), box in zip(sizes, boxes.tolist(), strict=True):
         if area + h * w > height * width / 3:

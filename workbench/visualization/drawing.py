@@ -52,7 +52,7 @@ class Drawable:
         return "\n".join(filter(None, (head, " · ".join(self.attributes.values()))))
 
 
-def draw_instances(
+def draw_masks(
     image: np.ndarray | torch.Tensor,
     masks: Sequence[np.ndarray] | np.ndarray | torch.Tensor,
     *,
@@ -63,7 +63,7 @@ def draw_instances(
     scale: int | None = None,
     font_size: int | None = None,
 ) -> np.ndarray:
-    """Draws N instances on an image and returns (H x scale, W x scale, 3) uint8.
+    """Draws N masks on an image and returns (H x scale, W x scale, 3) uint8.
 
     Args: image: (H, W, 3) or (H, W) array, or (3, H, W) tensor; uint8, or float in 0..255. masks: N of (H, W)
     bool. Smaller masks are drawn over larger ones. captions: N texts; the first ones get the best places.
@@ -105,14 +105,14 @@ def _caption(
     boxes = np.array([[x, y, x + mask.shape[1], y + mask.shape[0]] for mask, x, y in captioned]).reshape(
         -1, 4
     )
-    spots = place_plates([p.shape[:2] for p in plates], boxes, covered)
+    sizes = [p.shape[:2] for p in plates]
+    spots = place_plates(sizes, boxes, covered)
     if None in spots:
-        note = plate(f"{len(spots)} captions left out", size, BLACK, width)
-        x, y = width - note.shape[1], height - note.shape[0]
-        for i, (spot, label) in enumerate(zip(spots, plates, strict=True)):
-            if spot and spot[0] + label.shape[1] > x and spot[1] + label.shape[0] > y:
-                spots[i] = None
-        blit(canvas, plate(f"{spots.count(None)} captions left out", size, BLACK, width), x, y)
+        note = plate(f"{len(spots)} captions left out", size, BLACK, width)  # at its longest
+        corner = (width - note.shape[1], height - note.shape[0], width, height)
+        spots = place_plates(sizes, boxes, covered, [corner])
+        note = plate(f"{spots.count(None)} captions left out", size, BLACK, width)
+        blit(canvas, note, width - note.shape[1], height - note.shape[0])
     placed = [(spot, *rest) for spot, *rest in zip(spots, plates, captioned, strict=True) if spot]
     for spot, label, piece in placed:
         lead(canvas, spot, label, piece)
@@ -222,17 +222,23 @@ def _named(numbers: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, str]
     return {name: vocabulary.subcategories[name][k] for name, k in numbers.items() if k >= 0}
 
 
-def draw(
-    image: np.ndarray | torch.Tensor, drawables: Sequence[Drawable], vocabulary: Vocabulary, **how: object
+def draw_instances(
+    image: np.ndarray | torch.Tensor,
+    instances: Sequence[Drawable] | Sequence[Mapping] | Mapping,
+    vocabulary: Vocabulary,
+    **how: object,
 ) -> np.ndarray:
-    """Draws what `drawables_of_...` made, coloured by main category so that panels of one image compare;
-    keyword arguments are those of `draw_instances`.
+    """Draws one image's instances, all of them: what `drawables_of_...` made, rows of COCO results or the
+    model's predictions. Colours are by main category, so that panels of one image compare; keyword arguments
+    are those of `draw_masks`.
     """
-    return draw_instances(
+    if isinstance(instances, Mapping) or not all(isinstance(each, Drawable) for each in instances):
+        instances = drawables_of_predictions(instances, vocabulary, score_threshold=0.0)
+    return draw_masks(
         image,
-        [each.mask for each in drawables],
-        captions=[each.caption(vocabulary) for each in drawables],
-        colours=[GREY if each.crowd else PALETTE[each.label % len(PALETTE)] for each in drawables],
+        [each.mask for each in instances],
+        captions=[each.caption(vocabulary) for each in instances],
+        colours=[GREY if each.crowd else PALETTE[each.label % len(PALETTE)] for each in instances],
         **how,
     )
 
@@ -247,7 +253,9 @@ def prediction_panel(
     **how: object,
 ) -> np.ndarray:
     """Picture of one image's predictions scoring at least `score_threshold`."""
-    panel = draw(image, drawables_of_predictions(predictions, vocabulary, score_threshold), vocabulary, **how)
+    panel = draw_instances(
+        image, drawables_of_predictions(predictions, vocabulary, score_threshold), vocabulary, **how
+    )
     return panel if title is None else titled(panel, title)
 
 
@@ -261,7 +269,9 @@ def ground_truth_panel(
 ) -> np.ndarray:
     """Picture of one image's ground truth; crowd regions are grey."""
     height, width = as_image(image).shape[:2]
-    panel = draw(image, drawables_of_annotations(annotations, vocabulary, height, width), vocabulary, **how)
+    panel = draw_instances(
+        image, drawables_of_annotations(annotations, vocabulary, height, width), vocabulary, **how
+    )
     return panel if title is None else titled(panel, title)
 
 
