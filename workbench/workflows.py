@@ -72,10 +72,10 @@ def _train(cfg: CfgNode, run: Any, processes: tuple[Accelerator, torch.device], 
     _log_machine(cfg, processes)
     continued = has_checkpoint(run.last)
     vocabulary = run_on_all(lambda: load_checkpoint(run.last).vocabulary) if continued else None
-    train_set = run_on_all(lambda: _load(cfg, cfg.DATASETS.TRAIN, vocabulary, for_training=True))
+    train_set = run_on_all(lambda: load_data(cfg, cfg.DATASETS.TRAIN, vocabulary, for_training=True))
     evaluation = None
     if cfg.DATASETS.TEST:
-        test_set = run_on_all(lambda: _load(cfg, cfg.DATASETS.TEST[:1], train_set.vocabulary))
+        test_set = run_on_all(lambda: load_data(cfg, cfg.DATASETS.TEST[:1], train_set.vocabulary))
         evaluation = _Evaluation(cfg, test_set, processes[0], progress=False)
     _log_data(cfg, train_set, evaluation and evaluation.dataset)
 
@@ -137,7 +137,7 @@ def evaluate(
     from workbench.training.progress import logging_to
 
     path = resolve_checkpoint(ckpt)
-    cfg = _checkpoint_config(path, overrides)
+    cfg = checkpoint_config(path, overrides)
     names = [dataset] if dataset is not None else list(cfg.DATASETS.TEST[:1])
     if not names:
         raise WorkbenchError(f"checkpoint {path} names no dataset to evaluate on; name one")
@@ -145,10 +145,10 @@ def evaluate(
     with logging_to(None):
         _log_machine(cfg, processes)
         model, checkpoint = run_on_all(lambda: load_model(path, processes[1], config=cfg))
-        test_set = run_on_all(lambda: _load(cfg, names, checkpoint.vocabulary))
+        test_set = run_on_all(lambda: load_data(cfg, names, checkpoint.vocabulary))
         evaluation = _Evaluation(cfg, test_set, processes[0])
         metrics = evaluation(model)
-        place = Path(output) if output is not None else _run_of(path)
+        place = Path(output) if output is not None else run_of(path)
         run_on_main(lambda: evaluation.save(place, path))
     return metrics
 
@@ -216,7 +216,7 @@ def predict(
     output = Path(output)
     files = find_images(inputs)
     path = resolve_checkpoint(ckpt)
-    cfg = _checkpoint_config(path, [*overrides, *(["MODEL.DEVICE", device] if device else [])])
+    cfg = checkpoint_config(path, [*overrides, *(["MODEL.DEVICE", device] if device else [])])
     for file in files:
         if file.parent.resolve() == output.resolve():
             raise WorkbenchError(f"the output folder {output} holds the input {file}; choose another folder")
@@ -331,9 +331,10 @@ def _how(cfg: CfgNode) -> dict[str, Any]:
     return {"max_dets": list(cfg.TEST.MAX_DETS), "rank_by": cfg.TEST.RANK_BY, "scorer": cfg.TEST.SCORER}
 
 
-def _load(
+def load_data(
     cfg: CfgNode, names: Sequence[str | Path], vocabulary: Vocabulary | None, for_training: bool = False
 ) -> CocoDataset:
+    """The datasets ``names`` as a config says; with ``vocabulary`` they must have its classes."""
     from workbench.data.coco import load_dataset
 
     if not names:
@@ -348,7 +349,7 @@ def _load(
     )
 
 
-def _checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
+def checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
     """A checkpoint's config with overrides; a GPU it was trained on is not asked for again unless they do."""
     from workbench.training.checkpoint import DESCRIPTION, read_description
 
@@ -367,7 +368,7 @@ def _checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
     return config_from_dict(config_to_dict(cfg), source="the overrides")
 
 
-def _run_of(checkpoint: Path) -> Path:
+def run_of(checkpoint: Path) -> Path:
     """The run directory that a checkpoint lies in, or else the checkpoint's own directory."""
     run = checkpoint.resolve().parent.parent
     return run if (run / "config.yaml").is_file() else checkpoint
