@@ -128,7 +128,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ) -> None:
     save(tmp_path / "last", step=1)
     monkeypatch.setattr(module, writer, _full)
-    with pytest.raises(WorkbenchError, match="disk that holds .* is full; the checkpoint saved there before is kept"):
+    with pytest.raises(
+        WorkbenchError, match="disk that holds .* is full; the checkpoint saved there before is kept"
+    ):
         save(tmp_path / "last", step=2, state={"step": 2})
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last").step == 1
@@ -163,7 +165,9 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, how: str) -> None:
         file.unlink()
     else:
         middle = len(content) // 2
-        garbled = content[:middle] + bytes(255 - b for b in content[middle : middle + 20]) + content[middle + 20 :]
+        garbled = (
+            content[:middle] + bytes(255 - b for b in content[middle : middle + 20]) + content[middle + 20 :]
+        )
         file.write_bytes({"truncated": content[:middle], "garbled": garbled, "empty": b""}[how])
     with pytest.raises(WorkbenchError, match=name.replace(".", r"\.")) as caught:
         load_checkpoint(place)
@@ -236,9 +240,15 @@ def test_tied_and_strided_weights_come_back(tmp_path: Path) -> None:
 def test_other_classes_are_named() -> None:
     check_vocabulary(Path("c"), WORDS, WORDS)
     others = [
-        (Vocabulary((3, 7), ("disc", "cup"), WORDS.subcategories), "checkpoint only: 'box'.*dataset only: 'cup'"),
+        (
+            Vocabulary((3, 7), ("disc", "cup"), WORDS.subcategories),
+            "checkpoint only: 'box'.*dataset only: 'cup'",
+        ),
         (Vocabulary((3, 7), ("box", "disc"), WORDS.subcategories), "another order: disc, box / box, disc"),
-        (Vocabulary((3, 7), WORDS.categories, {"colour": ("red", "green")}), "'age' is in the checkpoint only"),
+        (
+            Vocabulary((3, 7), WORDS.categories, {"colour": ("red", "green")}),
+            "'age' is in the checkpoint only",
+        ),
         (
             Vocabulary((3, 7), WORDS.categories, {**WORDS.subcategories, "colour": ("red", "blue")}),
             "classes of subcategory 'colour' in the checkpoint only: 'green'; .* dataset only: 'blue'",

@@ -33,17 +33,13 @@ def start_processes(cfg: CfgNode) -> tuple[Accelerator, torch.device]:
     from accelerate import Accelerator, DistributedType
     from accelerate.state import AcceleratorState
 
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if cfg.MODEL.DEVICE == "auto" and use_cpu:
-        device = torch.device("cpu")
-    else:
-        device = choose_device(cfg.MODEL.DEVICE)
-    if launched and ":" in cfg.MODEL.DEVICE:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ":" in cfg.MODEL.DEVICE:
         raise WorkbenchError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, one GPU, but {os.environ['WORLD_SIZE']} processes were "
             "launched; set it to cuda, and each process takes its own"
         )
+    forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    device = choose_device("cpu" if forced and cfg.MODEL.DEVICE == "auto" else cfg.MODEL.DEVICE)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Accelerate keeps one state for the whole interpreter; a notebook may run twice, on different devices.
