@@ -54,8 +54,8 @@ def cuda_recipe(capabilities: Sequence[tuple[int, int]] | None = None) -> Recipe
 def find_nvcc(major: int) -> tuple[str, str, str]:
     """The path of an nvcc of this major version, its version text, and why it was chosen.
 
-    The machine's own ($CUDA_HOME, else the PATH) where its major version is right, else the one that the PyPI package
-    nvidia-cuda-nvcc has put beside torch's CUDA libraries. Raises WorkbenchError when neither is there."""
+    The machine's own ($CUDA_HOME, else the PATH) where its major version is right, else the one that the PyPI
+    package nvidia-cuda-nvcc has put beside torch's CUDA libraries. WorkbenchError when neither is there."""
     home = os.environ.get("CUDA_HOME")
     own = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
     if own is None:
@@ -77,8 +77,8 @@ def find_nvcc(major: int) -> tuple[str, str, str]:
             if _major(version) == major:
                 return str(nvcc), version, f"PyPI's nvcc, because {passed}"
     raise WorkbenchError(
-        f"There is no nvcc to build with: {passed}, and the packages nvidia-cuda-nvcc and nvidia-cuda-cccl of CUDA "
-        f"{major} are not installed."
+        f"There is no nvcc to build with: {passed}, and the package nvidia-cuda-nvcc of CUDA {major} is not "
+        "installed."
     )
 
 
@@ -94,8 +94,6 @@ def _nvidia_folders() -> list[Path]:
 
 def _real_path(nvcc: str) -> str:
     """The nvcc inside its toolkit, of which the PATH may hold a link or a wrapper script."""
-    import subprocess
-
     dry = subprocess.run(
         [nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True
     ).stderr

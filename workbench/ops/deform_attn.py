@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.ops import backends
-from workbench.ops.reference import deform_attn_reference
+from workbench.ops.reference import deform_attn_reference, deform_attn_reference_backward
 
 
 def deform_attn(
@@ -20,8 +20,8 @@ def deform_attn(
     """Sample each head's feature maps at a few points a query and add them up, weighted.
 
     Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it;
-    `deform_attn_reference` is the definition. Runs the fastest back end that this machine has for the tensors'
-    device; WORKBENCH_OPS=reference|cpu|cuda forces one. Differentiable once in all three tensors.
+    `deform_attn_reference` is the definition. Runs the fastest back end that this machine has for the device;
+    WORKBENCH_OPS=reference|cpu|cuda forces one. Differentiable once in all three tensors.
 
     Args:
         value: (B, S, M, D) float16, bfloat16, float32 or float64; S = sum of H*W over the levels, below 2^31.
@@ -98,12 +98,21 @@ def _pairs(shapes: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(shapes[::2], shapes[1::2], strict=True))
 
 
-@torch.library.custom_op(
+# `define` and `impl` rather than `custom_op`, which imports torch._dynamo, seconds of it, at the first call.
+torch.library.define(
     "workbench::deform_attn",
-    mutates_args=(),
-    schema="(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
-    " -> Tensor",
+    "(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
 )
+torch.library.define(
+    "workbench::deform_attn_backward",
+    "(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+    "Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("workbench::deform_attn", "CompositeExplicitAutograd")
 def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     native = backends.choose(value.device, value.dtype)
     if native is None:
@@ -111,33 +120,24 @@ def _forward(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, we
     return native.forward(value.contiguous(), spatial_shapes, locations.contiguous(), weights.contiguous())
 
 
-@torch.library.custom_op(
-    "workbench::deform_attn_backward",
-    mutates_args=(),
-    schema="(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
-    "Tensor attention_weights) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.impl("workbench::deform_attn_backward", "CompositeExplicitAutograd")
 def _backward(
     grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     native = backends.choose(value.device, value.dtype)
     if native is None:
-        with torch.enable_grad():
-            leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
-            output = deform_attn_reference(leaves[0], _pairs(spatial_shapes), *leaves[1:])
-            grads = torch.autograd.grad(output, leaves, grad_output)
-        return tuple(grad.contiguous() for grad in grads)
+        return deform_attn_reference_backward(grad_output, value, _pairs(spatial_shapes), locations, weights)
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     return native.backward(grad_output.contiguous(), value, spatial_shapes, locations, weights)
 
 
-@_forward.register_fake
+@torch.library.register_fake("workbench::deform_attn")
 def _(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     batch, _, heads, channels = value.shape
     return value.new_empty((batch, locations.shape[1], heads * channels))
 
 
-@_backward.register_fake
+@torch.library.register_fake("workbench::deform_attn_backward")
 def _(grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
 
@@ -156,4 +156,4 @@ def _differentiate(ctx, grad_output: Tensor):
     return grad_value, None, grad_locations, grad_weights
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd("workbench::deform_attn", _differentiate, setup_context=_save)

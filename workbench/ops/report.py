@@ -24,8 +24,8 @@ def report() -> dict:
         "builds": one dict a compiled back end: name, compiler, why (this compiler), seconds (of compiling),
         cached (whether it was there already), library (path);
         "unavailable": {back end: why};
-        "checks": one dict a back end and instruction set: backend, device, forward and backward (largest error
-        over the largest element of the float64 reference), passed."""
+        "checks": one dict a back end and instruction set: backend, device, forward and backward (largest
+        error over the largest element of the float64 reference), passed."""
     forced = backends.forced()
     result = {"in_use": {}, "forced": forced, "builds": [], "unavailable": {}, "checks": []}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -65,7 +65,7 @@ def format_report(result: dict) -> str:
     for build in result["builds"]:
         state = "found in the cache, built" if build["cached"] else "built now"
         lines.append(
-            f"  {build['name']}: {state} in {build['seconds']:.1f} s with {build['compiler']} ({build['why']})"
+            f"  {build['name']}: {state} in {build['seconds']:.1f} s with {build['compiler']}; {build['why']}"
         )
         lines.append(f"    {build['library']}")
     for check in result["checks"]:
