@@ -254,7 +254,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
         _merge_yaml(cfg, Path(path))
     if len(overrides) % 2:
         raise WorkbenchError(f"config overrides come in KEY VALUE pairs; {overrides[-1]!r} has no value")
-    for key, text in zip(overrides[::2], overrides[1::2]):
+    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         _set(cfg, key, _parse_value(text), "the command line")
     check(cfg)
     cfg.freeze()
@@ -364,7 +364,7 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
         node = node.get(part) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node:
         known = [name for name, _ in _leaves(get_cfg())]
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(key.upper(), known, n=1, cutoff=0.0)[0]
         raise WorkbenchError(f"{source}: unknown config key {key}; the nearest known key is {nearest}")
     node[leaf] = _coerce(key, value, node[leaf], source)
 

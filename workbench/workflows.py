@@ -172,7 +172,11 @@ def evaluate_file(
     cfg = load_config(None, overrides)
     content = read_coco_json(annotations)
     vocabulary = read_vocabulary(content, annotations)
-    metrics = evaluate_results(content, load_predictions(results), vocabulary, **_how(cfg))
+    predictions = load_predictions(results)
+    try:
+        metrics = evaluate_results(content, predictions, vocabulary, **_how(cfg))
+    except WorkbenchError as error:
+        raise WorkbenchError(f"{results} against {annotations}: {error}") from None
     if output is not None:
         save_metrics(Path(output) / "metrics.json", metrics)
     return metrics
