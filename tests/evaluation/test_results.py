@@ -51,7 +51,7 @@ def test_rows_hold_what_the_model_predicted():
     predictions = model_predictions()
     rows = to_coco_results(predictions, 42, VOCABULARY)
     keys = ["image_id", "category_id", "segmentation", "bbox", "score", "main_score", "mask_score", "query"]
-    assert list(rows[0]) == [*keys, "attributes", "attribute_scores"]
+    assert list(rows[0]) == [*keys, "attributes", "attribute_scores", "attribute_logits"]
     assert len(rows) == len(predictions["scores"]) == 9
     for i, each in enumerate(rows):
         assert each["image_id"] == 42
@@ -67,6 +67,8 @@ def test_rows_hold_what_the_model_predicted():
             assert each["attribute_scores"][name] == pytest.approx(values.tolist(), abs=1e-7)
             best = values.argmax().item()
             assert each["attributes"][name] == (None if best == len(classes) else classes[best])
+            logits = predictions["subcategory_logits"][name][i, :-1]
+            assert each["attribute_logits"][name] == pytest.approx(logits.max().item(), abs=1e-7)
     assert any(None in each["attributes"].values() for each in rows)  # the case was met
 
 

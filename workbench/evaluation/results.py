@@ -2,7 +2,8 @@
 
 A row of `predictions.json` is what every COCO tool reads (image_id, category_id, segmentation, bbox, score)
 plus main_score, mask_score, query, attributes {subcategory: class, or null for no-object} and
-attribute_scores {subcategory: K_s + 1 probabilities, no-object last}.
+attribute_scores {subcategory: K_s + 1 probabilities, no-object last} and attribute_logits {subcategory: the
+logit of its likeliest class, no-object aside}.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocab
         for name, values in probabilities.items()
     }
     attribute_scores = {name: _numbers(values) for name, values in probabilities.items()}
+    # One number says all: the other logits differ from it as the logarithms of the probabilities do.
+    logits = predictions.get("subcategory_logits", {})
+    attribute_logits = {name: _numbers(values[:, :-1].amax(dim=1)) for name, values in logits.items()}
     rows = []
     for i, mask in enumerate(place.tolist()):
         row = {
@@ -70,6 +74,8 @@ def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocab
         if probabilities:
             row["attributes"] = {name: values[i] for name, values in attributes.items()}
             row["attribute_scores"] = {name: values[i] for name, values in attribute_scores.items()}
+            if logits:
+                row["attribute_logits"] = {name: values[i] for name, values in attribute_logits.items()}
         rows.append(row)
     return rows
 
