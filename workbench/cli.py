@@ -112,7 +112,12 @@ def predict(args: argparse.Namespace) -> None:
     from workbench import workflows
 
     files = workflows.predict(
-        args.ckpt, args.input, args.output, score_threshold=args.score_threshold, device=args.device
+        args.ckpt,
+        args.input,
+        args.output,
+        score_threshold=args.score_threshold,
+        filters=args.filters,
+        device=args.device,
     )
     print(f"Wrote {len(files) - 1} pictures and {files[-1]}")
 
@@ -267,12 +272,16 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         predict,
         "Find objects in images: an overlay PNG for each and one predictions.json for all.",
         "  workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures photo.jpg\n"
-        "  workbench predict --ckpt outputs/demo --output outputs/pictures photos/ 'more/*.png'",
+        "  workbench predict --ckpt outputs/demo --output outputs/pictures photos/ 'more/*.png'\n"
+        "  workbench predict --ckpt outputs/demo --filters settings.json --output outputs/pictures photos/",
     )
     command.add_argument("--ckpt", required=True, metavar="CKPT", help="a checkpoint directory, or a run")
     command.add_argument("--output", required=True, metavar="DIR", help="where the files go")
     command.add_argument(
-        "--score-threshold", type=float, default=0.5, metavar="S", help="leave out what scores less (0.5)"
+        "--score-threshold", type=float, metavar="S", help="leave out what scores less (0.5, or the filters')"
+    )
+    command.add_argument(
+        "--filters", metavar="JSON", help="what is kept, as saved in notebook 06 (scores, overlaps, ...)"
     )
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; the best there is")
     command.add_argument("input", nargs="+", metavar="INPUT", help="images, folders or globs")

@@ -9,7 +9,7 @@ import glob
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from workbench.data.coco import CocoDataset
     from workbench.data.vocabulary import Vocabulary
+    from workbench.visualization.filters import FilterSettings
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
@@ -187,7 +188,8 @@ def predict(
     inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
+    filters: FilterSettings | str | Path | None = None,
     device: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Path]:
@@ -197,7 +199,8 @@ def predict(
         ckpt: a checkpoint directory, or a run (its best).
         inputs: image files, folders (searched through) and globs.
         output: folder for the files; made, and none of the inputs may lie directly in it.
-        score_threshold: instances that score less are left out.
+        score_threshold: instances that score less are left out; 0.5 by default, or what ``filters`` say.
+        filters: which instances are kept, as settings or as the JSON they were saved in.
         device: cpu, cuda, ... instead of the checkpoint's.
 
     Returns:
@@ -216,8 +219,12 @@ def predict(
     from workbench.evaluation.results import to_coco_results
     from workbench.training.checkpoint import load_model, resolve_checkpoint
     from workbench.visualization.drawing import draw_instances
+    from workbench.visualization.filters import FilterSettings, apply_filters
 
     output = Path(output)
+    settings = FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
+    if score_threshold is not None:
+        settings = replace(settings, score=score_threshold)
     files = find_images(inputs)
     path = resolve_checkpoint(ckpt)
     cfg = checkpoint_config(path, [*overrides, *(["MODEL.DEVICE", device] if device else [])])
@@ -226,6 +233,7 @@ def predict(
             raise WorkbenchError(f"the output folder {output} holds the input {file}; choose another folder")
     model, checkpoint = load_model(path, choose_device(cfg.MODEL.DEVICE), config=cfg)
     vocabulary, mapper = checkpoint.vocabulary, build_mapper(cfg, is_train=False)
+    settings.check(vocabulary)
     output.mkdir(parents=True, exist_ok=True)
     images, annotations, written, unreadable = [], [], [], []
     for number, (file, name) in enumerate(zip(files, _free_names(files), strict=True), start=1):
@@ -237,11 +245,12 @@ def predict(
         height, width = picture.shape[:2]
         with torch.inference_mode():
             batch = [{"image": mapper.resize(picture), "height": height, "width": width, "image_id": number}]
-            instances = _above(model(batch)[0], score_threshold)
+            rows = to_coco_results(model(batch)[0], number, vocabulary)
+        rows = apply_filters(rows, settings, vocabulary).rows
         images.append({"id": number, "file_name": str(file), "height": height, "width": width})
-        annotations += to_coco_results(instances, number, vocabulary)
+        annotations += rows
         target = output / name
-        Image.fromarray(draw_instances(picture, instances, vocabulary)).save(target)
+        Image.fromarray(draw_instances(picture, rows, vocabulary)).save(target)
         written.append(target)
     for number, row in enumerate(annotations, start=1):
         row.update(id=number, iscrowd=0, area=float(_area(row["segmentation"])))
@@ -421,20 +430,6 @@ def _log_data(cfg: CfgNode, train_set: CocoDataset, test_set: CocoDataset | None
     unused = keys_without_effect(cfg)
     if unused:
         log.warning(f"config keys without effect here: {', '.join(unused)}")
-
-
-def _above(instances: dict[str, Any], threshold: float) -> dict[str, Any]:
-    """The rows of one image's predictions that score at least ``threshold``."""
-    keep = instances["scores"] >= threshold
-    count = len(keep)
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: cut(item) for name, item in value.items()}
-        has_rows = getattr(value, "dim", lambda: 0)() > 0 and len(value) == count
-        return value[keep] if has_rows else value
-
-    return {name: cut(value) for name, value in instances.items()}
 
 
 def _free_names(files: Sequence[Path]) -> list[str]:
