@@ -317,8 +317,8 @@ class Filtered:
 
     @property
     def rows(self) -> list[dict]:
-        """The rows to draw, best score first."""
-        return [self.candidates.rows[i] for i in self.kept]
+        """The rows to draw, as listed."""
+        return [row for row, rule in zip(self.candidates.rows, self.rule, strict=True) if rule < 0]
 
     @property
     def dropped(self) -> dict[int, str]:
