@@ -7,7 +7,12 @@
 
 #include "kernel.h"
 
-#if defined(__x86_64__)
+// Whether the AVX copies of the kernel are linked in.
+#if defined(__x86_64__) && !defined(WB_ONLY_GENERIC)
+#define WB_X86
+#endif
+
+#if defined(WB_X86)
 extern const Kernel kernel_avx512, kernel_avx2;
 #endif
 extern const Kernel kernel_generic;
@@ -17,7 +22,7 @@ namespace {
 constexpr int kSets = 3;
 
 const Kernel* kernel_of(int isa) {
-#if defined(__x86_64__)
+#if defined(WB_X86)
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa == 0)

@@ -42,6 +42,8 @@ class Recipe:
     """How to make one library. In a command, {source} is the sources' folder, {out} the folder built in."""
 
     name: str
+    source: Path
+    suffixes: tuple[str, ...]  # of the files in the sources' folder that the build may read
     compiler: tuple[str, ...]  # the compiler's path and whatever identifies its version
     compile: tuple[tuple[str, ...], ...]
     link: tuple[str, ...]
@@ -138,6 +140,8 @@ def cpu_recipe() -> Recipe:
     objects = [f"{{out}}/{name}.o" for name in (*sets, "deform_attn")]
     return Recipe(
         name="cpu",
+        source=source_directory(),
+        suffixes=(".h", ".cpp"),
         compiler=(compiler, version_text(compiler)),
         compile=(*kernels, threads),
         link=(compiler, "-shared", "-pthread", *objects, "-o", "{out}/library.so"),
@@ -145,13 +149,14 @@ def cpu_recipe() -> Recipe:
     )
 
 
-def build_key(recipe: Recipe, source: Path) -> str:
+def build_key(recipe: Recipe) -> str:
     """The cache key: a hash of the sources, the compiler's version, the commands and the C library."""
     state = hashlib.sha256()
-    kinds = (".h", ".cpp") if recipe.name == "cpu" else (".h", ".cu")
-    for path in sorted(source.rglob("*")):
-        if path.suffix in kinds:
-            state.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(recipe.source.rglob("*")):
+        if path.suffix in recipe.suffixes:
+            state.update(
+                path.relative_to(recipe.source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+            )
     commands = [recipe.compiler, recipe.compile, recipe.link]
     state.update(json.dumps([*commands, platform.machine(), platform.libc_ver()]).encode())
     return state.hexdigest()[:24]
@@ -166,7 +171,7 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _run(commands: Sequence[tuple[str, ...]], names: dict[str, str]) -> None:
+def run(commands: Sequence[tuple[str, ...]], names: dict[str, str]) -> None:
     """Runs commands side by side; raises WorkbenchError with the first failure's output."""
     processes = []
     for command in commands:
@@ -191,8 +196,7 @@ def build(recipe: Recipe, force: bool = False) -> Build:
     """The recipe's library, compiled unless the cache has it.
 
     Raises WorkbenchError when it cannot be compiled."""
-    source = source_directory()
-    key = build_key(recipe, source)
+    key = build_key(recipe)
     cache = cache_directory()
     target = cache / f"{recipe.name}-{key}"
     compiler = f"{recipe.compiler[0]} ({_version_line(recipe.compiler[1])})"
@@ -202,9 +206,9 @@ def build(recipe: Recipe, force: bool = False) -> Build:
             started = time.perf_counter()
             work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=cache))
             try:
-                names = {"source": str(source), "out": str(work)}
-                _run(recipe.compile, names)
-                _run([recipe.link], names)
+                names = {"source": str(recipe.source), "out": str(work)}
+                run(recipe.compile, names)
+                run([recipe.link], names)
                 for made in work.glob("*.o"):
                     made.unlink()
                 seconds = round(time.perf_counter() - started, 2)

@@ -13,15 +13,23 @@ from pathlib import Path
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.ops.build import Recipe, cxx_compiler, version_text
+from workbench.ops.build import Recipe, cxx_compiler, source_directory, version_text
 
 CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "4")
 
 
-def cuda_recipe(capabilities: Sequence[tuple[int, int]] | None = None) -> Recipe:
+def cuda_recipe(
+    capabilities: Sequence[tuple[int, int]] | None = None,
+    name: str = "cuda",
+    file: Path | None = None,
+) -> Recipe:
     """How to build the CUDA library for the visible devices, or for these compute capabilities.
 
+    Another library with the same C interface has a name "cuda-..." and the path of its source file.
+
     Raises WorkbenchError when torch has no CUDA, or no nvcc of its major version can be found."""
+    folder = file.parent if file else source_directory()
+    file = file or folder / "cuda" / "deform_attn.cu"
     if torch.version.cuda is None:
         raise WorkbenchError("This torch was built without CUDA.")
     nvcc, version, why = find_nvcc(int(torch.version.cuda.split(".")[0]))
@@ -34,9 +42,11 @@ def cuda_recipe(capabilities: Sequence[tuple[int, int]] | None = None) -> Recipe
     libraries = [f"-L{folder}" for folder in (root / "lib64", root / "lib") if folder.is_dir()]
     start = (nvcc, "-ccbin", cxx_compiler(), *CUDA_FLAGS, *targets, *extra)
     return Recipe(
-        name="cuda",
+        name=name,
+        source=folder,
+        suffixes=(".h", ".cu"),
         compiler=(nvcc, version, version_text(cxx_compiler())),
-        compile=((*start, "-c", "{source}/cuda/deform_attn.cu", "-o", "{out}/deform_attn.o"),),
+        compile=((*start, "-c", f"{{source}}/{file.relative_to(folder)}", "-o", "{out}/deform_attn.o"),),
         link=(
             *start,
             "-shared",

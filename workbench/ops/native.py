@@ -73,7 +73,7 @@ class Native:
         """Raises OSError when the library does not load."""
         self.build = build
         self.library = ctypes.CDLL(str(build.library))
-        self.cuda = build.name == "cuda"
+        self.cuda = build.name.startswith("cuda")
         self.isa = -1  # the best instruction set the processor has
         self.dtypes = {dtype for dtype in DTYPES if not (self.cuda and dtype == torch.float64)}
         if not self.cuda:
