@@ -108,6 +108,15 @@ def test_outlines_enclose_exactly_the_mask(mask: np.ndarray) -> None:
     assert all(turns)
 
 
+def test_parts_that_touch_at_a_corner_are_two() -> None:
+    mask = np.zeros((12, 12), dtype=bool)
+    mask[1:6, 1:6] = mask[6:11, 6:11] = True
+    assert [loop_area(loop) > 20 for loop in trace_loops(mask)] == [True, True]
+    polygons = mask_to_polygons(mask, tolerance=0)
+    assert len(polygons) == 2
+    assert np.array_equal(decode_mask(polygons, 12, 12), mask)
+
+
 def test_a_hole_or_a_speck_has_no_polygon() -> None:
     mask = np.zeros((20, 20), dtype=bool)
     assert mask_to_polygons(mask) is None
