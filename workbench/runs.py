@@ -94,3 +94,10 @@ def describe_run(directory: str | Path) -> str:
     lines += [f"{name:<10} {path}" for name, path in places.items() if path.exists()]
     lines += [f"{'notebook':<10} {path}" for path in sorted(run.glob("*.ipynb"))]
     return "\n".join(lines)
+
+
+def metrics_frame(path: str | Path) -> pd.DataFrame:
+    """metrics.csv as numbers, one row a logged step; empty where there is no file yet."""
+    path = Path(path)
+    rows = read_metrics(path) if path.exists() else []
+    return pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")

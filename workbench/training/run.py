@@ -90,7 +90,7 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
 
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     """Keys that would change the training, each as ``KEY there, here``."""
-    there, here = _flat(config_to_dict(saved)), _flat(config_to_dict(wanted))
+    there, here = flat(config_to_dict(saved)), flat(config_to_dict(wanted))
     return [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted({*there, *here})
@@ -168,11 +168,12 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    joined: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            joined.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            joined[f"{prefix}{key}"] = value
+    return joined
