@@ -14,6 +14,13 @@ DEMO ?= outputs/demo
 # Named after the content of what is installed, so that neither a fresh clone's file times nor `touch` matter.
 STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
+# A .venv whose Python is gone, or is not the one asked for on the command line, is made anew.
+_ := $(shell test -d $(VENV) && ! $(BIN)/python -c '' 2>/dev/null && rm -f $(VENV)/.installed-*)
+ifeq ($(origin PYTHON),command line)
+_ := $(shell "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+    && test "$$($(BIN)/python -V 2>&1)" != "$$("$(PYTHON)" -V 2>&1)" && rm -f $(BIN)/python $(VENV)/.installed-*)
+endif
+
 # The kernel of a notebook is .venv's, whatever kernels the user has registered elsewhere.
 export JUPYTER_PREFER_ENV_PATH := 1
 
