@@ -146,6 +146,29 @@ def test_a_stop_during_the_evaluation_saves_at_once_and_evaluates_later(tmp_path
     assert train(output, SOLVER_EMA_DECAY=0.9) == whole
 
 
+def test_an_evaluation_made_up_for_is_logged_once_even_if_a_kill_follows(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    cfg = toy.config(tmp_path / "run")
+
+    def stop(model: torch.nn.Module) -> dict:
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    class Killed(BaseException):
+        pass
+
+    def kill(first: int):
+        raise Killed
+        yield
+
+    with pytest.raises(Interrupted):
+        toy.trainer(cfg, evaluate=stop).train()
+    with pytest.raises(Killed):  # after the evaluation was made up for, before anything else is saved
+        toy.trainer(cfg, batches=kill).train()
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4"]
+    assert train(tmp_path / "run") == whole
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def batches(first: int):
         signal.raise_signal(signal.SIGINT)
