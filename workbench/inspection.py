@@ -175,15 +175,9 @@ def open_evaluation(
     """
     path = resolve_checkpoint(ckpt)
     cfg = workflows.checkpoint_config(path, overrides)
-    default = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else None
-    wanted = dataset or default
-    if output is not None:
-        directory = Path(output)
-    elif wanted == default:
-        directory = workflows.run_of(path)
-    else:
-        directory = workflows.run_of(path) / "evaluations" / Path(str(wanted)).stem
-    metrics = None if again or overrides else _evaluated_before(directory, path, wanted)
+    wanted = dataset or default_dataset(cfg)
+    directory = Path(output) if output is not None else evaluation_directory(path, cfg, wanted)
+    metrics = None if again or overrides else evaluated_before(directory, path, wanted)
     if metrics is None:
         metrics = workflows.evaluate(path, dataset=wanted, output=directory, overrides=overrides)
     vocabulary = load_checkpoint(path).vocabulary
@@ -195,7 +189,20 @@ def open_evaluation(
     )  # fmt: skip
 
 
-def _evaluated_before(directory: Path, checkpoint: Path, dataset: str | Path) -> dict[str, Any] | None:
+def default_dataset(cfg: CfgNode) -> str | None:
+    """The dataset that a checkpoint is evaluated on, if any."""
+    return cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else None
+
+
+def evaluation_directory(checkpoint: Path, cfg: CfgNode, dataset: str | Path | None) -> Path:
+    """Where what is found with a checkpoint on a dataset belongs, see :func:`open_evaluation`."""
+    run = workflows.run_of(checkpoint)
+    return run if dataset == default_dataset(cfg) else run / "evaluations" / Path(str(dataset)).stem
+
+
+def evaluated_before(directory: Path, checkpoint: Path, dataset: str | Path) -> dict[str, Any] | None:
+    """metrics.json of a directory, where it and predictions.json are of this checkpoint, as it is now, on this
+    dataset; else None."""
     scores, predictions = directory / "metrics.json", directory / "predictions.json"
     try:
         metrics = json.loads(scores.read_text(encoding="utf-8"))

@@ -331,6 +331,26 @@ class Filtered:
         counts = np.bincount(self.rule[self.rule >= 0], minlength=len(self.rules)).tolist()
         return dict(zip(self.rules, counts, strict=True))
 
+    def asks(self, rule: str) -> str:
+        """What a rule asks of a row, in words; "-" where it is not in use."""
+        settings = self.settings
+        if rule == "score":
+            return f"at least {settings.score:g}"
+        if rule == "main score":
+            return f"at least {settings.main_score:g}" if settings.main_score > 0 else "-"
+        if rule == "category":
+            return "-" if settings.categories is None else ", ".join(settings.categories) or "none"
+        if rule == "area":
+            return f"at least {settings.min_area:g} pixels" if settings.min_area > 0 else "-"
+        if rule == "overlap":
+            where = {"within": "of its category", "across": "of any category"}.get(settings.nms)
+            return f"IoU below {settings.nms_iou:g} with better ones {where}" if where else "-"
+        name, _, kind = rule.rpartition(" ")
+        chosen = settings.subcategories.get(name, SubcategoryFilter())
+        if kind == "no-object":
+            return f"some {name}" if chosen.drop_no_object else "-"
+        return "-" if chosen.threshold is None else f"at least {chosen.threshold:g}"
+
     def why(self, i: int) -> str:
         """Why row `i` was dropped, in words; empty where it was kept."""
         if self.rule[i] < 0:
