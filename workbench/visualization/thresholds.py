@@ -71,6 +71,8 @@ def suggest_thresholds(
     curves = {"score": _score_curve(rows, data, settings, iou)}
     if curves["score"].empty:
         return Suggestion(chosen, {}, "The other filters leave no prediction, so no thresholds can be suggested.")
+    if not curves["score"].f1.max() > 0:
+        return Suggestion(chosen, curves, "No prediction finds an object at any score, so none can be suggested.")
     settings = replace(settings, score=_between(curves["score"]))
     for subcategory in read_subcategories(data, vocabulary):
         name = subcategory.name
@@ -168,8 +170,6 @@ def _between(curve: pd.DataFrame) -> float:
 def _in_words(suggestion: Suggestion) -> str:
     table, score = suggestion.table(), suggestion.settings.score
     best = table.loc["score"]
-    if not best.f1 > 0:
-        return "No prediction finds an object at any score, so the suggested thresholds mean nothing."
     parts = [
         f"With a score of at least {score:g}, {best.precision:.0f} % of what is drawn is right and "
         f"{best.recall:.0f} % of the objects are drawn (F1 {best.f1:.1f})."
