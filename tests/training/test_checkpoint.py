@@ -52,6 +52,12 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert description["subcategories"][1] == {"name": "age", "classes": ["old", "new"]}
 
 
+def test_all_files_have_the_users_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    place = save(tmp_path / "last", state={})
+    assert {file.stat().st_mode for file in place.iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_a_newer_checkpoint_takes_the_place_of_the_old_and_leaves_nothing_else(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path / "last", step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -71,6 +72,41 @@ def test_a_run_leaves_what_the_design_says(tmp_path: Path) -> None:
     last, best = (load_checkpoint(tmp_path / "checkpoints" / name) for name in ("last", "best"))
     assert last.step == 8 and best.step in (4, 8) and last.vocabulary == toy.VOCABULARY
     assert best.metrics["segm"]["AP"] == max(float(row["segm/AP"]) for row in table if row["segm/AP"])
+
+
+def test_tensorboard_reads_the_numbers_of_both_parts_of_a_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Killed(BaseException):
+        pass
+
+    def kill_after_five(first: int):
+        for step in range(first, 5):
+            yield toy.batch(step, range(4))
+        raise Killed
+
+    with pytest.raises(Killed):
+        toy.trainer(toy.config(tmp_path), batches=kill_after_five).train()
+    table = train(tmp_path)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss_ce", "total_loss", "lr", "segm/AP"):
+        wanted = [(int(row["step"]), float(row[name])) for row in table if row[name]]
+        found = [(e.step, e.value) for e in board.Scalars(f"losses/{name}" if "loss" in name else name)]
+        assert [step for step, _ in found] == [step for step, _ in wanted], name
+        assert [value for _, value in found] == pytest.approx([value for _, value in wanted], rel=1e-6)
+
+
+def test_a_disk_that_is_full_when_logging_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = toy.trainer(toy.config(tmp_path))
+
+    def write(self, row):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("workbench.training.loop.EventFile.write", write)
+    with pytest.raises(WorkbenchError, match=f"metrics of {tmp_path} cannot be written: No space left"):
+        trainer.train()
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

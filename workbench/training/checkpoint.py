@@ -100,6 +100,8 @@ def save_checkpoint(
         }
         text = json.dumps(description, indent=1)
         _write(new / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+        # safetensors lets nobody else read what it writes; the user's own rules shall hold.
+        (new / WEIGHTS).chmod((new / DESCRIPTION).stat().st_mode & 0o777)
         _sync(new)
         if directory.exists():  # only then is an `old` one left over from a killed swap not needed any more
             shutil.rmtree(old, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from workbench.training.distributed import (
     world_size,
 )
 from workbench.training.ema import WeightAverage
+from workbench.training.events import EventFile
 from workbench.training.interrupt import Interrupted, StopRequest
 from workbench.training.nonfinite import find_nonfinite, save_batch
 from workbench.training.optimizer import build_optimizer, clip_gradients, set_lr
@@ -313,27 +314,31 @@ class Trainer:
 
 
 class _Writers:
-    """metrics.csv and TensorBoard side by side."""
+    """metrics.csv and TensorBoard's events side by side."""
 
     def __init__(self, run: RunDirectory, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.table = MetricsTable(run.metrics, step)
-        self.board = SummaryWriter(str(run.path), purge_step=step + 1 if step else None)
+        self.run = run
+        with self._telling():
+            self.table, self.events = MetricsTable(run.metrics, step), EventFile(run.path, step)
 
     def write(self, row: dict[str, Any]) -> None:
-        self.table.write(row)
-        for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self.board.add_scalar(_board_name(name), value, row["step"])
+        with self._telling():
+            self.table.write(row)
+            self.events.write(row)
 
     def close(self) -> None:
-        self.table.close()
-        self.board.close()
+        for file in (self.table, self.events):
+            with suppress(OSError):  # a full disk was told of when writing
+                file.close()
 
-
-def _board_name(name: str) -> str:
-    return f"losses/{name}" if "loss" in name else name
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WorkbenchError(
+                f"the metrics of {self.run.path} cannot be written: {error.strerror}"
+            ) from None
 
 
 def check_batch_size(cfg: CfgNode) -> None:

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +23,17 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
+class _LogFile(logging.FileHandler):
+    """log.txt; a disk that is full is told by what must be saved, not by each line of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logging_to(path: Path | None) -> Iterator[None]:
     """Log to the console and, with times, to the file ``path``; warnings only in all but the main process."""
@@ -30,7 +41,7 @@ def logging_to(path: Path | None) -> Iterator[None]:
     if rank() != 0:
         handlers[0].setLevel(logging.WARNING)
     elif path is not None:
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(_LogFile(path, encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)

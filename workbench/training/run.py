@@ -131,15 +131,12 @@ class MetricsTable:
         self._rewrite(rows)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append ``row``; its keys are columns and its ``step`` must be there."""
-        try:
-            if self._learn(row):
-                self._rewrite([*read_metrics(self.path), row])
-                return
-            csv.writer(self._file, lineterminator="\n").writerow([row.get(c, "") for c in self.columns])
-            self._file.flush()
-        except OSError as error:
-            raise WorkbenchError(f"{self.path} cannot be written: {error.strerror}") from None
+        """Append ``row``; its keys are columns and its ``step`` must be there. OSError where the disk is full."""
+        if self._learn(row):
+            self._rewrite([*read_metrics(self.path), row])
+            return
+        csv.writer(self._file, lineterminator="\n").writerow([row.get(c, "") for c in self.columns])
+        self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
