@@ -166,7 +166,7 @@ def test_ap_scores_are_main_times_mask_times_probability_whatever_the_ranking(sc
             **red(),
         )
 
-    results = [candidate(square(0, 0), 0.1, 0.9), candidate(square(30, 30), 0.9, 0.6)]
+    results = [candidate(square(30, 30), 0.9, 0.6), candidate(square(0, 0), 0.1, 0.9)]
     for rank_by in ("main", "sum", "geometric_mean"):
         metrics = evaluate_results(gt, results, COLOUR, scorer=scorer, rank_by=rank_by)
         assert metrics["subcategories"]["colour"]["AP"] == pytest.approx(100)
