@@ -39,9 +39,13 @@ def measure_layers(features: nn.Sequential) -> list[Layer]:
     """Every layer of torchvision's ``features``, measured on a dry run."""
     shapes = measure(_EveryLayer(features))
     return [
-        Layer(index, *shapes[str(index)], max(m.dilation[0] for m in layer.modules() if isinstance(m, nn.Conv2d)))
+        Layer(index, *shapes[str(index)], _dilation(layer))
         for index, layer in enumerate(features)
     ]
+
+
+def _dilation(layer: nn.Module) -> int:
+    return max((m.dilation[0] for m in layer.modules() if isinstance(m, nn.Conv2d)), default=1)
 
 
 def layer_table(layers: Sequence[Layer], taps: Sequence[int] = ()) -> str:

@@ -34,13 +34,14 @@ def measure(backbone: nn.Module, size: int = 256) -> dict[str, FeatureShape]:
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
     }
-    training = backbone.training
+    modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     try:
         with torch.no_grad():
             features = functional_call(backbone, on_meta, (torch.empty(1, 3, size, size, device="meta"),))
     finally:
-        backbone.train(training)
+        for module, training in modes:
+            module.training = training
     return {name: FeatureShape(f.shape[1], round(size / f.shape[2])) for name, f in features.items()}
 
 

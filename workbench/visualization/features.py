@@ -1,0 +1,111 @@
+"""Feature maps and networks as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from workbench.visualization.charts import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, VERMILION
+
+STAGE_COLOURS = dict(zip(("res2", "res3", "res4", "res5"), (ORANGE, GREEN, PURPLE, VERMILION), strict=True))
+
+
+def feature_maps(features: Mapping[str, Tensor], image: np.ndarray, channels: int = 6) -> Figure:
+    """The strongest ``channels`` of each stage, a row each, beside the image (H, W, 3).
+
+    ``features``: {"res2": (1, C, h, w), ...}. A map is shaded from its own least to its own largest value.
+    """
+    figure = Figure(figsize=(1.45 * (channels + 1), 1.55 * len(features)))
+    grid = figure.subplots(len(features), channels + 1, squeeze=False)
+    for row, (name, maps) in zip(grid, features.items(), strict=True):
+        maps = maps[0].detach().float().cpu()
+        strongest = maps.flatten(1).std(1).argsort(descending=True)[:channels]
+        row[0].imshow(image)
+        row[0].set_title(f"{name}: {len(maps)} × {maps.shape[1]} × {maps.shape[2]}", fontsize=9, loc="left")
+        for axes, channel in zip(row[1:], strongest.tolist(), strict=False):
+            axes.imshow(maps[channel], cmap="cividis", interpolation="nearest")
+            axes.set_title(f"channel {channel}", fontsize=8, fontweight="normal", loc="left")
+        for axes in row:
+            axes.set_axis_off()
+    return figure
+
+
+def staircase(
+    networks: Mapping[str, Sequence], taps: Mapping[str, int], *, names: Sequence[str] | None = None
+) -> Figure:
+    """Stride and channels of every layer; ``networks``: {label: layers}, as `measure_layers` gives them.
+
+    ``taps``: {stage: layer number} of the first network, marked. ``names``: what stands below the layers.
+    """
+    figure = Figure(figsize=(8.4, 4.4))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
+    for (label, layers), dash, colour in zip(networks.items(), ("-", "--"), (BLUE, INK), strict=False):
+        upper.step(
+            [layer.index for layer in layers], [layer.stride for layer in layers], dash, where="mid",
+            color=colour, linewidth=2, label=label,
+        )  # fmt: skip
+    layers = next(iter(networks.values()))
+    marked = {tap: stage for stage, tap in taps.items()}
+    lower.bar(
+        [layer.index for layer in layers], [layer.channels for layer in layers],
+        color=[STAGE_COLOURS.get(marked.get(layer.index), "#d0d0d0") for layer in layers],
+        edgecolor=INK, linewidth=0.5,
+    )  # fmt: skip
+    for layer in layers:
+        bold = layer.index in marked
+        lower.text(
+            layer.index, layer.channels, str(layer.channels), ha="center", va="bottom", fontsize=8,
+            fontweight="bold" if bold else "normal", color=INK if bold else QUIET,
+        )  # fmt: skip
+        if bold:
+            upper.plot(layer.index, layer.stride, "o", color=STAGE_COLOURS[marked[layer.index]], markersize=9)
+            upper.annotate(
+                marked[layer.index], (layer.index, layer.stride), xytext=(-4, 8), textcoords="offset points",
+                ha="right", fontweight="bold",
+            )  # fmt: skip
+    strides = sorted({layer.stride for found in networks.values() for layer in found})
+    upper.set(yscale="log", ylabel="stride", title="Stride of each layer's output")
+    upper.set_yticks(strides, [f"1/{stride}" for stride in strides])
+    upper.minorticks_off()
+    upper.margins(y=0.2)
+    upper.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    lower.set(ylabel="channels", xlabel="layer", title="Channels")
+    lower.margins(y=0.2)
+    lower.set_xticks([layer.index for layer in layers], names or [layer.index for layer in layers])
+    if names:
+        lower.tick_params(axis="x", rotation=90)
+    lower.grid(axis="x", visible=False)
+    return figure
+
+
+def layer_differences(comparisons: Mapping[str, Sequence]) -> Figure:
+    """How far two networks are apart after each layer; ``comparisons``: {label: what `compare_layers` gave}.
+
+    A cross on the upper edge marks layers whose outputs have different sizes.
+    """
+    figure = Figure(figsize=(8.4, 3.2))
+    axes = figure.subplots()
+    known = [p.difference for pairs in comparisons.values() for p in pairs if p.difference is not None]
+    top = max([*known, 1e-6]) * 1.6
+    for (label, pairs), colour, marker in zip(
+        comparisons.items(), (GREEN, VERMILION, BLUE), "os^", strict=False
+    ):
+        same = [p for p in pairs if p.difference is not None]
+        axes.plot([p.index for p in same], [p.difference for p in same], marker=marker, color=colour, label=label)
+        other = [p.index for p in pairs if p.difference is None]
+        axes.plot(other, [top] * len(other), "x", color=colour, markersize=8, markeredgewidth=2)
+        if other:
+            axes.annotate(
+                "sizes differ", (other[0], top), xytext=(-6, 0), textcoords="offset points", ha="right",
+                va="center", color=colour,
+            )  # fmt: skip
+    axes.set(
+        title="Largest difference between the outputs of the two networks", xlabel="layer",
+        ylabel="absolute difference", ylim=(-0.04 * top, top * 1.1),
+    )  # fmt: skip
+    axes.set_xticks(range(max(len(pairs) for pairs in comparisons.values())))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
