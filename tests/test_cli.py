@@ -138,6 +138,7 @@ def test_overrides_come_in_pairs(trained: Calls, tiny_config: Path, capsys: pyte
         (WorkbenchError("A plain sentence."), "workbench: error: A plain sentence.\n"),
         (KeyboardInterrupt(), "workbench: error: stopped by Ctrl-C.\n"),
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), "No space left on device: x.pt"),
+        (PermissionError(errno.EACCES, "Permission denied", "outputs"), "Permission denied: outputs"),
     ],
 )
 def test_errors_of_the_work_are_one_sentence(

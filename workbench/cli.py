@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
 import json
 import os
 import re
@@ -41,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno is None:  # not the operating system's, so not a matter of files and rights
             raise
-        return _fail(f"{error.strerror}: {error.filename or 'while writing'}")
+        return _fail(f"{error.strerror}: {error.filename or 'while reading or writing'}")
 
 
 def shapes(args: argparse.Namespace) -> None:
@@ -65,13 +64,20 @@ def validate(args: argparse.Namespace) -> None:
 
     faulty = []
     for name in args.dataset:
-        entry = get_entry(name, root=args.root)
+        hint = ""
+        try:
+            entry = get_entry(name, root=args.root)
+        except WorkbenchError as error:
+            if not name.endswith(".json"):
+                raise
+            entry = get_entry(f"{name}@{os.path.dirname(name) or '.'}")  # its other faults can be told all the same
+            hint = "" if args.no_images else f" {error}"
         faults = find_faults(entry, check_images=not args.no_images)
         print(f"{entry.annotations}: {report(faults)}")
         if faults:
-            faulty.append(str(entry.annotations))
+            faulty.append(f"faults were found in {entry.annotations}.{hint}")
     if faulty:
-        raise WorkbenchError(f"faults were found in {' and '.join(faulty)}.")
+        raise WorkbenchError(" ".join(faulty))
 
 
 def train(args: argparse.Namespace) -> None:

@@ -117,10 +117,11 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
 
 
 def _find_images(annotations: Path) -> Path:
-    """The folder in which the first image of a dataset file is found, of the usual ones near it."""
+    """The folder in which an image of a dataset file is found, of the usual ones near it: the first image, or
+    where that is missing the next one that is not."""
     content = read_coco_json(annotations)
-    names = (image.get("file_name") for image in content["images"] if isinstance(image, dict))
-    first = next((name for name in names if isinstance(name, str)), None)
+    names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
+    names = [name for name in names if isinstance(name, str)]
     here = annotations.absolute().parent
     stem = annotations.stem
     subset = stem.removeprefix("instances_")
@@ -128,15 +129,16 @@ def _find_images(annotations: Path) -> Path:
     for base in (here, here.parent):
         candidates += [base / "images", base / "images" / subset, base / stem, base / subset]
     candidates += [here, here.parent]
-    candidates = list(dict.fromkeys(candidates))
-    if first is None:  # no image to look for: an empty dataset is for validation to speak of
-        return next((folder for folder in candidates if folder.is_dir()), here)
-    for folder in candidates:
-        path = image_path(folder, first)
-        if path is not None and Path(path).is_file():
-            return folder
-    tried = ", ".join(str(folder) for folder in candidates if folder.is_dir())
+    candidates = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
+    if not names:  # no image to look for: an empty dataset is for validation to speak of
+        return candidates[0]
+    for name in names:
+        for folder in candidates:
+            path = image_path(folder, name)
+            if path is not None and Path(path).is_file():
+                return folder
+    tried = ", ".join(map(str, candidates))
     raise WorkbenchError(
-        f"The first image of {annotations}, {first!r}, is in none of the folders {tried}; "
+        f"The images of {annotations}, such as {names[0]!r}, are in none of the folders {tried}; "
         f"name the folder after an @, as in {annotations}@images."
     )
