@@ -27,9 +27,9 @@ def refused(capsys: pytest.CaptureFixture) -> Refused:
     def call(*argv: str | Path) -> str:
         capsys.readouterr()
         assert cli.main([str(word) for word in argv]) == 2
-        *before, said = re.split(r"[\r\n]+", capsys.readouterr().err.strip())
-        assert said.startswith("workbench: error: "), said
-        assert all("batch/s]" in line for line in before if line), before  # nothing but a progress bar
+        before, start, said = capsys.readouterr().err.partition("workbench: error: ")
+        assert start and "Traceback" not in before + said
+        assert all("batch/s]" in line for line in re.split(r"[\r\n]+", before) if line)  # a progress bar
         return said
 
     return call
