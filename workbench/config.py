@@ -7,6 +7,7 @@ and what was expected.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import re
@@ -378,10 +379,8 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         fits = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):
         if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         fits = isinstance(value, (int, float))
         value = float(value) if fits else value
     elif isinstance(default, (list, tuple)):
@@ -390,8 +389,9 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     else:
         fits = isinstance(value, type(default))
     if not fits:
-        name = {bool: "True or False", float: "a number", int: "a whole number", str: "text"}.get(type(default), "a list")
-        raise WorkbenchError(f"{source}: config key {key} must be {name}, not {value!r}")
+        names = {bool: "True or False", float: "a number", int: "a whole number", str: "text"}
+        wanted = names.get(type(default), "a list")
+        raise WorkbenchError(f"{source}: config key {key} must be {wanted}, not {value!r}")
     return value
 
 
