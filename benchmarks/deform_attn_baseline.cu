@@ -1,7 +1,7 @@
-// The published design of multi-scale deformable attention for GPUs (Deformable DETR, Zhu et al., 2021), written anew as
-// the peer of ops/cuda: one thread per output channel, each placing every sample itself; backward adds to the gradient
-// of value by scalar atomics and sums the other gradients over a block of one query, head and sample at a time through
-// shared memory. float32 and bfloat16 (whose gradients it adds in float32, as ours).
+// The published design of multi-scale deformable attention for GPUs (Deformable DETR, Zhu et al., 2021), written anew
+// as the peer of ops/cuda: one thread per output channel, each placing every sample itself; backward adds to the
+// gradient of value by scalar atomics, and sums the other gradients over a block of one query and head through shared
+// memory, sample by sample. float32 and bfloat16 (whose gradients it adds in float32, as ours).
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -47,7 +47,8 @@ __global__ void forward_kernel(Problem p, const S* value, const float* locations
     float sum = 0;
     for (int l = 0; l < p.levels; l++)
         for (int k = 0; k < p.points; k++, sample++) {
-            const float x = locations[2 * sample] * p.width[l] - 0.5f, y = locations[2 * sample + 1] * p.height[l] - 0.5f;
+            const float x = locations[2 * sample] * p.width[l] - 0.5f;
+            const float y = locations[2 * sample + 1] * p.height[l] - 0.5f;
             if (!(x > -1 && y > -1 && x < p.width[l] && y < p.height[l])) continue;
             const Corners c(x, y, p.width[l], p.height[l], row);
             float sampled = 0;
@@ -69,7 +70,8 @@ __global__ void backward_kernel(
     int64_t sample = pair * p.levels * p.points;
     for (int l = 0; l < p.levels; l++)
         for (int k = 0; k < p.points; k++, sample++) {
-            const float x = locations[2 * sample] * p.width[l] - 0.5f, y = locations[2 * sample + 1] * p.height[l] - 0.5f;
+            const float x = locations[2 * sample] * p.width[l] - 0.5f;
+            const float y = locations[2 * sample + 1] * p.height[l] - 0.5f;
             float sums[3] = {};
             if (x > -1 && y > -1 && x < p.width[l] && y < p.height[l]) {
                 const Corners c(x, y, p.width[l], p.height[l], row);
@@ -140,6 +142,6 @@ int run(const wb_deform_attn_args& a, bool backward) {
 }  // namespace
 
 extern "C" {
-__attribute__((visibility("default"))) int wb_deform_attn_forward(const wb_deform_attn_args* args) { return run(*args, false); }
-__attribute__((visibility("default"))) int wb_deform_attn_backward(const wb_deform_attn_args* args) { return run(*args, true); }
+int wb_deform_attn_forward(const wb_deform_attn_args* args) { return run(*args, false); }
+int wb_deform_attn_backward(const wb_deform_attn_args* args) { return run(*args, true); }
 }

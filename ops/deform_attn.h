@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #define WB_ABI 1
+#define WB_API __attribute__((visibility("default")))
 
 typedef enum { WB_FLOAT32 = 0, WB_FLOAT64 = 1, WB_FLOAT16 = 2, WB_BFLOAT16 = 3 } wb_dtype;
 
@@ -40,10 +41,10 @@ extern "C" {
 #endif
 // 0: done. -1: other ABI. -2: out of memory. -3: unknown dtype or instruction set.
 // -4: more levels or samples a query than a block holds (CUDA). Above 0: a cudaError_t.
-int wb_deform_attn_forward(const wb_deform_attn_args* args);
-int wb_deform_attn_backward(const wb_deform_attn_args* args);
+WB_API int wb_deform_attn_forward(const wb_deform_attn_args* args);
+WB_API int wb_deform_attn_backward(const wb_deform_attn_args* args);
 // CPU library only. The name of instruction set `index` when this library has it and the processor runs it, else null.
-const char* wb_isa_name(int index);
+WB_API const char* wb_isa_name(int index);
 #ifdef __cplusplus
 }
 #endif

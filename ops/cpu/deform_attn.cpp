@@ -64,7 +64,8 @@ struct Job {
         }
         for (int64_t task; (task = next++) < tasks;) {
             const int64_t piece = task % pieces, map = task / pieces, first = bound(piece), last = bound(piece + 1);
-            (backward ? kernel->backward : kernel->forward)(*args, map / args->heads, map % args->heads, first, last, scratch);
+            auto* function = backward ? kernel->backward : kernel->forward;
+            function(*args, map / args->heads, map % args->heads, first, last, scratch);
         }
         free(scratch);
     }
@@ -83,7 +84,8 @@ int run(const wb_deform_attn_args* args, bool backward) {
     int64_t threads = args->threads < 1 ? 1 : args->threads;
     // One task per feature map while that keeps every thread busy. Beyond, backward divides by levels, whose gradients
     // do not meet, so that the result depends on no thread count; forward by queries.
-    job.pieces = maps >= 2 * threads || maps % threads == 0 || !maps ? 1 : backward ? whole : (2 * threads + maps - 1) / maps;
+    const bool enough = maps >= 2 * threads || maps % threads == 0;
+    job.pieces = enough || !maps ? 1 : backward ? whole : (2 * threads + maps - 1) / maps;
     if (job.pieces > whole) job.pieces = whole;
     if (job.pieces < 1) job.pieces = 1;
     job.tasks = maps * job.pieces;
@@ -117,9 +119,9 @@ int run(const wb_deform_attn_args* args, bool backward) {
 }  // namespace
 
 extern "C" {
-__attribute__((visibility("default"))) int wb_deform_attn_forward(const wb_deform_attn_args* args) { return run(args, false); }
-__attribute__((visibility("default"))) int wb_deform_attn_backward(const wb_deform_attn_args* args) { return run(args, true); }
-__attribute__((visibility("default"))) const char* wb_isa_name(int index) {
+int wb_deform_attn_forward(const wb_deform_attn_args* args) { return run(args, false); }
+int wb_deform_attn_backward(const wb_deform_attn_args* args) { return run(args, true); }
+const char* wb_isa_name(int index) {
     if (index < 0 || index >= kSets || !kernel_of(index)) return nullptr;
 #if defined(__aarch64__)
     return "NEON";

@@ -29,7 +29,7 @@ constexpr int kVectorBytes = 16, kRegisters = 32;
 constexpr int kVectorBytes = 16, kRegisters = 16;
 #endif
 
-constexpr int kBlockSamples = 256;  // samples placed at once: their indices and weights stay in the first-level cache
+constexpr int kBlockSamples = 192;  // samples placed at once: their indices and weights stay in the first-level cache
 
 // ---- vectors -------------------------------------------------------------------------------------------------------
 
@@ -69,20 +69,36 @@ template <class T, int W, int Offset> INLINE vec<T, W> unzip(vec<T, W> a, vec<T,
 template <class T, int W, bool High> INLINE vec<T, W> zip(vec<T, W> a, vec<T, W> b) {
     return pick<T, W, 2, 1, W, High ? W / 2 : 0>(a, b, lanes<W>());
 }
-// out[i] = the sum of the lanes of sums[i].
-template <class T, int W> INLINE void sum_lanes4(const vec<T, W> sums[4], T* out) {
-    if constexpr (W == 1) {
-        for (int i = 0; i < 4; i++) out[i] = sums[i][0];
-    } else if constexpr (W == 2) {
-        store<T, 2>(out, fold<T, 2, 1>(sums[0], sums[1]));
-        store<T, 2>(out + 2, fold<T, 2, 1>(sums[2], sums[3]));
-    } else {
-        vec<T, W> all = fold<T, W, W / 4>(fold<T, W, W / 2>(sums[0], sums[1]), fold<T, W, W / 2>(sums[2], sums[3]));
-        if constexpr (W >= 8) all = fold<T, W, W / 8>(all, all);
-        if constexpr (W >= 16) all = fold<T, W, W / 16>(all, all);
-        memcpy(out, &all, 4 * sizeof(T));
+// Four dot products of one sample, their lanes not yet all added up: W / 4 lanes each (at least one), in order.
+template <class T, int W> struct Dots {
+    static constexpr int kSize = W < 4 ? 4 : W;  // elements a sample
+    static INLINE void put(T* to, const vec<T, W> dot[4], bool add) {
+        if constexpr (W == 2) {
+            const vec<T, W> ab = fold<T, 2, 1>(dot[0], dot[1]), cd = fold<T, 2, 1>(dot[2], dot[3]);
+            store<T, W>(to, add ? ab + load<T, W>(to) : ab);
+            store<T, W>(to + 2, add ? cd + load<T, W>(to + 2) : cd);
+        } else {
+            const vec<T, W> all =
+                fold<T, W, W / 4>(fold<T, W, W / 2>(dot[0], dot[1]), fold<T, W, W / 2>(dot[2], dot[3]));
+            store<T, W>(to, add ? all + load<T, W>(to) : all);
+        }
     }
-}
+    // Adds up the lanes of `samples` samples, in place: four numbers a sample remain. May read and write up to
+    // W / 4 - 1 samples more.
+    static INLINE void finish(T* dots, int64_t samples) {
+        if constexpr (W == 8) {
+            for (int64_t i = 0; i < samples; i += 2)
+                store<T, W>(dots + 4 * i, fold<T, W, 1>(load<T, W>(dots + W * i), load<T, W>(dots + W * i + W)));
+        } else if constexpr (W == 16) {
+            for (int64_t i = 0; i < samples; i += 4) {
+                const T* d = dots + W * i;
+                const vec<T, W> low = fold<T, W, 2>(load<T, W>(d), load<T, W>(d + W));
+                const vec<T, W> high = fold<T, W, 2>(load<T, W>(d + 2 * W), load<T, W>(d + 3 * W));
+                store<T, W>(dots + 4 * i, fold<T, W, 1>(low, high));
+            }
+        }
+    }
+};
 
 // x * y + z in one rounding for float (without the instruction: the product is exact in double).
 template <class T, int W> INLINE vec<T, W> multiply_add(vec<T, W> x, vec<T, W> y, vec<T, W> z) {
@@ -170,8 +186,8 @@ template <class T> struct Block {
     T *location, *attention;            // x, y, x, y, ...; weights
     T *offset[2], *near[2], *far[2];    // distance to the near pixel; hat of the near and of the far pixel
     int32_t* pixel;                     // the near pixel
-    T* weight[4];                       // attention times hats, for the four pixels in reading order
-    T* dots;                            // backward: (samples, 4) products of grad_output with the four pixels
+    T* weight;                          // 4 a sample: attention times hats, for the four pixels in reading order
+    T* dots;                            // backward: products of grad_output with the four pixels (Dots)
     T* rows;                            // (queries, padded channels): output or grad_output
 
     Block(Arena& arena, const wb_deform_attn_args& a, int64_t first, int64_t last, int64_t padded, bool backward) {
@@ -186,8 +202,8 @@ template <class T> struct Block {
         }
         start = arena.take<int32_t>(n), width = arena.take<int32_t>(n), pixel = arena.take<int32_t>(n);
         location = arena.take<T>(2 * n), attention = arena.take<T>(n);
-        for (T*& w : weight) w = arena.take<T>(n);
-        dots = arena.take<T>(backward ? 4 * n : 0);
+        weight = arena.take<T>(4 * n);
+        dots = arena.take<T>(backward ? (W < 4 ? 4 : W) * n : 0);
         rows = arena.take<T>(queries * padded);
     }
 
@@ -208,7 +224,7 @@ template <class T> struct Block {
     }
 
     // Fetches the locations and weights of `count` queries, `stride` samples apart, and computes pixels and weights.
-    void place(const T* locations, const T* weights, int64_t stride, int64_t count) {
+    template <bool Backward> void place(const T* locations, const T* weights, int64_t stride, int64_t count) {
         for (int64_t q = 0; q < count; q++) {
             const T *xy = locations + 2 * q * stride, *w = weights + q * stride;
             copy(location + 2 * q * samples, xy, 2 * samples);
@@ -235,17 +251,22 @@ template <class T> struct Block {
                 const V below = one - (t < zero ? -t : t), above = one - (t < one ? one - t : t - one);
                 hat0[d] = below > zero ? below : zero;
                 hat1[d] = (above > zero ? above : zero) * load<T, W>(second[d] + i);
-                store<T, W>(offset[d] + i, t);
-                store<T, W>(near[d] + i, hat0[d]);
-                store<T, W>(far[d] + i, hat1[d]);
+                if constexpr (Backward) {
+                    store<T, W>(offset[d] + i, t);
+                    store<T, W>(near[d] + i, hat0[d]);
+                    store<T, W>(far[d] + i, hat1[d]);
+                }
             }
             const index row = load<int32_t, W>(width + i) * cell[1];
             store<int32_t, W>(pixel + i, load<int32_t, W>(start + i) + row + cell[0]);
             const V w = load<T, W>(attention + i), top = w * hat0[1], bottom = w * hat1[1];
-            store<T, W>(weight[0] + i, top * hat0[0]);
-            store<T, W>(weight[1] + i, top * hat1[0]);
-            store<T, W>(weight[2] + i, bottom * hat0[0]);
-            store<T, W>(weight[3] + i, bottom * hat1[0]);
+            const V w0 = top * hat0[0], w1 = top * hat1[0], w2 = bottom * hat0[0], w3 = bottom * hat1[0];
+            const V low02 = zip<T, W, false>(w0, w2), low13 = zip<T, W, false>(w1, w3);
+            const V high02 = zip<T, W, true>(w0, w2), high13 = zip<T, W, true>(w1, w3);
+            store<T, W>(weight + 4 * i, zip<T, W, false>(low02, low13));
+            store<T, W>(weight + 4 * i + W, zip<T, W, true>(low02, low13));
+            store<T, W>(weight + 4 * i + 2 * W, zip<T, W, false>(high02, high13));
+            store<T, W>(weight + 4 * i + 3 * W, zip<T, W, true>(high02, high13));
         }
     }
 
@@ -295,15 +316,16 @@ template <class T, int W, int N>
 INLINE void gather(const Block<T>& b, const T* base, int64_t stride, int64_t first, T* out) {
     constexpr int C = chains(N);
     vec<T, W> sum[C][N] = {};
-    int64_t i = first;
+    const T* weight = b.weight + 4 * first;
+    const int32_t* pixel = b.pixel + first;
     for (int64_t l = 0; l < b.levels; l++) {
         const int64_t dx = b.step_x[l], dy = b.step_y[l];
-        for (int64_t p = 0; p < b.points; p++, i++) {
-            const T* from = base + (int64_t)b.pixel[i] * stride;
+        for (int64_t p = 0; p < b.points; p++, weight += 4) {
+            const T* from = base + (int64_t)*pixel++ * stride;
             const T* corner[4] = {from, from + dx, from + dy, from + dy + dx};
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++) {
-                vec<T, W> w = splat<T, W>(b.weight[c][i]);
+                vec<T, W> w = splat<T, W>(weight[c]);
 #pragma GCC unroll 16
                 for (int v = 0; v < N; v++) sum[c % C][v] += w * load<T, W>(corner[c] + v * W);
             }
@@ -319,21 +341,24 @@ INLINE void gather(const Block<T>& b, const T* base, int64_t stride, int64_t fir
 }
 
 template <class T, int W, int N>
-INLINE void scatter(const Block<T>& b, const T* base, T* grad_base, int64_t stride, int64_t first, const T* grad, bool add) {
+INLINE void scatter(
+    const Block<T>& b, const T* base, T* grad_base, int64_t stride, int64_t first, const T* grad, bool add) {
     vec<T, W> g[N];
 #pragma GCC unroll 16
     for (int v = 0; v < N; v++) g[v] = load<T, W>(grad + v * W);
-    int64_t i = first;
+    const T* weight = b.weight + 4 * first;
+    T* dots = b.dots + Dots<T, W>::kSize * first;
+    const int32_t* pixel = b.pixel + first;
     for (int64_t l = 0; l < b.levels; l++) {
         const int64_t dx = b.step_x[l], dy = b.step_y[l], step[4] = {0, dx, dy, dy + dx};
-        for (int64_t p = 0; p < b.points; p++, i++) {
-            const int64_t at = (int64_t)b.pixel[i] * stride;
+        for (int64_t p = 0; p < b.points; p++, weight += 4, dots += Dots<T, W>::kSize) {
+            const int64_t at = (int64_t)*pixel++ * stride;
             vec<T, W> dot[4];
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++) {
                 const T* from = base + at + step[c];
                 T* to = grad_base + at + step[c];
-                vec<T, W> w = splat<T, W>(b.weight[c][i]);
+                vec<T, W> w = splat<T, W>(weight[c]);
 #pragma GCC unroll 16
                 for (int v = 0; v < N; v++) {
                     vec<T, W> x = load<T, W>(from + v * W);
@@ -341,10 +366,7 @@ INLINE void scatter(const Block<T>& b, const T* base, T* grad_base, int64_t stri
                     store<T, W>(to + v * W, load<T, W>(to + v * W) + w * g[v]);
                 }
             }
-            T sums[4];
-            sum_lanes4<T, W>(dot, sums);
-            T* d = b.dots + 4 * i;
-            for (int c = 0; c < 4; c++) d[c] = add ? d[c] + sums[c] : sums[c];
+            Dots<T, W>::put(dots, dot, add);
         }
     }
 }
@@ -353,14 +375,16 @@ INLINE void scatter(const Block<T>& b, const T* base, T* grad_base, int64_t stri
 // with zeros). One pair of functions a storage type, so that the rest is compiled for the accumulation types alone.
 template <class S> struct Rows {
     typedef typename AccumulateOf<S>::type T;
-    static void read(T* to, const void* storage, int64_t first, int64_t rows, int64_t stride, int64_t channels, int64_t padded) {
+    static void read(
+        T* to, const void* storage, int64_t first, int64_t rows, int64_t stride, int64_t channels, int64_t padded) {
         const S* from = (const S*)storage + first;
         for (int64_t r = 0; r < rows; r++, to += padded, from += stride) {
             for (int64_t c = 0; c < channels; c++) to[c] = widen(from[c]);
             for (int64_t c = channels; c < padded; c++) to[c] = 0;
         }
     }
-    static void write(void* storage, int64_t first, const T* from, int64_t rows, int64_t stride, int64_t channels, int64_t padded) {
+    static void write(
+        void* storage, int64_t first, const T* from, int64_t rows, int64_t stride, int64_t channels, int64_t padded) {
         S* to = (S*)storage + first;
         for (int64_t r = 0; r < rows; r++, from += padded, to += stride)
             for (int64_t c = 0; c < channels; c++) narrow(from[c], to + c);
@@ -370,14 +394,16 @@ template <class T> struct Storage {
     void (*read)(T*, const void*, int64_t, int64_t, int64_t, int64_t, int64_t);
     void (*write)(void*, int64_t, const T*, int64_t, int64_t, int64_t, int64_t);
 };
-INLINE Storage<double> storage_of(const wb_deform_attn_args&, double) { return {Rows<double>::read, Rows<double>::write}; }
+INLINE Storage<double> storage_of(const wb_deform_attn_args&, double) {
+    return {Rows<double>::read, Rows<double>::write};
+}
 INLINE Storage<float> storage_of(const wb_deform_attn_args& a, float) {
     if (a.dtype == WB_FLOAT16) return {Rows<Half>::read, Rows<Half>::write};
     if (a.dtype == WB_BFLOAT16) return {Rows<Brain>::read, Rows<Brain>::write};
     return {Rows<float>::read, Rows<float>::write};
 }
 
-// Runs `body(offset, integral_constant<N>)` over the channels in steps of N vectors, N the largest power of two that fits.
+// Runs body(offset, integral_constant<N>) over the channels in steps of N vectors, N the largest power of two to fit.
 template <int N, int W, class Body> INLINE void by_channels(int64_t padded, Body&& body) {
     int64_t c = 0;
     for (; c + N * W <= padded; c += N * W) body(c, std::integral_constant<int, N>{});
@@ -406,7 +432,8 @@ template <class T, int W> struct Task {
         return (size_t)arena.next;
     }
 
-    static void forward(const wb_deform_attn_args& a, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch) {
+    static void forward(
+        const wb_deform_attn_args& a, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch) {
         const int64_t D = a.channels, P = padded(a), stride = a.heads * D;
         const Storage<T> storage = storage_of(a, T());
         Arena arena{(char*)scratch};
@@ -417,8 +444,9 @@ template <class T, int W> struct Task {
         const int64_t samples = block.samples;
         for (int64_t q = first; q < last; q += block.queries) {
             const int64_t count = last - q < block.queries ? last - q : block.queries;
-            const int64_t at = (batch * a.queries + q) * a.heads + head;
-            block.place((const T*)a.locations + 2 * at * samples, (const T*)a.weights + at * samples, a.heads * samples, count);
+            const int64_t at = (batch * a.queries + q) * a.heads + head, sample = at * samples;
+            block.template place<false>(
+                (const T*)a.locations + 2 * sample, (const T*)a.weights + sample, a.heads * samples, count);
             by_channels<kMostVectors, W>(P, [&](int64_t c, auto n) {
                 for (int64_t i = 0; i < count; i++)
                     gather<T, W, n.value>(block, maps + c, P, i * samples, block.rows + i * P + c);
@@ -427,7 +455,8 @@ template <class T, int W> struct Task {
         }
     }
 
-    static void backward(const wb_deform_attn_args& a, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch) {
+    static void backward(
+        const wb_deform_attn_args& a, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch) {
         const int64_t D = a.channels, P = padded(a), stride = a.heads * D;
         const Storage<T> storage = storage_of(a, T());
         Arena arena{(char*)scratch};
@@ -443,12 +472,15 @@ template <class T, int W> struct Task {
         for (int64_t q = 0; q < a.queries; q += block.queries) {
             const int64_t count = a.queries - q < block.queries ? a.queries - q : block.queries;
             const int64_t at = (batch * a.queries + q) * a.heads + head, sample = at * all + skip;
-            block.place((const T*)a.locations + 2 * sample, (const T*)a.weights + sample, a.heads * all, count);
+            block.template place<true>(
+                (const T*)a.locations + 2 * sample, (const T*)a.weights + sample, a.heads * all, count);
             storage.read(block.rows, a.grad_output, at * D, count, stride, D, P);
             by_channels<kMostVectors, W>(P, [&](int64_t c, auto n) {
                 for (int64_t i = 0; i < count; i++)
-                    scatter<T, W, n.value>(block, maps + c, grads + c, P, i * block.samples, block.rows + i * P + c, c > 0);
+                    scatter<T, W, n.value>(
+                        block, maps + c, grads + c, P, i * block.samples, block.rows + i * P + c, c > 0);
             });
+            Dots<T, W>::finish(block.dots, count * block.samples);
             block.finish((T*)a.grad_locations + 2 * sample, (T*)a.grad_weights + sample, a.heads * all, count);
         }
         storage.write(a.grad_value, origin, grads, pixels, stride, D, P);

@@ -9,7 +9,9 @@ struct Kernel {
     size_t (*forward_bytes)(const wb_deform_attn_args& args);
     size_t (*backward_bytes)(const wb_deform_attn_args& args, int64_t first, int64_t last);
     // Queries [first, last) of one batch element and head.
-    void (*forward)(const wb_deform_attn_args& args, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch);
+    void (*forward)(
+        const wb_deform_attn_args& args, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch);
     // Levels [first, last) of one batch element and head, all queries.
-    void (*backward)(const wb_deform_attn_args& args, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch);
+    void (*backward)(
+        const wb_deform_attn_args& args, int64_t batch, int64_t head, int64_t first, int64_t last, void* scratch);
 };

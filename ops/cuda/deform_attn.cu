@@ -43,7 +43,9 @@ __device__ __forceinline__ Axis along(float location, int size) {
     return {cell, t, fmaxf(1.f - fabsf(t), 0.f), size > 1 ? fmaxf(1.f - fabsf(t - 1.f), 0.f) : 0.f};
 }
 // A hat's slope to the right of a point.
-__device__ __forceinline__ float slope(float t) { return t >= -1.f && t < 0.f ? 1.f : t >= 0.f && t < 1.f ? -1.f : 0.f; }
+__device__ __forceinline__ float slope(float t) {
+    return t >= -1.f && t < 0.f ? 1.f : t >= 0.f && t < 1.f ? -1.f : 0.f;
+}
 
 // Places the samples of `count` pairs from `first` on.
 __device__ __forceinline__ void place(
@@ -202,7 +204,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
                 const Axis x = along(location.x, width), y = along(location.y, height);
                 const float left = y.near * d[0] + y.far * d[2], right = y.near * d[1] + y.far * d[3];
                 const float top = x.near * d[0] + x.far * d[1], bottom = x.near * d[2] + x.far * d[3];
-                const float far_x = width > 1 ? slope(x.offset - 1.f) : 0.f, far_y = height > 1 ? slope(y.offset - 1.f) : 0.f;
+                const float far_x = width > 1 ? slope(x.offset - 1.f) : 0.f;
+                const float far_y = height > 1 ? slope(y.offset - 1.f) : 0.f;
                 grad_weights[sample] = x.near * left + x.far * right;
                 ((float2*)grad_locations)[sample] = make_float2(
                     attention * width * (slope(x.offset) * left + far_x * right),
@@ -282,6 +285,6 @@ int run(const wb_deform_attn_args* args, bool backward) {
 }  // namespace
 
 extern "C" {
-__attribute__((visibility("default"))) int wb_deform_attn_forward(const wb_deform_attn_args* args) { return run(args, false); }
-__attribute__((visibility("default"))) int wb_deform_attn_backward(const wb_deform_attn_args* args) { return run(args, true); }
+int wb_deform_attn_forward(const wb_deform_attn_args* args) { return run(args, false); }
+int wb_deform_attn_backward(const wb_deform_attn_args* args) { return run(args, true); }
 }
