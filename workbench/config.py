@@ -141,7 +141,12 @@ _DEFAULTS: dict[str, Any] = {
         "MIN_SIZE_TEST": 800,  # 0 keeps the image's own size
         "MAX_SIZE_TEST": 1333,
         "MASK_FORMAT": "polygon",
-        "CROP": {"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9], "SINGLE_CATEGORY_MAX_AREA": 1.0},
+        "CROP": {
+            "ENABLED": False,
+            "TYPE": "relative_range",
+            "SIZE": [0.9, 0.9],
+            "SINGLE_CATEGORY_MAX_AREA": 1.0,
+        },
     },
     "DATASETS": {
         "ROOT": "data",  # where the named datasets lie
@@ -195,7 +200,12 @@ _DEFAULTS: dict[str, Any] = {
         "ONE_CLASS_PER_QUERY": False,
         "SCORER": "faster-coco-eval",  # faster-coco-eval | pycocotools
         "EXPECTED_RESULTS": [],
-        "AUG": {"ENABLED": False, "MIN_SIZES": (400, 500, 600, 700, 800, 900), "MAX_SIZE": 4000, "FLIP": True},
+        "AUG": {
+            "ENABLED": False,
+            "MIN_SIZES": (400, 500, 600, 700, 800, 900),
+            "MAX_SIZE": 4000,
+            "FLIP": True,
+        },
     },
     "OUTPUT_DIR": "./output",
     "SEED": -1,
@@ -290,12 +300,19 @@ def check(cfg: CfgNode) -> None:
     """Raise WorkbenchError for a value outside its range, naming the key."""
     for key, allowed in CHOICES.items():
         if _get(cfg, key) not in allowed:
-            raise WorkbenchError(f"config key {key} is {_get(cfg, key)!r}; it must be one of {', '.join(allowed)}")
+            raise WorkbenchError(
+                f"config key {key} is {_get(cfg, key)!r}; it must be one of {', '.join(allowed)}"
+            )
     for key in _POSITIVE:
         if _get(cfg, key) < 1:
             raise WorkbenchError(f"config key {key} is {_get(cfg, key)}; it must be at least 1")
-    if any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in cfg.TEST.MAX_DETS) or not cfg.TEST.MAX_DETS:
-        raise WorkbenchError(f"config key TEST.MAX_DETS is {cfg.TEST.MAX_DETS}; it must list whole numbers above 0")
+    if (
+        any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in cfg.TEST.MAX_DETS)
+        or not cfg.TEST.MAX_DETS
+    ):
+        raise WorkbenchError(
+            f"config key TEST.MAX_DETS is {cfg.TEST.MAX_DETS}; it must list whole numbers above 0"
+        )
     if not 0 < cfg.INPUT.MIN_SCALE <= cfg.INPUT.MAX_SCALE:
         raise WorkbenchError(
             f"config keys INPUT.MIN_SCALE {cfg.INPUT.MIN_SCALE} and INPUT.MAX_SCALE {cfg.INPUT.MAX_SCALE}: "
@@ -309,7 +326,8 @@ def keys_without_effect(cfg: CfgNode) -> list[str]:
     return [
         key
         for key, value in _leaves(cfg)
-        if key.startswith(WITHOUT_EFFECT) and (list(value) if isinstance(value, tuple) else value)
+        if key.startswith(WITHOUT_EFFECT)
+        and (list(value) if isinstance(value, tuple) else value)
         != (list(default[key]) if isinstance(default[key], tuple) else default[key])
     ]
 
@@ -344,7 +362,9 @@ def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> N
         named_by = f" (the _BASE_ of {including[-1]})" if including else ""
         raise WorkbenchError(f"config file {path}{named_by} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"config file {path} is not readable YAML: {' '.join(str(error).split())}") from None
+        raise WorkbenchError(
+            f"config file {path} is not readable YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(values, dict):
         raise WorkbenchError(f"config file {path} holds no keys")
     base = values.pop("_BASE_", None)
@@ -416,7 +436,9 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         elif not isinstance(value, Mapping):
-            if isinstance(value, str) and value[:1] in "([":  # YAML reads (1, 2) as text; yacs reads it as a tuple
+            if (
+                isinstance(value, str) and value[:1] in "(["
+            ):  # YAML reads (1, 2) as text; yacs reads it as a tuple
                 value = _parse_value(value)
             yield f"{prefix}{key}", value
 

@@ -40,7 +40,9 @@ def blocks(count, size=16):
 
 
 def targets(labels, masks, colours=None):
-    return [{"labels": labels, "masks": masks, "subcategories": {} if colours is None else {"colour": colours}}]
+    return [
+        {"labels": labels, "masks": masks, "subcategories": {} if colours is None else {"colour": colours}}
+    ]
 
 
 def test_a_perfect_prediction_costs_almost_nothing():
@@ -78,7 +80,9 @@ def test_subcategory_loss_by_hand_and_unlabelled_is_left_out():
     labels, masks, colours = torch.tensor([0, 1]), blocks(2), torch.tensor([2, -1])
     outputs = perfect(labels, 2, 3, masks, colours)
     outputs["pred_subcategories"]["colour"] = torch.zeros(1, 3, 4)
-    outputs["pred_subcategories"]["colour"][0, 1] = torch.tensor([9.0, 1.0, -4.0, 3.0])  # the unlabelled one's query
+    outputs["pred_subcategories"]["colour"][0, 1] = torch.tensor(
+        [9.0, 1.0, -4.0, 3.0]
+    )  # the unlabelled one's query
     loss = criterion(subcategory_weight=1.5)(outputs, targets(labels, masks, colours), seeds=[0])
     assert loss["loss_subcategory_colour"].item() == pytest.approx(1.5 * math.log(4))
 
@@ -126,7 +130,11 @@ def test_earlier_layers_have_their_own_losses():
 def test_points_depend_on_the_image_and_not_on_its_place_in_the_batch():
     torch.manual_seed(0)
     one, other = blocks(2), blocks(3)
-    heads = {"pred_logits": torch.randn(2, 4, 3), "pred_masks": torch.randn(2, 4, 16, 16), "pred_subcategories": {}}
+    heads = {
+        "pred_logits": torch.randn(2, 4, 3),
+        "pred_masks": torch.randn(2, 4, 16, 16),
+        "pred_subcategories": {},
+    }
     pair = [*targets(torch.tensor([0, 1]), one), *targets(torch.tensor([1, 0, 1]), other)]
 
     def swapped(mapping):

@@ -10,7 +10,10 @@ def raw(queries=5, classes=3, size=8, seed=0):
     return (
         torch.randn(queries, classes + 1, generator=generator),
         torch.randn(queries, size, size, generator=generator) * 4,
-        {"colour": torch.randn(queries, 5, generator=generator), "damage": torch.randn(queries, 3, generator=generator)},
+        {
+            "colour": torch.randn(queries, 5, generator=generator),
+            "damage": torch.randn(queries, 3, generator=generator),
+        },
     )
 
 
@@ -63,7 +66,9 @@ def test_ranking_is_a_choice():
     subcategories = [torch.tensor([[0.8, 0.1, 0.1]]), torch.tensor([[0.2, 0.1, 0.7]])]
     assert rank_scores(main, subcategories, "main").item() == 0.5
     torch.testing.assert_close(rank_scores(main, subcategories, "sum"), torch.tensor([0.5]))
-    torch.testing.assert_close(rank_scores(main, subcategories, "geometric_mean"), torch.tensor([0.08 ** (1 / 3)]))
+    torch.testing.assert_close(
+        rank_scores(main, subcategories, "geometric_mean"), torch.tensor([0.08 ** (1 / 3)])
+    )
     assert rank_scores(main, [], "sum") is main
 
 

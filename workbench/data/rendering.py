@@ -12,15 +12,16 @@ import math
 import numpy as np
 from PIL import Image
 
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+SHAPES = ("circle", "ring", "bar", "triangle", "cross")
 HUES = {"red": 0, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "magenta": 300}
 COLOURS = tuple(HUES)
 TEXTURES = ("plain", "stripes", "dots", "checker")
 
-# Radius of each shape's outline for a nominal size of 1: chosen so that all cover about the same area.
-_REACH = {"circle": 0.46, "square": 0.40, "triangle": 0.60, "star": 0.60, "cross": 0.52}
-_STAR_INNER = 0.45  # radius of the inner corners, as part of that of the tips
-_CROSS_ARM = 0.36  # half the width of an arm, as part of its length from the middle
+# Farthest point of each outline from its middle, for a nominal size of 1.
+_REACH = {"circle": 0.46, "ring": 0.52, "bar": 0.64, "triangle": 0.64, "cross": 0.60}
+_RING_HOLE = 0.5  # radius of the hole, as part of the ring's
+_BAR_HEIGHT = 0.36  # of its length
+_CROSS_ARM = 0.28  # half the width of an arm, as part of its length from the middle
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarray:
@@ -29,23 +30,14 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, size: float) -> np.ndarr
     reach = _REACH[shape] * size
     if shape == "circle":
         return np.hypot(x, y) - reach
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - reach
+    if shape == "ring":
+        radius = np.hypot(x, y)
+        return np.maximum(radius - reach, _RING_HOLE * reach - radius)
+    if shape == "bar":
+        return np.maximum(np.abs(x) - reach, np.abs(y) - _BAR_HEIGHT * reach)
     if shape == "triangle":
         sides = [math.radians(90 + 120 * k) for k in range(3)]
         return np.maximum.reduce([math.cos(a) * x + math.sin(a) * y for a in sides]) - reach / 2
-    if shape == "star":
-        # One fold per tip; there the outline is the straight line from the tip to the inner corner.
-        fifth = 2 * math.pi / 5
-        turn = np.arctan2(x, -y)
-        turn = np.abs((turn + fifth / 2) % fifth - fifth / 2)
-        radius = np.hypot(x, y)
-        along, across = radius * np.cos(turn), radius * np.sin(turn)
-        inner = _STAR_INNER * reach
-        corner = (inner * math.cos(fifth / 2), inner * math.sin(fifth / 2))
-        edge = (corner[0] - reach, corner[1])
-        length = math.hypot(*edge)
-        return ((along - reach) * edge[1] - across * edge[0]) / length
     arm = _CROSS_ARM * reach
     x, y = np.abs(x), np.abs(y)
     return np.minimum(np.maximum(x - reach, y - arm), np.maximum(x - arm, y - reach))
@@ -56,12 +48,12 @@ def outline_area(shape: str, size: float) -> float:
     reach = _REACH[shape] * size
     if shape == "circle":
         return math.pi * reach**2
-    if shape == "square":
-        return 4 * reach**2
+    if shape == "ring":
+        return math.pi * (1 - _RING_HOLE**2) * reach**2
+    if shape == "bar":
+        return 4 * _BAR_HEIGHT * reach**2
     if shape == "triangle":
         return 0.75 * math.sqrt(3) * reach**2
-    if shape == "star":
-        return 5 * _STAR_INNER * reach**2 * math.sin(math.pi / 5)
     return (8 * _CROSS_ARM - 4 * _CROSS_ARM**2) * reach**2
 
 
@@ -140,8 +132,8 @@ def render_object(
     period = texture_period(size)
     darker, lighter = _texture(texture, x + phase[0] * period, y + phase[1] * period, period)
     rgb = palette_rgb(colour) if rgb is None else np.asarray(rgb, dtype=np.float32)
-    paint = rgb * (1 - 0.6 * darker[..., None])
-    paint = paint + (255 - paint) * (0.7 * lighter[..., None])
+    paint = rgb * (1 - 0.55 * darker[..., None])
+    paint = paint + (255 - paint) * (0.6 * lighter[..., None])
     coverage = _soft(distance)[..., None]
     patch = canvas[top:bottom, left:right]
     patch += (paint - patch) * coverage
@@ -216,7 +208,7 @@ def render_background(rng: np.random.Generator, height: int, width: int) -> np.n
     canvas = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
     for bumps, strength in ((10, 0.12), (36, 0.14)):
         canvas *= (1 + strength * _smooth_noise(rng, height, width, max(2, round(bumps * scale))))[..., None]
-    for _ in range(round(rng.integers(3, 9) * scale * scale)):
+    for _ in range(round(rng.integers(1, 5) * scale * scale)):
         draw = _draw_stroke if rng.uniform() < 0.5 else _draw_blob
         draw(canvas, rng, _random_rgb(rng, (0.6, 1.0), (0.5, 1.0)))
     return canvas

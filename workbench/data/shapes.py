@@ -29,15 +29,15 @@ from workbench.errors import WorkbenchError
 
 TRAIN_IMAGES, VAL_IMAGES, TEST_IMAGES = 2000, 200, 300
 IMAGE_SIZE, CROWDED_IMAGE_SIZE = 128, 256
-OBJECTS, CROWDED_OBJECTS = (1, 8), (40, 100)
-SIZES, CROWDED_SIZES = (18.0, 64.0), (12.0, 26.0)  # nominal diameter, pixels
-LEAST_VISIBLE = 0.35  # of an object's area, for it to be placed at all
+OBJECTS, CROWDED_OBJECTS = (1, 5), (40, 100)
+SIZES, CROWDED_SIZES = (26.0, 72.0), (12.0, 26.0)  # nominal diameter, pixels
+LEAST_VISIBLE = 0.5  # of an object's area, for it to be placed at all
+TILT = 30.0  # degrees, either way
 EMPTY_SHARE, CROWD_SHARE, UNLABELLED_SHARE = 0.03, 0.04, 0.05
 
 META_FILE = "shapes.json"
-_VERSION = (
-    1  # raise it when the pictures change, so that a folder made before is not mistaken for one made now
-)
+# Raise it when the pictures change, so that a folder made before is not mistaken for one made now.
+_VERSION = 2
 _SPLITS = ("train", "val", "test")
 
 
@@ -59,7 +59,7 @@ class _Scene:
         low, high = self.sizes
         size = low * (high / low) ** rng.uniform()
         shape, colour, texture = (str(rng.choice(names)) for names in (SHAPES, COLOURS, TEXTURES))
-        angle = rng.uniform(0, 360)
+        angle = rng.uniform(-TILT, TILT)
         rgb = palette_rgb(
             colour, hue_shift=rng.uniform(-8, 8), saturation=rng.uniform(0.72, 1), value=rng.uniform(0.7, 1)
         )

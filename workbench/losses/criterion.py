@@ -99,7 +99,9 @@ class SetCriterion(nn.Module):
         layers = [*outputs.get("aux_outputs", ()), outputs]
         names = [*map(str, range(len(layers) - 1)), ""]
         device = outputs["pred_logits"].device
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if seeds is not None else None
+        generators = (
+            [torch.Generator(device).manual_seed(seed) for seed in seeds] if seeds is not None else None
+        )
         matches = self.matcher(layers, targets, generators)
         matches = [[(q.to(device), t.to(device)) for q, t in layer] for layer in matches]
 
@@ -117,7 +119,11 @@ class SetCriterion(nn.Module):
         for layer, matched, name in zip(layers, matches, names, strict=True):
             suffix = f"_{name}" if name else ""
             labels = [target["labels"] for target in targets]
-            add(f"loss_ce{suffix}", self.class_weight, *self._class_loss(layer["pred_logits"], labels, matched))
+            add(
+                f"loss_ce{suffix}",
+                self.class_weight,
+                *self._class_loss(layer["pred_logits"], labels, matched),
+            )
             if self.subcategory_weight:
                 for subcategory, logits in layer["pred_subcategories"].items():
                     labels = [target["subcategories"][subcategory] for target in targets]
@@ -163,7 +169,9 @@ class SetCriterion(nn.Module):
         logits = torch.cat([pred_masks[i, queries] for i, (queries, _) in enumerate(matched)]).unsqueeze(1)
         if not len(logits):  # keep the graph, so that every parameter still has a gradient
             return pred_masks.sum() * 0.0, pred_masks.sum() * 0.0
-        truth = torch.cat([targets[i]["masks"][objects] for i, (_, objects) in enumerate(matched)]).unsqueeze(1)
+        truth = torch.cat([targets[i]["masks"][objects] for i, (_, objects) in enumerate(matched)]).unsqueeze(
+            1
+        )
         candidates, extra = self._draw_points(matched, generators, logits.device)
         points = uncertain_points(logits, candidates, extra, self.num_uncertain)
         with torch.no_grad():
@@ -178,7 +186,9 @@ class SetCriterion(nn.Module):
         candidates, extra = [], []
         for image, (queries, _) in enumerate(matched):
             generator = generators[image] if generators is not None else None
-            drawn = random_points(len(queries), self.num_candidates + num_extra, generator=generator, device=device)
+            drawn = random_points(
+                len(queries), self.num_candidates + num_extra, generator=generator, device=device
+            )
             candidates.append(drawn[:, : self.num_candidates])
             extra.append(drawn[:, self.num_candidates :])
         return torch.cat(candidates), torch.cat(extra)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Protocol
 
 from fvcore.common.config import CfgNode
@@ -111,7 +110,9 @@ def _mask2former(cfg: CfgNode, vocabulary: HasClasses, pretrained: bool) -> Mask
         pre_norm=former.PRE_NORM,
         always_project=former.ENFORCE_INPUT_PROJ,
     )
-    if not former.SUBCATEGORY_WEIGHT:  # heads without a loss: several processes would wait for their gradients
+    if (
+        not former.SUBCATEGORY_WEIGHT
+    ):  # heads without a loss: several processes would wait for their gradients
         transformer_decoder.subcategory_embed.requires_grad_(False)
     criterion = SetCriterion(
         HungarianMatcher(

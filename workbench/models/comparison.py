@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import mobilenet_v3_large
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
 from workbench.models.backbones.mobilenet import Layer, measure_layers
@@ -35,15 +36,21 @@ class LayerPair(NamedTuple):
 
 
 def deeplab_network(seed: int = 0) -> nn.Module:
-    """torchvision's DeepLabV3 with a MobileNetV3-Large, its weights drawn from ``seed``; in eval mode.
+    """torchvision's DeepLabV3 with a MobileNetV3-Large, its weights drawn from ``seed``; in eval mode."""
+    return _random(lambda: deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None), seed)
 
-    Batch norms get statistics of their own too, so that no two layers compute the same.
-    """
+
+def classifier_network(seed: int = 0) -> nn.Module:
+    """torchvision's MobileNetV3-Large as a classifier, its weights drawn from ``seed``; in eval mode."""
+    return _random(lambda: mobilenet_v3_large(weights=None), seed)
+
+
+def _random(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21)
+        network = build()
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):  # statistics of their own: no two layers compute the same
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
     return network.eval()

@@ -45,7 +45,11 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
     ) -> Tensor:
         """query (B, Lq, C), reference_points (Lq, 2) as (x, y) in [0, 1], value (B, S, C) -> (B, Lq, C)."""
         batch, length, _ = query.shape
@@ -132,7 +136,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         # The encoder works from coarse to fine, as the transformer decoder will.
         self.encoder_features = [name for name in reversed(by_stride) if name in transformer_in_features]
         finest = min(input_shapes[name].stride for name in self.encoder_features)
-        self.fpn_features = [name for name in reversed(by_stride) if common_stride <= input_shapes[name].stride < finest]
+        self.fpn_features = [
+            name for name in reversed(by_stride) if common_stride <= input_shapes[name].stride < finest
+        ]
         if len(self.encoder_features) != 3:
             raise ValueError(f"the transformer decoder takes three maps, not {transformer_in_features}")
         self.dim = conv_dim
@@ -163,7 +169,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """{name: (B, C, H, W)} -> per-pixel embeddings (B, mask_dim, H/4, W/4), and three maps (B, conv_dim, h, w),
         coarse to fine."""
         maps = [
-            projection(features[name]) for projection, name in zip(self.input_proj, self.encoder_features, strict=True)
+            projection(features[name])
+            for projection, name in zip(self.input_proj, self.encoder_features, strict=True)
         ]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         device = maps[0].device
@@ -181,9 +188,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
 
         fine = maps[-1]
-        for name, lateral, output in zip(self.fpn_features, self.lateral_convs, self.output_convs, strict=True):
+        for name, lateral, output in zip(
+            self.fpn_features, self.lateral_convs, self.output_convs, strict=True
+        ):
             skip = lateral(features[name])
-            fine = F.interpolate(fine, size=skip.shape[-2:], mode="bilinear", align_corners=False).to(skip.dtype)
+            fine = F.interpolate(fine, size=skip.shape[-2:], mode="bilinear", align_corners=False).to(
+                skip.dtype
+            )
             fine = F.relu(output(skip + fine))
         return self.mask_features(fine), maps
 

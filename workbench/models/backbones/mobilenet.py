@@ -38,10 +38,7 @@ class Layer(NamedTuple):
 def measure_layers(features: nn.Sequential) -> list[Layer]:
     """Every layer of torchvision's ``features``, measured on a dry run."""
     shapes = measure(_EveryLayer(features))
-    return [
-        Layer(index, *shapes[str(index)], _dilation(layer))
-        for index, layer in enumerate(features)
-    ]
+    return [Layer(index, *shapes[str(index)], _dilation(layer)) for index, layer in enumerate(features)]
 
 
 def _dilation(layer: nn.Module) -> int:

@@ -33,7 +33,12 @@ class ResNetBackbone(nn.Module):
             raise ValueError(f"MODEL.RESNETS.DEPTH {depth}: there are ResNets of depth {sorted(_BUILDERS)}")
         extra = {"replace_stride_with_dilation": list(dilated)} if any(dilated) else {}
         network = _BUILDERS[depth](weights=None, norm_layer=norm_layer, **extra)
-        self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            network.conv1,
+            network.bn1,
+            network.relu,
+            network.maxpool,
+        )
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             network.layer1, network.layer2, network.layer3, network.layer4,
         )  # fmt: skip
@@ -47,7 +52,9 @@ class ResNetBackbone(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         outputs = {}
         for name, stage in zip(
-            ("res2", "res3", "res4", "res5"), (self.layer1, self.layer2, self.layer3, self.layer4), strict=True
+            ("res2", "res3", "res4", "res5"),
+            (self.layer1, self.layer2, self.layer3, self.layer4),
+            strict=True,
         ):
             x = outputs[name] = stage(x)
         return outputs

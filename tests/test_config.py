@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+
+from workbench.config import (
+    config_from_dict,
+    config_to_dict,
+    get_cfg,
+    keys_without_effect,
+    load_config,
+    to_yaml,
+)
+from workbench.errors import WorkbenchError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_config_here_loads_and_sets_nothing_without_effect(path):
+    if path.parent.name == "sweeps":  # a list of runs, not a config
+        return
+    assert keys_without_effect(load_config(path)) == []
+
+
+def test_a_config_survives_its_own_yaml(tmp_path):
+    cfg = load_config(ROOT / "configs/shapes/demo.yaml", ["SOLVER.STEPS", "(10, 20)"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(cfg))
+    assert load_config(path) == cfg
+    assert config_from_dict(config_to_dict(cfg)) == cfg
+
+
+def test_a_published_yaml_loads_unchanged(tmp_path):
+    """Keys of the published instance-segmentation configs, base and all, the evaluated list included."""
+    (tmp_path / "base.yaml").write_text(
+        """
+MODEL:
+  WEIGHTS: "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+  PIXEL_MEAN: [123.675, 116.280, 103.530]
+  RESNETS: {DEPTH: 50, STEM_TYPE: "basic", STRIDE_IN_1X1: False, RES5_MULTI_GRID: [1, 1, 1]}
+DATASETS:
+  TRAIN: ("ade20k_instance_train",)
+SOLVER:
+  STEPS: (135000, 150000)
+  CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: "full_model", CLIP_VALUE: 0.01}
+INPUT:
+  MIN_SIZE_TRAIN: !!python/object/apply:eval ["[int(x * 0.1 * 640) for x in range(5, 21)]"]
+"""
+    )
+    (tmp_path / "published.yaml").write_text(
+        "_BASE_: base.yaml\nMODEL: {META_ARCHITECTURE: MaskFormer, MASK_FORMER: {DEC_LAYERS: 10}}\n"
+    )
+    cfg = load_config(tmp_path / "published.yaml")
+    assert cfg.DATASETS.TRAIN == ("ade20k_instance_train",)
+    assert cfg.SOLVER.STEPS == (135000, 150000)
+    assert cfg.INPUT.MIN_SIZE_TRAIN[:2] == (320, 384)
+    assert "INPUT.MIN_SIZE_TRAIN" in keys_without_effect(cfg)
+
+
+def test_nothing_in_a_yaml_is_evaluated(tmp_path):
+    path = tmp_path / "bad.yaml"
+    for code in ("!!python/object/apply:eval ['print(1)']", "!!python/object/apply:os.system ['true']"):
+        path.write_text(f"INPUT: {{MIN_SIZE_TRAIN: {code}}}\n")
+        with pytest.raises(WorkbenchError, match="not readable YAML"):
+            load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SOLVER.BSE_LR", "1"], "unknown config key SOLVER.BSE_LR; the nearest known key is SOLVER.BASE_LR"),
+        (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR must be a number, not 'fast'"),
+        (["SOLVER.MAX_ITER", "1.5"], "SOLVER.MAX_ITER must be a whole number, not 1.5"),
+        (["MODEL.MASK_ON", "1"], "MODEL.MASK_ON must be True or False"),
+        (["DATASETS.TRAIN", "shapes_train"], "DATASETS.TRAIN must be a list"),
+        (["SOLVER", "1"], "SOLVER is a group of keys"),
+        (["SOLVER.BASE_LR"], "KEY VALUE pairs"),
+        (["TEST.RANK_BY", "best"], "TEST.RANK_BY is 'best'; it must be one of main, sum, geometric_mean"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0; it must be at least 1"),
+        (["TEST.MAX_DETS", "[0]"], "TEST.MAX_DETS"),
+        (["INPUT.MIN_SCALE", "3.0"], "MIN_SCALE <= MAX_SCALE"),
+    ],
+)
+def test_a_bad_key_or_value_is_one_sentence(overrides, message):
+    with pytest.raises(WorkbenchError, match=message):
+        load_config(None, overrides)
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("SOLVER: {BASE_LR: 1e-4, WEIGHT_DECAY: 1}\n")  # YAML reads 1e-4 as text
+    cfg = load_config(path, ["INPUT.MAX_SCALE", "2", "DATASETS.TRAIN", "('a', 'b')"])
+    assert cfg.SOLVER.BASE_LR == 1e-4 and cfg.SOLVER.WEIGHT_DECAY == 1.0 and cfg.INPUT.MAX_SCALE == 2.0
+    assert cfg.DATASETS.TRAIN == ("a", "b")
+
+
+def test_bases_in_a_circle_and_missing_ones_are_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("_BASE_: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\n")
+    with pytest.raises(WorkbenchError, match="circle"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("_BASE_: c.yaml\n")
+    with pytest.raises(WorkbenchError, match=r"c.yaml \(the _BASE_ of .*b.yaml\) cannot be read"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(WorkbenchError, match="nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_loaded_config_is_frozen_and_the_defaults_are_not_shared():
+    with pytest.raises(AttributeError):
+        load_config(None).SEED = 3
+    get_cfg().MODEL.PIXEL_MEAN[0] = 0.0
+    assert get_cfg().MODEL.PIXEL_MEAN[0] == 123.675
