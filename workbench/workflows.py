@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
 
-def train(cfg: CfgNode, *, resume: bool = True, channels_last: bool = False) -> Path:
+def train(cfg: CfgNode, *, resume: bool = True) -> Path:
     """Train what ``cfg`` describes into OUTPUT_DIR, or continue the run that is there.
 
     The datasets are checked before the first step. The best checkpoint by mask AP on the first of
@@ -38,7 +38,6 @@ def train(cfg: CfgNode, *, resume: bool = True, channels_last: bool = False) -> 
 
     Args:
         resume: False refuses an OUTPUT_DIR that holds a run.
-        channels_last: keep convolutions in that memory format.
 
     Returns:
         the run directory.
@@ -53,11 +52,11 @@ def train(cfg: CfgNode, *, resume: bool = True, channels_last: bool = False) -> 
     processes = start_processes(cfg)
     run, cfg = run_on_main(lambda: open_run(cfg, resume=resume, seed=secrets.randbelow(2**31)))
     with logging_to(run.log):
-        _train(cfg, run, processes, channels_last)
+        _train(cfg, run, processes)
     return run.path
 
 
-def _train(cfg: CfgNode, run: Any, processes: tuple[Accelerator, torch.device], channels_last: bool) -> None:
+def _train(cfg: CfgNode, run: Any, processes: tuple[Accelerator, torch.device]) -> None:
     import torch
 
     from workbench.data.loaders import build_train_loader
@@ -105,7 +104,6 @@ def _train(cfg: CfgNode, run: Any, processes: tuple[Accelerator, torch.device], 
         evaluate=evaluation,
         on_best=evaluation and (lambda: evaluation.save(run.path, run.best)),
         processes=processes,
-        channels_last=channels_last,
     )
     trainer.train()
     if evaluation is not None and not run.scores.exists():  # somebody deleted it, or a kill came in between
@@ -222,7 +220,9 @@ def predict(
     from workbench.visualization.filters import FilterSettings, apply_filters
 
     output = Path(output)
-    settings = FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
+    settings = (
+        FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
+    )
     if score_threshold is not None:
         settings = replace(settings, score=score_threshold)
     files = find_images(inputs)

@@ -307,13 +307,6 @@ def test_the_moving_average_is_what_is_saved_and_evaluated(tmp_path: Path) -> No
     assert not torch.equal(raw, saved)
 
 
-def test_channels_last_changes_the_layout_and_not_the_result(tmp_path: Path) -> None:
-    toy.trainer(toy.config(tmp_path / "a"), channels_last=True).train()
-    table = train(tmp_path / "b")
-    for one, two in zip(rows(tmp_path / "a"), table, strict=True):
-        assert float(one["total_loss"]) == pytest.approx(float(two["total_loss"]), rel=1e-4)
-
-
 def test_a_run_of_other_classes_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path)
     other = toy.Vocabulary((3, 7, 9), ("disc", "box", "moon"), {"colour": ("red", "green")})

