@@ -59,15 +59,16 @@ def open_gallery(
         raise WorkbenchError(f"checkpoint {path} names no dataset to look at; name one")
     if _names_images(wanted):
         data, reason = _images(wanted, vocabulary), "single images have none"
-        directory = workflows.run_of(path)
+        usual = workflows.run_of(path)
     else:
         data, reason = _open_dataset(path, cfg, wanted, vocabulary)
-        directory = evaluation_directory(path, cfg, wanted)
-    directory = Path(output) if output is not None else directory
-    before = None if reason or overrides else evaluated_before(directory, path, wanted)
-    if before is not None:
-        results = load_predictions(directory / "predictions.json")
-        origin = f"the predictions in {directory / 'predictions.json'}"
+        usual = evaluation_directory(path, cfg, wanted)
+    directory = Path(output) if output is not None else usual
+    places = [] if reason or overrides else [directory, usual]
+    evaluated = next((place for place in places if evaluated_before(place, path, wanted)), None)
+    if evaluated is not None:
+        results = load_predictions(evaluated / "predictions.json")
+        origin = f"the predictions in {evaluated / 'predictions.json'}"
     else:
         data = _spread(data, num_images)
         results, origin = _predict(path, cfg, data), f"what {path} predicts now"

@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 
 from workbench.errors import WorkbenchError
+from workbench.visualization.drawing import LEAST_SIDE
 from workbench.visualization.filters import MEASURES, NMS, Filtered, FilterSettings, SubcategoryFilter
 from workbench.visualization.gallery import Gallery, Scene
 
-_NARROW = "285px"
-_STYLE = {"description_width": "88px"}
-_NMS_NAMES = {"off": "off", "within": "within a category", "across": "across categories"}
+_NARROW = "300px"
+_STYLE = {"description_width": "80px"}
+_NMS_NAMES = {"off": "keep", "within": "drop within a category", "across": "drop across categories"}
 
 
 class PredictionBrowser(widgets.HBox):
@@ -44,7 +45,7 @@ class PredictionBrowser(widgets.HBox):
         self._counts.add_class("workbench-counts")
         self._status.add_class("workbench-status")
         left = widgets.VBox(
-            [*self._controls(), self._status], layout=widgets.Layout(width="320px", flex="0 0 auto")
+            [*self._controls(), self._status], layout=widgets.Layout(width="316px", flex="0 0 auto")
         )
         right = widgets.VBox(
             [self._navigation(), self._picture, self._counts, self._dropped],
@@ -147,7 +148,7 @@ class PredictionBrowser(widgets.HBox):
         self._place.value = f"{place + 1} of {len(self._gallery.files)}"
         try:
             settings, scene = self.settings, self.scene
-            self._picture.value = _jpeg(scene.picture(settings))
+            self._picture.value = _jpeg(scene.picture(settings, _font_size(scene)))
             filtered = scene.filtered(settings)
         except WorkbenchError as error:
             self._say(str(error), problem=True)
@@ -176,9 +177,8 @@ class PredictionBrowser(widgets.HBox):
         self._categories = widgets.SelectMultiple(
             options=words.categories,
             description="categories",
-            rows=min(len(words.categories), 5),
             style=_STYLE,
-            layout=widgets.Layout(width=_NARROW),
+            layout=widgets.Layout(width=_NARROW, height=f"{18 * min(len(words.categories), 6) + 8}px"),
         )
         self._subcategories = {}
         self._limits = {}
@@ -186,9 +186,9 @@ class PredictionBrowser(widgets.HBox):
             measures = MEASURES if gallery.candidates.has_logits() else MEASURES[:1]
             wanted = settings.subcategories.get(name, SubcategoryFilter()).measure
             measures = [*measures, *([wanted] if wanted not in measures else [])]
-            measure = _drop_down(name, [(each, each) for each in measures])
+            measure = _drop_down("measure", [(each, each) for each in measures])
             drop = widgets.Checkbox(
-                description=f"drop those without {name}", indent=False, layout=widgets.Layout(margin="0 0 0 92px")
+                description=f"drop those without {name}", indent=False, layout=widgets.Layout(margin="0 0 0 84px")
             )
             self._subcategories[name] = (measure, _slider("at least"), drop)
             measure.observe(lambda change, name=name: self._set_range(name), "value")
@@ -198,12 +198,12 @@ class PredictionBrowser(widgets.HBox):
             max=max(100, largest[0] * largest[1] // 20),
             step=1,
             readout_format=".0f",
-            description="area, pixels",
+            description="area in px",
             style=_STYLE,
             layout=widgets.Layout(width=_NARROW),
         )
-        self._nms = _drop_down("drop overlaps", [(_NMS_NAMES[each], each) for each in NMS])
-        self._nms_iou = _slider("with an IoU of")
+        self._nms = _drop_down("overlaps", [(_NMS_NAMES[each], each) for each in NMS])
+        self._nms_iou = _slider("from IoU")
         self._path = widgets.Text(
             value=str(gallery.directory / "filters.json"), layout=widgets.Layout(width=_NARROW)
         )
@@ -270,6 +270,11 @@ def _drop_down(name: str, options: list[tuple[str, str]]) -> widgets.Dropdown:
 
 def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f'<b style="font-size:13px">{html.escape(text)}</b>')
+
+
+def _font_size(scene: Scene) -> int:
+    """Captions that can be read when both panels share the width of a notebook."""
+    return int(np.clip(max(LEAST_SIDE, *scene.image.shape[:2]) / 30, 14, 40))
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

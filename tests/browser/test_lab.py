@@ -1,0 +1,136 @@
+"""Notebook 06 as a person meets it: in JupyterLab, in a browser, with the hand on a slider."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_visualize.ipynb"
+MINUTES = 60_000  # milliseconds
+
+spec = importlib.util.spec_from_file_location("lab", Path(__file__).with_name("lab.py"))
+lab = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lab)
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(lab.find_chromium() is None, reason="no Chromium: apt install chromium"),
+]
+
+
+@pytest.fixture
+def workspace(tiny_run: Path, tmp_path: Path) -> Path:
+    """A folder with the notebook, its parameters set to a tiny run."""
+    notebook = load_notebook_node(str(NOTEBOOK))
+    settings = {"ckpt": str(tiny_run), "output": str(tmp_path / "out"), "score": 0.0, "nms": "off", "num_images": 2}
+    notebook = parameterize_notebook(notebook, settings, kernel_name="python3", language="python")
+    nbformat.write(notebook, tmp_path / "06_visualize.ipynb")
+    return tmp_path
+
+
+@pytest.fixture
+def page(workspace: Path):
+    """The notebook opened in JupyterLab, and what the browser's console and the page complained about."""
+    with lab.jupyter_lab(workspace) as address, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=lab.find_chromium(), args=list(lab.FLAGS))
+        try:
+            page = browser.new_page(viewport={"width": 1400, "height": 1000})
+            complaints: list[str] = []
+            page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.goto(address.format("06_visualize.ipynb"), timeout=3 * MINUTES)
+            yield page, complaints
+        finally:
+            page.screenshot(path=workspace / "page.png")  # what a failure looked like
+            browser.close()
+
+
+def drawn(page) -> int:
+    """How many predictions the counts say are drawn."""
+    cells = page.locator(".workbench-counts table tr")
+    names = cells.nth(0).locator("th").all_inner_texts()
+    values = cells.nth(1).locator("td").all_inner_texts()
+    return int(dict(zip(names, values, strict=True))["drawn"])
+
+
+def wait_until_drawn(page, count: int) -> None:
+    """Counts change after the picture does, so both are new."""
+    page.wait_for_function(
+        """count => {
+            const rows = document.querySelectorAll(".workbench-counts table tr");
+            const place = [...rows[0].cells].findIndex(cell => cell.innerText === "drawn");
+            return rows[1].cells[place].innerText === String(count);
+        }""",
+        arg=count,
+        timeout=2 * MINUTES,
+    )
+
+
+def picture(page) -> str:
+    """The pixels of the picture, as the browser shows them."""
+    return page.locator("img.workbench-picture").evaluate(
+        """async image => {
+            await image.decode();
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            canvas.getContext("2d").drawImage(image, 0, 0);
+            return canvas.toDataURL();
+        }"""
+    )
+
+
+def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path, tmp_path: Path) -> None:
+    page, complaints = page
+    page.locator(".jp-Notebook").wait_for(timeout=3 * MINUTES)
+    page.get_by_text("Python 3").first.wait_for(timeout=3 * MINUTES)  # the kernel's name, once there is one
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    page.locator("img.workbench-picture").wait_for(timeout=4 * MINUTES)
+    rows = json.loads((tiny_run / "predictions.json").read_text())
+    scores = [row["score"] for row in rows if row["image_id"] == rows[0]["image_id"]]
+    before = picture(page)
+    assert drawn(page) == len(scores) > 0
+    assert page.locator(".workbench-counts th", has_text="in the ground truth").count() == 1
+
+    handle = page.locator(".workbench-score .noUi-handle")
+    handle.scroll_into_view_if_needed()
+    handle.focus()
+    while float(page.locator(".workbench-score .widget-readout").inner_text()) <= min(scores):
+        handle.press("PageUp")  # five steps at a time
+    threshold = float(page.locator(".workbench-score .widget-readout").inner_text())
+    left = sum(score >= threshold for score in scores)
+    wait_until_drawn(page, left)
+    assert left < len(scores)
+    after = picture(page)
+    assert after != before
+
+    handle.press("End")  # nothing scores 1
+    wait_until_drawn(page, 0)
+    assert picture(page) not in (before, after)
+
+    page.get_by_role("button", name="Next").click()
+    page.get_by_text(re.compile(r"^2 of ")).wait_for(timeout=MINUTES)
+    page.get_by_role("button", name="Save settings").click()
+    page.locator(".workbench-status", has_text="filters.json").wait_for(timeout=MINUTES)
+    assert (tmp_path / "out" / "filters.json").is_file()
+
+    # every cell has run, and none has failed
+    page.locator(".jp-Cell").last.scroll_into_view_if_needed()
+    page.get_by_text("Suggested: ").last.wait_for(timeout=4 * MINUTES)
+    with page.expect_response(lambda response: response.request.method == "PUT" and ".ipynb" in response.url):
+        page.keyboard.press("Control+s")
+    saved = nbformat.read(tmp_path / "06_visualize.ipynb", as_version=4)
+    cells = [cell for cell in saved.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert complaints == []
