@@ -54,7 +54,7 @@ demo: env
 	@$(BIN)/workbench shapes
 	@mkdir -p $(DEMO)
 	@echo "Training: notebooks/03_train.ipynb"
-	@$(BIN)/papermill notebooks/03_train.ipynb $(DEMO)/03_train.ipynb \
+	@$(BIN)/papermill --log-output --no-progress-bar notebooks/03_train.ipynb $(DEMO)/03_train.ipynb \
 	    -p config configs/shapes/demo.yaml -p output $(DEMO)
 	@echo "Evaluation: notebooks/04_eval.ipynb"
 	@$(BIN)/papermill notebooks/04_eval.ipynb $(DEMO)/04_eval.ipynb -p ckpt $(DEMO)/checkpoints/best
