@@ -1,0 +1,78 @@
+"""transformers' Mask2Former, an independent implementation, given the weights of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch import Tensor
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerPixelDecoder,
+    Mask2FormerTransformerModule,
+)
+
+from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder
+from workbench.models.transformer_decoder import MaskedTransformerDecoder
+
+_ENCODER = {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm", "linear1": "fc1", "linear2": "fc2"}
+_DECODER = {
+    "norms.0": "cross_attn_layer_norm",
+    "norms.1": "self_attn_layer_norm",
+    "norms.2": "final_layer_norm",
+    "linear1": "fc1",
+    "linear2": "fc2",
+}
+
+
+def pixel_decoder(
+    ours: MSDeformAttnPixelDecoder, channels: list[int], config: Mask2FormerConfig
+) -> Mask2FormerPixelDecoder:
+    """The peer's pixel decoder with the weights of ours."""
+    peer = Mask2FormerPixelDecoder(config, feature_channels=channels)
+    state = {}
+    for name, tensor in ours.state_dict().items():
+        name = re.sub(r"^input_proj\.", "input_projections.", name)
+        name = re.sub(r"^mask_features\.", "mask_projection.", name)
+        name = re.sub(r"^lateral_convs\.0", "adapter_1", name)
+        name = re.sub(r"^output_convs\.0", "layer_1", name)
+        if name.startswith("layers."):
+            name = "encoder." + _renamed(name, _ENCODER)
+        state[name] = tensor
+    peer.load_state_dict(state)
+    return peer.eval()
+
+
+def transformer(ours: MaskedTransformerDecoder, config: Mask2FormerConfig) -> Mask2FormerTransformerModule:
+    """The peer's transformer decoder with the weights of ours; its class heads are outside this module."""
+    peer = Mask2FormerTransformerModule(in_features=config.feature_size, config=config)
+    peer.load_state_dict(dict(_transformer_state(ours)))
+    return peer.eval()
+
+
+def _transformer_state(ours: MaskedTransformerDecoder) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in ours.state_dict().items():
+        head = name.split(".")[0]
+        if head in ("class_embed", "subcategory_embed"):
+            continue
+        if head == "mask_embed":
+            _, index, kind = name.split(".")
+            yield f"decoder.mask_predictor.mask_embedder.{int(index) // 2}.0.{kind}", tensor
+        elif head == "decoder_norm":
+            yield name.replace("decoder_norm", "decoder.layernorm"), tensor
+        elif head == "layers":
+            renamed = "decoder." + _renamed(name, _DECODER)
+            if "self_attn.in_proj_" in renamed:  # the peer keeps the three apart
+                for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                    yield re.sub(r"in_proj_(\w+)", rf"{part}_proj.\1", renamed), piece
+            else:
+                yield renamed, tensor
+        else:
+            renames = {"query_embed": "queries_embedder", "query_feat": "queries_features"}
+            yield name.replace(head, renames.get(head, head)), tensor
+
+
+def _renamed(name: str, table: dict[str, str]) -> str:
+    for ours, theirs in table.items():
+        name = name.replace(f".{ours}.", f".{theirs}.")
+    return name
