@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "workbench"
 
 # A part imports only from those left of it.
 ORDER = (
-    "errors", "config", "data", "ops", "diagnosis", "environment", "losses", "models", "evaluation",
-    "training", "visualization", "workflows", "runs", "inspection", "browse", "notebook", "sweeps", "cli",
+    "errors", "config", "data", "ops", "diagnosis", "environment", "trials", "losses", "models",
+    "evaluation", "training", "visualization", "workflows", "runs", "preview", "donors", "inspection",
+    "browse", "notebook", "report", "sweeps", "cli",
 )  # fmt: skip
 PLAIN = ("models", "losses", "ops")  # plain PyTorch: no config object, no framework, no files
 FORBIDDEN_IN_PLAIN = {

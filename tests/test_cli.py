@@ -17,7 +17,7 @@ import pytest
 from workbench import cli, workflows
 from workbench.errors import WorkbenchError
 
-COMMANDS = ("shapes", "validate", "train", "eval", "predict", "show", "runs", "env", "build-ops")
+COMMANDS = ("shapes", "validate", "train", "eval", "predict", "show", "report", "runs", "env", "build-ops")
 
 
 class Calls(list):
@@ -96,10 +96,14 @@ def test_eval_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_predict_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls([Path("a.png"), Path("predictions.json")])
     monkeypatch.setattr(workflows, "predict", calls)
-    options = ["--ckpt", "c", "--output", "o", "--score-threshold", "0.25"]
+    options = ["--ckpt", "c", "--output", "o", "--score-threshold", "0.25", "--filters", "f.json"]
     assert cli.main(["predict", *options, "a.png", "b*.png"]) == 0
     ((args, kwargs),) = calls
-    assert args == ("c", ["a.png", "b*.png"], "o") and kwargs["score_threshold"] == 0.25
+    assert args == ("c", ["a.png", "b*.png"], "o") and kwargs == {
+        "score_threshold": 0.25,
+        "filters": "f.json",
+        "device": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def shapes(args: argparse.Namespace) -> None:
 def validate(args: argparse.Namespace) -> None:
     """List every fault of a dataset."""
     from workbench.data.catalog import get_entry
-    from workbench.data.validate import report
+    from workbench.data.validate import report as list_faults
     from workbench.data.validate import validate as find_faults
 
     faulty = []
@@ -73,7 +73,7 @@ def validate(args: argparse.Namespace) -> None:
             entry = get_entry(f"{name}@{os.path.dirname(name) or '.'}")  # its other faults can be told all the same
             hint = "" if args.no_images else f" {error}"
         faults = find_faults(entry, check_images=not args.no_images)
-        print(f"{entry.annotations}: {report(faults)}")
+        print(f"{entry.annotations}: {list_faults(faults)}")
         if faults:
             faulty.append(f"faults were found in {entry.annotations}.{hint}")
     if faulty:
@@ -135,6 +135,13 @@ def show(args: argparse.Namespace) -> None:
     print(describe_run(args.run_directory))
 
 
+def report(args: argparse.Namespace) -> None:
+    """Make an HTML report out of a run's executed notebooks."""
+    from workbench.report import write_report
+
+    print(f"report     {write_report(args.run_directory)}")
+
+
 def runs(args: argparse.Namespace) -> None:
     """List runs with their key numbers."""
     from workbench.runs import find_runs, runs_frame
@@ -156,18 +163,18 @@ def env(args: argparse.Namespace) -> None:
     machine = inspect_machine()
     operators = ""
     if not machine["torch"]["error"]:
-        from workbench.ops import report
+        from workbench.ops import report as ops_report
 
-        machine["operators"] = report.report()
-        operators = f"\n\n{report.format_report(machine['operators'])}"
+        machine["operators"] = ops_report.report()
+        operators = f"\n\n{ops_report.format_report(machine['operators'])}"
     print(json.dumps(machine, indent=2) if args.json else format_report(machine) + operators)
 
 
 def build_ops(args: argparse.Namespace) -> None:
     """Compile the operators for this machine and check them."""
-    from workbench.ops import report
+    from workbench.ops.report import build_ops as build
 
-    print(report.build_ops(force=args.force))
+    print(build(force=args.force))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -297,6 +304,14 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         show,
         "Print the scores of a run and where its checkpoint, figures and notebooks are.",
         "  workbench show outputs/demo",
+    )
+    command.add_argument("run_directory", metavar="RUN", help="a run directory")
+
+    command = add(
+        "report",
+        report,
+        "Join the executed notebooks of a run into one HTML file that stands alone.",
+        "  workbench report outputs/demo",
     )
     command.add_argument("run_directory", metavar="RUN", help="a run directory")
 
