@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-STARTUP = 180  # seconds a slow machine may need
+STARTUP = 600  # seconds; only a server that hangs takes so long
 FLAGS = (
     "--headless",
     "--no-sandbox",

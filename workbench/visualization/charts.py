@@ -94,7 +94,7 @@ def learning_curves(rows: pd.DataFrame) -> Figure:
         return sentence("No step has been logged yet.")
     evaluated = [name for name in ("segm/AP", "joint/AP") if name in rows and rows[name].notna().any()]
     panels = ["losses", *(["scores"] if evaluated else []), "rate"]
-    figure = Figure(figsize=(4.6 + 3.4 * (len(panels) - 1), 3.6))
+    figure = Figure(figsize=(5.4 + 3.2 * (len(panels) - 1), 3.4))
     axes = dict(
         zip(
             panels, figure.subplots(1, len(panels), width_ratios=[1.4, *[1] * (len(panels) - 1)]), strict=True
@@ -109,8 +109,7 @@ def learning_curves(rows: pd.DataFrame) -> Figure:
         axes["scores"].set(title="Evaluation", xlabel="step", ylabel="percent", ylim=(0, None))
         axes["scores"].legend()
     axes["rate"].plot(rows.step, rows.lr, color=INK)
-    axes["rate"].set(title="Learning rate", xlabel="step", ylim=(0, None))
-    axes["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    _rate_axis(axes["rate"])
     return figure
 
 
@@ -124,13 +123,13 @@ def _losses(axes: Axes, rows: pd.DataFrame) -> None:
         smooth = rows[name].rolling(window, min_periods=1, center=True).median()
         if window > 1:
             axes.plot(rows.step, rows[name], color=colour, alpha=0.2, linewidth=0.7)
-        label = "total" if i == 0 else name.removeprefix("loss_")
+        label = "total" if i == 0 else name.removeprefix("loss_").removeprefix("subcategory_")
         axes.plot(rows.step, smooth, dash, color=colour, linewidth=1.8, label=label)
         lowest = min(lowest, smooth[smooth > 0].min())
     axes.set(title="Losses", xlabel="step", yscale="log")
     if math.isfinite(lowest):
         axes.set_ylim(bottom=lowest / 1.5)
-    axes.legend(ncols=2, fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
 
 
 def precision_recall(curves: Mapping[str, Mapping[str, np.ndarray]], iou: float) -> Figure:
@@ -312,6 +311,27 @@ def schedule(steps: Sequence[int], rates: Sequence[float]) -> Figure:
     figure = Figure(figsize=(6, 2.6))
     axes = figure.subplots()
     axes.plot(steps, rates, color=BLUE)
+    _rate_axis(axes)
+    return figure
+
+
+def _rate_axis(axes: Axes) -> None:
     axes.set(title="Learning rate", xlabel="step", ylim=(0, None))
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")
+
+
+def thread_speed(table: pd.DataFrame) -> Figure:
+    """Bars of what `thread_trial` measured, and the line that perfect scaling would follow."""
+    figure = Figure(figsize=(5, 2.8))
+    axes = figure.subplots()
+    rates = table["images a second"]
+    axes.bar(table.threads.astype(str), rates, color=SKY, edgecolor=INK, linewidth=0.5)
+    axes.plot(table.threads.astype(str), rates[0] * table.threads / table.threads[0], "--", color=INK)
+    for x, rate in enumerate(rates):
+        axes.text(x, rate, f"{rate:.0f}", ha="center", va="bottom")
+    axes.margins(y=0.15)
+    axes.set(
+        title="CPU speed by threads (dashed: perfect scaling)", xlabel="threads", ylabel="images a second"
+    )
+    axes.grid(axis="x", visible=False)
     return figure

@@ -99,7 +99,7 @@ def layer_differences(comparisons: Mapping[str, Sequence]) -> Figure:
         axes.plot(other, [top] * len(other), "x", color=colour, markersize=8, markeredgewidth=2)
         if other:
             axes.annotate(
-                "sizes differ", (other[0], top), xytext=(-6, 0), textcoords="offset points", ha="right",
+                "sizes differ", (other[0], top), xytext=(-12, 0), textcoords="offset points", ha="right",
                 va="center", color=colour,
             )  # fmt: skip
     axes.set(

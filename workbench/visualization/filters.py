@@ -375,14 +375,14 @@ class Filtered:
 
     def table(self) -> pd.DataFrame:
         """One row a prediction, best score of each image first: image_id, row, category, score, the likeliest
-        class of each subcategory, kept (bool), dropped by, why.
+        class of each subcategory ("-" for no-object), kept (bool), dropped by, why.
         """
         rows, words = self.candidates, self.candidates.vocabulary
         columns = ["image_id", "row", "category", "score", *words.subcategories, "kept", "dropped by", "why"]
         lines = []
         for i in sorted(range(len(rows)), key=lambda i: (rows.image[i], -rows.score[i], i)):
             row, rule = rows.rows[i], int(self.rule[i])
-            classes = [(row.get("attributes") or {}).get(name) for name in words.subcategories]
+            classes = [(row.get("attributes") or {}).get(name) or "-" for name in words.subcategories]
             name = words.categories[rows.label[i]]
             fate = (rule < 0, "" if rule < 0 else self.rules[rule], self.why(i))
             lines.append((row.get("image_id"), i, name, rows.score[i], *classes, *fate))
@@ -417,7 +417,8 @@ def apply_filters(
     if settings.categories is not None:
         shown = [k for k, name in enumerate(vocabulary.categories) if name in settings.categories]
         drop("category", ~np.isin(rows.label, shown))
-    for name, chosen in settings.subcategories.items():
+    for name in vocabulary.subcategories:
+        chosen = settings.subcategories.get(name, SubcategoryFilter())
         if chosen.drop_no_object:
             drop(f"{name} no-object", rows.no_object(name))
         if chosen.threshold is not None and len(rows):
