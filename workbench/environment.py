@@ -210,7 +210,7 @@ def _inspect_system(torch_facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "threads": torch_facts.get("threads"),
         "simd": [flag for flag in SIMD_FLAGS if flag in flags],
         "memory_gib": memory.get("MemTotal"),
@@ -366,7 +366,7 @@ def _cpu_flags() -> set[str]:
     return set(match[1].split()) if match else set()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may use, in a container or under a batch system fewer than the machine's."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")

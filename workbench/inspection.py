@@ -1,34 +1,36 @@
-"""What a person looks at in notebooks: a training batch as the model sees it, a checkpoint's evaluation."""
+"""A checkpoint's evaluation, opened to be looked at: predictions beside ground truth, and the model itself."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from workbench import workflows
-from workbench.config import config_to_dict, get_cfg
 from workbench.data.images import read_image
-from workbench.data.loaders import build_train_loader
+from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
+from workbench.environment import choose_device
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.ground_truth import ground_truth
+from workbench.evaluation.queries import QueryOutputs, collect_queries, find_duplicates
 from workbench.evaluation.results import load_predictions
+from workbench.evaluation.saturation import Tile, choose_object, cut_tile, saturation
 from workbench.models.inference import RANK_BY
-from workbench.training.checkpoint import check_vocabulary, load_checkpoint, resolve_checkpoint
-from workbench.training.run import flat
+from workbench.training.checkpoint import check_vocabulary, load_checkpoint, load_model, resolve_checkpoint
 from workbench.visualization.drawing import (
-    draw_instances,
-    drawables_of_targets,
     ground_truth_panel,
     prediction_panel,
     side_by_side,
 )
+from workbench.visualization.thresholds import suggest_thresholds
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -37,59 +39,12 @@ if TYPE_CHECKING:
     from workbench.data.vocabulary import Vocabulary
 
 
-def training_data(cfg: CfgNode) -> CocoDataset:
-    """The datasets that DATASETS.TRAIN names, checked as before training."""
-    return workflows.load_data(cfg, cfg.DATASETS.TRAIN, None, for_training=True)
-
-
-def config_table(cfg: CfgNode) -> pd.DataFrame:
-    """What a config sets away from the defaults, one row a key."""
-    default = flat(config_to_dict(get_cfg()))
-    rows = {
-        key: {"value": str(value), "default": str(default[key])}
-        for key, value in flat(config_to_dict(cfg)).items()
-        if value != default[key]
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "default"]).rename_axis("key")
-
-
-def mapped_pictures(cfg: CfgNode, dataset: CocoDataset, count: int = 8) -> list[np.ndarray]:
-    """The first ``count`` training samples after the mapper, with the masks and classes they are trained on.
-
-    They are those of a run with the config's SEED (0 where it is drawn).
-    """
-    loader = build_train_loader(
-        dataset, build_mapper(cfg, is_train=True), batch_size=count, seed=max(cfg.SEED, 0), num_workers=0
-    )
-    return [
-        draw_instances(
-            item["image"], drawables_of_targets(item["targets"], dataset.vocabulary), dataset.vocabulary
-        )
-        for item in next(loader)
-    ]
-
-
-def contents(dataset: CocoDataset) -> dict[str, pd.DataFrame]:
-    """How many objects of each main category, and of each class of each subcategory, a dataset has."""
-    words = dataset.vocabulary
-    objects = [a for d in dataset.dicts for a in d["annotations"] if not a["iscrowd"]]
-    tables = {"main category": _counts([a["category_id"] for a in objects], words.categories)}
-    for name, classes in words.subcategories.items():
-        tables[name] = _counts([a["subcategories"][name] for a in objects], (*classes, "unlabelled"))
-    return tables
-
-
-def _counts(numbers: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
-    found = np.bincount([n % len(names) for n in numbers], minlength=len(names))  # -1, unlabelled, is last
-    return pd.DataFrame({"objects": found}, index=pd.Index(names, name="class"))
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """A checkpoint's predictions on a dataset beside the ground truth, and where its results belong.
 
     directory: with metrics.json, predictions.json and figures/. truth: a COCO dict; results: COCO results;
-    files: the image file of each image id.
+    files: the image file of each image id; data: the dataset.
     """
 
     checkpoint: Path
@@ -99,7 +54,27 @@ class Evaluation:
     truth: dict[str, Any]
     results: list[dict[str, Any]]
     metrics: dict[str, Any]
-    files: dict[int, str]
+    data: CocoDataset
+
+    @cached_property
+    def files(self) -> dict[int, str]:
+        return {item["image_id"]: item["file_name"] for item in self.data.dicts}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The checkpoint's model, on the device that its config asks for."""
+        return load_model(self.checkpoint, choose_device(self.config.MODEL.DEVICE), config=self.config)[0]
+
+    @property
+    def label(self) -> str:
+        """A short name: the run's, or the checkpoint's."""
+        run = workflows.run_of(self.checkpoint)
+        return run.name if run != self.checkpoint else self.checkpoint.name
+
+    @property
+    def queries(self) -> int:
+        """How many queries the model has."""
+        return self.config.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
 
     @property
     def figures(self) -> Path:
@@ -129,6 +104,42 @@ class Evaluation:
             ]
         )  # fmt: skip
 
+    def query_outputs(self, most: int = 200) -> QueryOutputs:
+        """What every query does in the first ``most`` images."""
+        some = replace(self.data, dicts=self.data.dicts[:most])
+        mapper = build_mapper(self.config, is_train=False)
+        return collect_queries(self.model, build_test_loader(some, mapper))
+
+    def best_found(self) -> Tile | None:
+        """The object found best, cut out for the saturation experiment; None where no object is whole."""
+        sizes = {item["image_id"]: (item["height"], item["width"]) for item in self.data.dicts}
+        chosen = choose_object(self.truth, self.results, sizes)
+        if chosen is None:
+            return None
+        image_id = chosen["image_id"]
+        label = self.vocabulary.category_ids.index(chosen["category_id"])
+        return cut_tile(self.picture(image_id), chosen, label, self.annotations(image_id))
+
+    def saturation(self, tile: Tile, **how: Any) -> pd.DataFrame:
+        """`evaluation.saturation.saturation` of this model, at the size that evaluation shows it images in.
+
+        Every query may be reported, once.
+        """
+        height, width = tile.image_size
+        scale = build_mapper(self.config, is_train=False).output_size(height, width)[0] / height
+        kept = self.model.top_k, self.model.one_class_per_query
+        self.model.top_k, self.model.one_class_per_query = max(kept[0], self.queries), True
+        try:
+            return saturation(self.model, tile, scale=scale, **how)
+        finally:
+            self.model.top_k, self.model.one_class_per_query = kept
+
+    def best_threshold(self) -> float:
+        """The score with the best F1 here; 0.5 where that cannot be known."""
+        plain = replace(self.vocabulary, subcategories={})
+        suggestion = suggest_thresholds(self.truth, self.results, plain)
+        return suggestion.settings.score if suggestion.curves else 0.5
+
     def compare_all(self, ranking: pd.DataFrame, score_threshold: float = 0.5) -> list[np.ndarray]:
         """:meth:`compare` of the images of a table that `per_image_scores` made, with their scores."""
         return [
@@ -152,6 +163,44 @@ class Evaluation:
                 "joint AP": joint.get("AP"), "joint AP50": joint.get("AP50"),
             }  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("ranked by")
+
+
+def query_summary(objects: pd.Series, claims: pd.Series, queries: int) -> str:
+    """What the numbers of objects and of claiming queries in each image say about the number of queries."""
+    most, high = int(objects.max()), float(objects.quantile(0.99))
+    said = (
+        f"An image holds {objects.mean():.1f} objects on average and {most} at most. Of the {queries} queries "
+        f"{claims.mean():.1f} claim an object on average and {int(claims.max())} at most; "
+        f"{100 * (1 - claims.mean() / queries):.0f} % say no object."
+    )
+    if not most:
+        return f"{said} Without ground truth nothing can be said about how many are needed."
+    if most > queries:
+        return f"{said} {int((objects > queries).sum())} images hold more objects than there are queries: take more."
+    if queries < 1.5 * high:
+        return f"{said} The fullest images leave little room: try {int(np.ceil(2 * high))} queries."
+    if queries > 6 * high:
+        return f"{said} That is many more than the fullest images need: try {int(np.ceil(3 * high))}."
+    return f"{said} The number fits the dataset."
+
+
+def query_comparison(
+    evaluations: Sequence[Evaluation], most: int = 200, duplicate_iou: float = 0.7
+) -> pd.DataFrame:
+    """One row a checkpoint: number of queries, key scores, how many queries claim an object in an image, and
+    the share of real duplicates (percent) among the predictions that the best F1 draws."""
+    rows = {}
+    for each in evaluations:
+        drawn = find_duplicates(each.results, iou=duplicate_iou, score_threshold=each.best_threshold())
+        twice = (drawn.duplicate == "other query, same category").mean() if len(drawn) else float("nan")
+        segm = each.metrics["segm"] or {}
+        rows[each.label] = {
+            "queries": each.queries, "AP": segm.get("AP"), "AP50": segm.get("AP50"),
+            "AR": segm.get(f"AR@{max(each.config.TEST.MAX_DETS)}"),
+            "claims in an image": each.query_outputs(most).claims.sum(axis=1).mean(),
+            "duplicates in percent": 100 * twice,
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
 def open_evaluation(
@@ -183,10 +232,8 @@ def open_evaluation(
     vocabulary = load_checkpoint(path).vocabulary
     data = workflows.load_data(cfg, [wanted], vocabulary)
     check_vocabulary(path, vocabulary, data.vocabulary)
-    return Evaluation(
-        path, directory, cfg, data.vocabulary, ground_truth(data), load_predictions(directory / "predictions.json"),
-        metrics, {item["image_id"]: item["file_name"] for item in data.dicts},
-    )  # fmt: skip
+    results = load_predictions(directory / "predictions.json")
+    return Evaluation(path, directory, cfg, data.vocabulary, ground_truth(data), results, metrics, data)
 
 
 def default_dataset(cfg: CfgNode) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
@@ -46,13 +47,18 @@ def classifier_network(seed: int = 0) -> nn.Module:
 
 
 def _random(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Batch norms measure their statistics on noise, without which deep layers would put out nearly nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):  # statistics of their own: no two layers compute the same
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            network.train()(F.interpolate(torch.randn(4, 3, 16, 16), (128, 128), mode="bilinear"))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     return network.eval()
 
 

@@ -1,0 +1,175 @@
+"""Charts of how queries are used; the tables are those of `evaluation.queries` and `evaluation.saturation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.evaluation.queries import QueryOutputs
+from workbench.visualization.charts import (
+    BLUE,
+    DASHES,
+    GREEN,
+    INK,
+    LINES,
+    ORANGE,
+    QUIET,
+    SKY,
+    VERMILION,
+    sentence,
+)
+
+OUTCOMES = {"right": GREEN, "duplicate": ORANGE, "wrong": VERMILION, "crowd": QUIET}
+
+
+def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> Figure:
+    """How many objects an image has, and how many of the ``queries`` claim one: two histograms."""
+    figure = Figure(figsize=(8, 3.2))
+    left, right = figure.subplots(1, 2, sharey=True)
+    most = int(max(objects.max(), claims.max(), 1))
+    edges = np.arange(-0.5, most + 1.5, max(1, most // 30))
+    for axes, values, name in ((left, objects, "objects"), (right, claims, "queries that claim an object")):
+        axes.hist(values, bins=edges, color=SKY, edgecolor=INK, linewidth=0.5)
+        axes.axvline(values.mean(), color=INK, linestyle="--")
+        axes.text(
+            values.mean(), 0.97, f" mean {values.mean():.1f}", transform=axes.get_xaxis_transform(), va="top"
+        )
+        if queries <= 1.5 * most:
+            axes.axvline(queries, color=VERMILION, linewidth=2)
+            axes.text(
+                queries,
+                0.85,
+                f"{queries} queries ",
+                color=VERMILION,
+                ha="right",
+                transform=axes.get_xaxis_transform(),
+            )
+        axes.set(xlabel=f"{name} in an image", title=name.capitalize())
+    left.set_ylabel("images")
+    return figure
+
+
+def query_use(table: pd.DataFrame) -> Figure:
+    """In what share of the images each query claims an object, busiest first; of `QueryOutputs.table`."""
+    busiest = table.sort_values("claims", ascending=False, kind="stable")
+    figure = Figure(figsize=(8, 2.8))
+    axes = figure.subplots()
+    axes.bar(range(len(busiest)), busiest.claims, color=SKY, edgecolor=INK, linewidth=0.3, width=0.9)
+    idle = int((busiest.claims == 0).sum())
+    axes.set(
+        title=f"How often each query claims an object ({idle} of {len(busiest)} never do)",
+        xlabel="query, busiest first", ylabel="percent of the images", xlim=(-0.7, len(busiest) - 0.3),
+    )  # fmt: skip
+    if len(busiest) <= 40:
+        axes.set_xticks(range(len(busiest)), busiest.index, fontsize=8)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def detection_limit_chart(table: pd.DataFrame) -> Figure:
+    """AP and AR against the number of detections that count; of `detection_limits`."""
+    if table.isna().all(axis=None):
+        return sentence("There is no ground truth, so AP and AR cannot be measured.")
+    figure = Figure(figsize=(6, 3.2))
+    axes = figure.subplots()
+    for name, colour, marker in (("AR", BLUE, "o"), ("AP", VERMILION, "s")):
+        axes.plot(table.index, table[name], marker=marker, color=colour, label=name)
+        axes.annotate(f"{table[name].iloc[-1]:.1f}", (table.index[-1], table[name].iloc[-1]), xytext=(6, 0),
+                      textcoords="offset points", va="center", color=colour)  # fmt: skip
+    axes.set(
+        title="What more detections bring", xlabel="maxDets: detections of a category that count in an image",
+        ylabel="percent", xscale="log", ylim=(0, None),
+    )  # fmt: skip
+    axes.set_xticks(table.index, [str(k) for k in table.index])
+    axes.minorticks_off()
+    axes.margins(x=0.09)
+    axes.legend()
+    return figure
+
+
+def mean_mask_sheet(outputs: QueryOutputs, most: int = 40, columns: int = 10) -> Figure:
+    """Where the busiest queries look: each one's mean mask over the images where it claims an object."""
+    table = outputs.table().sort_values("claims", ascending=False, kind="stable")
+    shown = table[table.claims > 0].head(most)
+    if shown.empty:
+        return sentence("No query claims an object in any image: the model needs more training.")
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(0.95 * columns, 1.16 * rows + 0.4))
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (query, row) in zip(figure.axes, shown.iterrows(), strict=False):
+        axes.imshow(outputs.mean_masks[query], cmap="cividis", vmin=0, vmax=1)
+        axes.set_title(f"{query}: {row.claims:.0f} %", fontsize=8, fontweight="normal", loc="left")
+        axes.set_axis_on()
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)
+        axes.grid(visible=False)
+    figure.suptitle(
+        "Mean masks (query: share of images where it claims an object; yellow 1, blue 0)",
+        fontsize=10,
+        x=0.01,
+        ha="left",
+    )
+    return figure
+
+
+def score_histogram(table: pd.DataFrame) -> Figure:
+    """Scores of right, duplicate and wrong predictions; of `right_and_wrong`."""
+    if table.empty:
+        return sentence("There is no prediction, so there are no scores.")
+    figure = Figure(figsize=(7, 3.2))
+    axes = figure.subplots()
+    edges = np.linspace(0, 1, 41)
+    bottom = np.zeros(40)
+    for name, colour in OUTCOMES.items():
+        counts = np.histogram(table.score[table.outcome == name], edges)[0]
+        if counts.sum():
+            axes.bar(edges[:-1], counts, 0.025, bottom, align="edge", color=colour, edgecolor=INK, linewidth=0.3,
+                     label=f"{name} ({counts.sum()})", hatch={"duplicate": "//", "wrong": ".."}.get(name))  # fmt: skip
+            bottom += counts
+    axes.set(
+        title="Scores of the predictions", xlabel="score", ylabel="predictions", xlim=(0, 1), yscale="symlog"
+    )
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def saturation_chart(tables: Mapping[str, pd.DataFrame], queries: Mapping[str, int]) -> Figure:
+    """Share of missed objects against the number visible, mean and standard deviation over the repeats.
+
+    ``tables``: {label: what `saturation` returned}; ``queries``: {label: number of queries}. Thin lines: what
+    a model with so many queries must miss at least.
+    """
+    figure = Figure(figsize=(7.6, 3.8))
+    axes = figure.subplots()
+    for i, (label, table) in enumerate(tables.items()):
+        colour, dash = LINES[i % len(LINES)], DASHES[i // len(LINES) % len(DASHES)]
+        found = table.groupby("visible").share.agg(["mean", "std"]).fillna(0)
+        axes.fill_between(
+            found.index, (found["mean"] - found["std"]).clip(lower=0), (found["mean"] + found["std"]).clip(upper=100),
+            color=colour, alpha=0.2, linewidth=0,
+        )  # fmt: skip
+        axes.plot(
+            found.index,
+            found["mean"],
+            dash,
+            marker="osD^v"[i % 5],
+            color=colour,
+            label=f"{label}: {queries[label]} queries",
+        )
+        visible = np.arange(1, 101)
+        least = 100 * np.maximum(0, 1 - queries[label] / visible)
+        if least.any():
+            axes.plot(visible, least, ":", color=colour, linewidth=1.3)
+    axes.set(
+        title="Missed objects as a picture fills up", xlabel="objects visible (of the same one, on a 10 × 10 grid)",
+        ylabel="percent missed", xlim=(0, 101), ylim=(-2, 102),
+    )  # fmt: skip
+    axes.plot([], [], ":", color=QUIET, label="missed for lack of queries")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
