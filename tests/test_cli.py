@@ -17,7 +17,19 @@ import pytest
 from workbench import cli, workflows
 from workbench.errors import WorkbenchError
 
-COMMANDS = ("shapes", "validate", "train", "eval", "predict", "show", "report", "runs", "env", "build-ops")
+COMMANDS = (
+    "shapes",
+    "validate",
+    "train",
+    "eval",
+    "predict",
+    "show",
+    "report",
+    "runs",
+    "sweep",
+    "env",
+    "build-ops",
+)
 
 
 class Calls(list):

@@ -155,6 +155,20 @@ def runs(args: argparse.Namespace) -> None:
         print(frame.to_string(index=False, na_rep="-", float_format=lambda number: f"{number:.4g}"))
 
 
+def sweep(args: argparse.Namespace) -> None:
+    """Run a notebook over a grid of settings."""
+    from workbench.sweeps import TABLE, load_sweep, run_sweep
+
+    plan = load_sweep(args.sweep)
+    table = run_sweep(plan, jobs=args.jobs)
+    print(table.to_string(index=False, na_rep="-", float_format=lambda number: f"{number:.4g}"))
+    print(f"\ntable      {plan.output / TABLE}\nfigures    {plan.output / 'figures'}")
+    failed = [run for run, status in zip(table["run"], table["status"], strict=True) if status == "failed"]
+    if failed:
+        count = f"{len(failed)} of {len(table)} runs failed"
+        raise WorkbenchError(f"{count} (papermill.log says why): {', '.join(failed)}.")
+
+
 def env(args: argparse.Namespace) -> None:
     """Say what this machine can run."""
     from workbench.diagnosis import format_report
@@ -326,6 +340,16 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     command.add_argument("--csv", action="store_true", help="print CSV, for scripts")
 
     command = add(
+        "sweep",
+        sweep,
+        "Run a notebook over a grid of settings; what is done is not repeated.",
+        "  workbench sweep configs/sweeps/queries_lr.yaml\n"
+        "  workbench sweep configs/sweeps/queries_lr.yaml --jobs 2",
+    )
+    command.add_argument("sweep", metavar="YAML", help="notebook, output and grid; see configs/sweeps")
+    command.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (1)")
+
+    command = add(
         "env",
         env,
         "Say what this machine can run, and what to do about whatever does not fit together.",
@@ -361,6 +385,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         command.error(f"{' '.join(rest)} is not understood")
     args.overrides = rest
     return args
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return number
 
 
 def _fail(message: str) -> int:
