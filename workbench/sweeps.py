@@ -193,7 +193,7 @@ def draw_sweep(sweep: Sweep, table: pd.DataFrame) -> list[Path]:
             axes.plot(list(groups.groups), groups.mean(), "_", markersize=28, color="black", label="mean")
             axes.set(xlabel=name, ylabel=score if axes is panels[0][0] else "")
             axes.margins(x=0.2)
-        panels[0][-1].legend()
+        panels[0][-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
         paths.append(_save(figure, sweep.output / "figures" / f"{_slug(score)}.png"))
         if len(names) > 1:
             cells = table.pivot_table(index=names[0], columns=names[1], values=score, aggfunc="mean", sort=False)
