@@ -160,7 +160,7 @@ class Ceilings:
 # ---- the tables ------------------------------------------------------------------------------------------------------
 
 
-def on_cpu(seconds: float) -> None:
+def on_cpu(seconds: float, only: str) -> None:
     native = backends.load("cpu")
     threads = torch.get_num_threads()
     ceilings = Ceilings(threads)
@@ -175,6 +175,8 @@ def on_cpu(seconds: float) -> None:
     )
     row(*["---"] * 12)
     for name, (batch, channels, shapes) in CPU_CASES.items():
+        if only not in name:
+            continue
         for local in (False, True):
             inputs = make_inputs(batch, channels, shapes, local)
             leaves = [tensor.clone().requires_grad_() for tensor in inputs]
@@ -187,6 +189,8 @@ def on_cpu(seconds: float) -> None:
             def both(function, leaves=leaves, shapes=shapes, grad_output=grad_output):
                 torch.autograd.grad(function(leaves[0], shapes, *leaves[1:]), leaves, grad_output)
 
+            for function in (deform_attn, deform_attn_reference):
+                both(function)  # as in training: the allocator has seen the gradients, and keeps small blocks
             bounds = [ceilings.of_forward(inputs, shapes), ceilings.of_backward(inputs, shapes)]
             bounds[1] = tuple(a + b for a, b in zip(*bounds, strict=True))
             for direction, measure, (bound, arithmetic) in zip(
@@ -307,12 +311,18 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=2, help="of measuring a row (default 2)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
+    parser.add_argument(
+        "--case", default="", help="only the CPU's cases whose name contains this, such as B2"
+    )
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no NVIDIA GPU that torch can use.")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    (on_cuda if arguments.device == "cuda" else on_cpu)(arguments.seconds)
+    if arguments.device == "cuda":
+        on_cuda(arguments.seconds)
+    else:
+        on_cpu(arguments.seconds, arguments.case)
 
 
 if __name__ == "__main__":
