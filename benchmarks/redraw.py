@@ -32,7 +32,9 @@ HEIGHT, WIDTH = 480, 640
 def gallery(folder: Path, predictions: int) -> Gallery:
     """A photograph-like picture full of overlapping, ragged ellipses."""
     rng = np.random.default_rng(0)
-    words = Vocabulary((1, 2, 3), ("disc", "box", "star"), {"colour": ("red", "green"), "texture": ("plain",)})
+    words = Vocabulary(
+        (1, 2, 3), ("disc", "box", "star"), {"colour": ("red", "green"), "texture": ("plain",)}
+    )
     smooth = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
     smooth.save(folder / "picture.png")
     y, x = np.mgrid[:HEIGHT, :WIDTH]
@@ -50,13 +52,21 @@ def gallery(folder: Path, predictions: int) -> Gallery:
         )  # fmt: skip
         if i % 10 == 0:
             annotations.append(
-                {"id": i + 1, "image_id": 1, "category_id": 1 + i % 3, "segmentation": mask, "attributes": attributes}
+                {
+                    "id": i + 1,
+                    "image_id": 1,
+                    "category_id": 1 + i % 3,
+                    "segmentation": mask,
+                    "attributes": attributes,
+                }
             )
     return Gallery(words, {1: str(folder / "picture.png")}, rows, {"annotations": annotations}, folder)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--predictions", type=int, default=100)
     parser.add_argument("--moves", type=int, default=30)
     args = parser.parse_args()
@@ -79,10 +89,11 @@ def main() -> int:
             times = sorted(times[2:])  # the first moves fill the caches
             median, slow = times[len(times) // 2], times[int(0.95 * len(times))]
             worst = max(worst, median)
+            kib = len(browser._picture.value) // 1024
             drawn = len(browser.scene.filtered(browser.settings).kept)
             print(
                 f"{name}: median {1000 * median:.0f} ms, 95 % within {1000 * slow:.0f} ms; limit "
-                f"{1000 * LIMIT:.0f} ms, ratio {LIMIT / median:.1f}; {drawn} drawn, {len(browser._picture.value) // 1024} KiB"
+                f"{1000 * LIMIT:.0f} ms, ratio {LIMIT / median:.1f}; {drawn} drawn, {kib} KiB"
             )
     return int(worst > LIMIT)
 
