@@ -1,0 +1,82 @@
+"""The saturation experiment, with models that find as much as they are told to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.evaluation.scenes import add, row, scene, square
+from workbench.errors import WorkbenchError
+from workbench.evaluation.saturation import choose_object, cut_tile, draw_grid, saturation
+
+
+def _tile():
+    picture = np.full((64, 64, 3), 90, dtype=np.uint8)
+    mask = square(20, 24, 12)
+    picture[mask] = (250, 10, 10)
+    truth = scene()
+    return cut_tile(picture, add(truth, mask), label=1)
+
+
+class Counter(nn.Module):
+    """Finds the red squares, at most ``queries`` of them, and reports each twice."""
+
+    def __init__(self, queries: int) -> None:
+        super().__init__()
+        self.queries = queries
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        side = 15  # 12 and a quarter around it
+        image = batch[0]["image"]
+        assert image.shape[1:] == (150, 150) and batch[0]["height"] == 150
+        masks = []
+        for cell in range(100):
+            y, x = cell // 10 * side, cell % 10 * side
+            part = torch.zeros(150, 150, dtype=torch.bool)
+            part[y : y + side, x : x + side] = image[0, y : y + side, x : x + side] > 200
+            if part.any():
+                masks.append(part)
+        masks = masks[: self.queries]
+        found = torch.stack([*masks, *masks])
+        return [{"masks": found, "labels": torch.ones(len(found)), "scores": torch.full((len(found),), 0.6)}]
+
+
+def test_the_grid_shows_the_object_in_the_cells_asked_for() -> None:
+    canvas, masks = draw_grid(_tile(), [0, 99])
+    assert canvas.shape == (150, 150, 3) and masks.sum(axis=(1, 2)).tolist() == [144, 144]
+    assert (canvas[masks.any(0)] == (250, 10, 10)).all() and (canvas[~masks.any(0)] == 90).all()
+    assert masks[0][:15, :15].sum() == 144 and masks[1][-15:, -15:].sum() == 144
+
+
+def test_a_model_of_20_queries_misses_the_rest_and_duplicates_find_nothing() -> None:
+    table = saturation(Counter(20), _tile(), counts=[5, 20, 40, 100], repeats=2, progress=False)
+    assert table.groupby("visible").share.mean().tolist() == [0, 0, 50, 80]
+    assert table.missed.tolist() == [0, 0, 0, 0, 20, 20, 80, 80]
+
+
+def test_what_scores_too_little_or_has_another_category_finds_nothing() -> None:
+    missed = saturation(Counter(100), _tile(), counts=[3], repeats=1, score_threshold=0.7, progress=False)
+    assert missed.share.tolist() == [100]
+
+
+def test_a_grid_has_100_cells() -> None:
+    with pytest.raises(WorkbenchError, match="101"):
+        saturation(Counter(1), _tile(), counts=[1, 101], progress=False)
+
+
+def test_the_object_found_best_is_chosen_and_no_cut_off_one() -> None:
+    truth = scene()
+    cut_off, small, large = (
+        add(truth, square(0, 20)),
+        add(truth, square(30, 30)),
+        add(truth, square(5, 40, 16)),
+    )
+    sizes = {10: (64, 64)}
+    rows = [row(square(0, 20), 0.9), row(square(30, 30), 0.8), row(square(5, 40, 16), 0.7)]
+    assert choose_object(truth, rows, sizes) is small
+    assert choose_object(truth, [], sizes) is large
+    truth["annotations"] = [cut_off]
+    assert choose_object(truth, rows, sizes) is None
+    assert choose_object({**truth, "annotations": []}, [], sizes) is None
