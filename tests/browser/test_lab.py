@@ -95,7 +95,9 @@ def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
-    page.locator("img.workbench-picture").wait_for(timeout=PATIENCE)
+    failed = page.locator("[data-mime-type='application/vnd.jupyter.error']")
+    page.locator("img.workbench-picture").or_(failed).first.wait_for(timeout=PATIENCE)
+    assert failed.count() == 0, failed.all_inner_texts()
     rows = json.loads((tiny_run / "predictions.json").read_text())
     scores = [row["score"] for row in rows if row["image_id"] == rows[0]["image_id"]]
     before = picture(page)

@@ -205,7 +205,7 @@ class PredictionBrowser(widgets.HBox):
         self._nms = _drop_down("overlaps", [(_NMS_NAMES[each], each) for each in NMS])
         self._nms_iou = _slider("from IoU")
         self._path = widgets.Text(
-            value=str(gallery.directory / "filters.json"), layout=widgets.Layout(width=_NARROW)
+            value=_short(gallery.directory / "filters.json"), layout=widgets.Layout(width=_NARROW)
         )
         self._export = widgets.Button(description="Export PNG", icon="picture-o")
         self._save = widgets.Button(description="Save settings", icon="save")
@@ -254,6 +254,12 @@ class PredictionBrowser(widgets.HBox):
             low, high = (values.min(), values.max()) if len(values) else (-5.0, 5.0)
             self._limits[name] = (math.floor(low) - 1.0, math.ceil(high) + 1.0)
         return self._limits[name]
+
+
+def _short(path: Path) -> str:
+    """The path from the working directory, where it lies in it."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _slider(name: str) -> widgets.FloatSlider:
