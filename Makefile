@@ -50,15 +50,25 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
+# Runs one numbered notebook: its name, then its parameters. The executed notebook goes into the run directory.
+run_notebook = echo "notebooks/$(1).ipynb" && $(BIN)/papermill --log-output --no-progress-bar \
+    notebooks/$(1).ipynb $(DEMO)/$(1).ipynb $(2) 2>&1 | $(QUIET)
+# Of papermill's log, only what the cells print.
+QUIET := awk '!/^(Executing|Ending) Cell|^<|^(In|Out)put Notebook|^Executing notebook|IPKernelApp|^$$/ { print; fflush() }'
+
+demo: SHELL := bash
+demo: .SHELLFLAGS := -o pipefail -c
 demo: env
 	@$(BIN)/workbench shapes
 	@mkdir -p $(DEMO)
-	@echo "Training: notebooks/03_train.ipynb"
-	@$(BIN)/papermill --log-output --no-progress-bar notebooks/03_train.ipynb $(DEMO)/03_train.ipynb \
-	    -p config configs/shapes/demo.yaml -p output $(DEMO)
-	@echo "Evaluation: notebooks/04_eval.ipynb"
-	@$(BIN)/papermill notebooks/04_eval.ipynb $(DEMO)/04_eval.ipynb -p ckpt $(DEMO)/checkpoints/best
+	@$(call run_notebook,01_environment,-p output $(DEMO))
+	@$(call run_notebook,02_backbone_surgery,-p output $(DEMO))
+	@$(call run_notebook,03_train,-p config configs/shapes/demo.yaml -p output $(DEMO))
+	@$(call run_notebook,04_eval,-p ckpt $(DEMO)/checkpoints/best)
+	@$(call run_notebook,05_query_analysis,-p ckpt $(DEMO)/checkpoints/best)
+	@$(call run_notebook,06_visualize,-p ckpt $(DEMO)/checkpoints/best)
 	@$(BIN)/workbench show $(DEMO)
+	@$(BIN)/workbench report $(DEMO)
 
 # One thread a test process: two processes with two threads each would fight for the same cores.
 test: env
