@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.queries import QueryOutputs, collect_queries, find_duplicates
 from workbench.evaluation.results import load_predictions
-from workbench.evaluation.saturation import Tile, choose_object, cut_tile, saturation
+from workbench.evaluation.saturation import Tile, choose_objects, cut_tile, saturation
 from workbench.models.inference import RANK_BY
 from workbench.training.checkpoint import check_vocabulary, load_checkpoint, load_model, resolve_checkpoint
 from workbench.visualization.drawing import (
@@ -110,27 +110,27 @@ class Evaluation:
         mapper = build_mapper(self.config, is_train=False)
         return collect_queries(self.model, build_test_loader(some, mapper))
 
-    def best_found(self) -> Tile | None:
-        """The object found best, cut out for the saturation experiment; None where no object is whole."""
+    def best_found(self, most: int = 20) -> list[Tile]:
+        """The objects found best, cut out for the saturation experiment; empty where no object is whole."""
         sizes = {item["image_id"]: (item["height"], item["width"]) for item in self.data.dicts}
-        chosen = choose_object(self.truth, self.results, sizes)
-        if chosen is None:
-            return None
-        image_id = chosen["image_id"]
-        label = self.vocabulary.category_ids.index(chosen["category_id"])
-        return cut_tile(self.picture(image_id), chosen, label, self.annotations(image_id))
+        tiles = []
+        for chosen in choose_objects(self.truth, self.results, sizes, most):
+            image_id = chosen["image_id"]
+            label = self.vocabulary.category_ids.index(chosen["category_id"])
+            tiles.append(cut_tile(self.picture(image_id), chosen, label, self.annotations(image_id)))
+        return tiles
 
-    def saturation(self, tile: Tile, **how: Any) -> pd.DataFrame:
+    def saturation(self, tiles: Sequence[Tile], **how: Any) -> pd.DataFrame:
         """`evaluation.saturation.saturation` of this model, at the size that evaluation shows it images in.
 
         Every query may be reported, once.
         """
-        height, width = tile.image_size
+        height, width = tiles[0].image_size
         scale = build_mapper(self.config, is_train=False).output_size(height, width)[0] / height
         kept = self.model.top_k, self.model.one_class_per_query
         self.model.top_k, self.model.one_class_per_query = max(kept[0], self.queries), True
         try:
-            return saturation(self.model, tile, scale=scale, **how)
+            return saturation(self.model, tiles, scale=scale, **how)
         finally:
             self.model.top_k, self.model.one_class_per_query = kept
 
@@ -185,16 +185,16 @@ def query_summary(objects: pd.Series, claims: pd.Series, queries: int) -> str:
 
 
 def query_comparison(
-    evaluations: Sequence[Evaluation], most: int = 200, duplicate_iou: float = 0.7
+    evaluations: Mapping[str, Evaluation], most: int = 200, duplicate_iou: float = 0.7
 ) -> pd.DataFrame:
-    """One row a checkpoint: number of queries, key scores, how many queries claim an object in an image, and
-    the share of real duplicates (percent) among the predictions that the best F1 draws."""
+    """One row an evaluation, by its name: number of queries, key scores, how many queries claim an object in an
+    image, and the share of real duplicates (percent) among the predictions that the best F1 draws."""
     rows = {}
-    for each in evaluations:
+    for name, each in evaluations.items():
         drawn = find_duplicates(each.results, iou=duplicate_iou, score_threshold=each.best_threshold())
         twice = (drawn.duplicate == "other query, same category").mean() if len(drawn) else float("nan")
         segm = each.metrics["segm"] or {}
-        rows[each.label] = {
+        rows[name] = {
             "queries": each.queries, "AP": segm.get("AP"), "AP50": segm.get("AP50"),
             "AR": segm.get(f"AR@{max(each.config.TEST.MAX_DETS)}"),
             "claims in an image": each.query_outputs(most).claims.sum(axis=1).mean(),

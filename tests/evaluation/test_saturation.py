@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from tests.evaluation.scenes import add, row, scene, square
 from workbench.errors import WorkbenchError
-from workbench.evaluation.saturation import choose_object, cut_tile, draw_grid, saturation
+from workbench.evaluation.saturation import choose_objects, cut_tile, draw_grid, saturation
 
 
 def _tile():
@@ -44,26 +46,26 @@ class Counter(nn.Module):
 
 
 def test_the_grid_shows_the_object_in_the_cells_asked_for() -> None:
-    canvas, masks = draw_grid(_tile(), [0, 99])
+    canvas, masks = draw_grid([_tile()], [0, 99])
     assert canvas.shape == (150, 150, 3) and masks.sum(axis=(1, 2)).tolist() == [144, 144]
     assert (canvas[masks.any(0)] == (250, 10, 10)).all() and (canvas[~masks.any(0)] == 90).all()
     assert masks[0][:15, :15].sum() == 144 and masks[1][-15:, -15:].sum() == 144
 
 
 def test_a_model_of_20_queries_misses_the_rest_and_duplicates_find_nothing() -> None:
-    table = saturation(Counter(20), _tile(), counts=[5, 20, 40, 100], repeats=2, progress=False)
+    table = saturation(Counter(20), [_tile()], counts=[5, 20, 40, 100], repeats=2, progress=False)
     assert table.groupby("visible").share.mean().tolist() == [0, 0, 50, 80]
     assert table.missed.tolist() == [0, 0, 0, 0, 20, 20, 80, 80]
 
 
 def test_what_scores_too_little_or_has_another_category_finds_nothing() -> None:
-    missed = saturation(Counter(100), _tile(), counts=[3], repeats=1, score_threshold=0.7, progress=False)
+    missed = saturation(Counter(100), [_tile()], counts=[3], repeats=1, score_threshold=0.7, progress=False)
     assert missed.share.tolist() == [100]
 
 
 def test_a_grid_has_100_cells() -> None:
     with pytest.raises(WorkbenchError, match="101"):
-        saturation(Counter(1), _tile(), counts=[1, 101], progress=False)
+        saturation(Counter(1), [_tile()], counts=[1, 101], progress=False)
 
 
 def test_the_object_found_best_is_chosen_and_no_cut_off_one() -> None:
@@ -75,8 +77,34 @@ def test_the_object_found_best_is_chosen_and_no_cut_off_one() -> None:
     )
     sizes = {10: (64, 64)}
     rows = [row(square(0, 20), 0.9), row(square(30, 30), 0.8), row(square(5, 40, 16), 0.7)]
-    assert choose_object(truth, rows, sizes) is small
-    assert choose_object(truth, [], sizes) is large
+    assert choose_objects(truth, rows, sizes) == [small]
+    assert choose_objects(truth, rows, sizes, most=9) == [small, large]
+    assert choose_objects(truth, [], sizes) == [large]
     truth["annotations"] = [cut_off]
-    assert choose_object(truth, rows, sizes) is None
-    assert choose_object({**truth, "annotations": []}, [], sizes) is None
+    assert choose_objects(truth, rows, sizes) == []
+    assert choose_objects({**truth, "annotations": []}, [], sizes) == []
+
+
+class Merger(nn.Module):
+    """Takes all that is red for one object."""
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        red = batch[0]["image"][0] > 200
+        return [{"masks": red[None], "labels": torch.ones(1), "scores": torch.ones(1)}]
+
+
+def test_what_is_taken_for_one_object_is_missed_and_merged() -> None:
+    table = saturation(Merger(), [_tile()], counts=[1, 4], repeats=1, progress=False)
+    assert table.share.tolist() == [0, 100] and table.merged.tolist() == [0, 100]
+
+
+def test_several_objects_take_turns_in_cells_of_the_largest_ones_size() -> None:
+    small, wide = (
+        _tile(),
+        replace(_tile(), picture=np.zeros((8, 20, 3), np.uint8), mask=np.ones((8, 20), bool), label=0),
+    )
+    canvas, masks = draw_grid([small, wide], [0, 1, 2])
+    assert canvas.shape == (250, 250, 3)
+    assert masks.sum(axis=(1, 2)).tolist() == [144, 160, 144]
+    only_small = saturation(Merger(), [small, wide], counts=[100], repeats=1, progress=False)
+    assert only_small.merged.tolist() == [50]

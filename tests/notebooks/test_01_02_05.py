@@ -81,7 +81,7 @@ def test_every_notebook_is_a_story_with_typed_and_explained_parameters(path: Pat
     cells = json.loads(path.read_text())["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
     assert len(tagged) == 1
-    for line in tagged[0]["source"]:
+    for line in filter(str.strip, tagged[0]["source"]):
         name, _, rest = line.partition(":")
         assert name.isidentifier() and "=" in rest and "  # " in rest, line
     assert cells[0]["cell_type"] == "markdown" and cells[0]["source"][0].startswith(f"# {path.stem[1]} ")

@@ -234,3 +234,11 @@ def test_panels_of_different_sizes_stand_beside_each_other():
     assert (big[:-50] < 100).any()
     with pytest.raises(ValueError, match="zip"):
         side_by_side(panels, titles=["one"])
+
+
+def test_an_object_of_thin_parts_far_apart_gets_its_caption() -> None:
+    mask = np.zeros((600, 600), dtype=bool)
+    mask[1, 3:9] = mask[597, 590:597] = True  # no pixel of it is on a coarse grid
+    picture = np.zeros((600, 600, 3), dtype=np.uint8)
+    drawn = draw_masks(picture, [mask], captions=["split"])
+    assert drawn.any()

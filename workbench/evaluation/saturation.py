@@ -1,5 +1,6 @@
 """When does a model run out of queries? The saturation experiment of DETR (Carion et al., 2020, appendix A.4,
-fig. 12): one object repeated on a grid, n of its cells visible, and how many of the n are missed.
+fig. 12): one object repeated on a grid, n of its cells visible, and how many of the n are missed. Here a grid may
+hold several objects in turn as well, as a model can miss copies for another reason: it takes them for one.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pycocotools import mask as coco_mask
+from torch import nn
 from tqdm.auto import tqdm
 
 from workbench.data.masks import decode_mask
 from workbench.errors import WorkbenchError
 from workbench.evaluation.inputs import read_inputs
 from workbench.evaluation.matching import match_predictions
+from workbench.evaluation.results import encode_masks
 
 GRID = 10
 
@@ -34,13 +37,14 @@ class Tile:
     image_size: tuple[int, int]
 
 
-def choose_object(
-    truth: Mapping, results: Sequence[Mapping], sizes: Mapping[int, tuple[int, int]]
-) -> dict | None:
-    """The annotation of the object that is found best: most surely, whole, with a mask IoU of 0.75 or more.
+def choose_objects(
+    truth: Mapping, results: Sequence[Mapping], sizes: Mapping[int, tuple[int, int]], most: int = 1
+) -> list[dict]:
+    """The annotations of the ``most`` objects that are found best: whole, with a mask IoU of 0.75 or more, most
+    surely first.
 
-    ``sizes``: (height, width) by image id. Where none is found that well the largest whole object; None where
-    no object is whole (touches no edge of its image). Small ones, below 8 pixels, count as well only then.
+    ``sizes``: (height, width) by image id. Where none is found that well the largest whole objects; whole is
+    what touches no edge of its image. Empty where no object is whole.
     """
     data = read_inputs(truth, results)
     matches = match_predictions(data, iou=0.75)
@@ -53,12 +57,14 @@ def choose_object(
         ],
         dtype=bool,
     )
-    found = np.flatnonzero((matches.object_of >= 0) & (whole[matches.object_of] if len(whole) else False))
-    if len(found):
-        best = found[data.predictions.scores[found].argmax()]
-        return data.objects.rows[matches.object_of[best]]
-    rest = np.flatnonzero(whole)
-    return data.objects.rows[rest[data.objects.areas[rest].argmax()]] if len(rest) else None
+    found = np.flatnonzero(matches.object_of >= 0)
+    found = found[whole[matches.object_of[found]]]
+    found = found[np.argsort(-data.predictions.scores[found], kind="stable")]
+    best = matches.object_of[found]
+    if not len(best):
+        best = np.flatnonzero(whole)
+        best = best[np.argsort(-data.objects.areas[best], kind="stable")]
+    return [data.objects.rows[i] for i in best[:most]]
 
 
 def _whole(box: Sequence[float], size: tuple[int, int]) -> bool:
@@ -84,18 +90,23 @@ def cut_tile(picture: np.ndarray, annotation: Mapping, label: int, others: Seque
 
 
 def draw_grid(
-    tile: Tile, cells: Sequence[int], *, margin: float = 0.25, grid: int = GRID
+    tiles: Sequence[Tile], cells: Sequence[int], *, margin: float = 0.25
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (S, S, 3) uint8 with the object in the given cells (0 .. grid²-1, row by row) of a grid, and
-    the (len(cells), S, S) bool masks. ``margin``: free space around an object, as a share of its longer side."""
-    height, width = tile.mask.shape
-    side = max(2, round(max(height, width) * (1 + margin)))
-    canvas = np.empty((side * grid, side * grid, 3), dtype=np.uint8)
-    canvas[:] = tile.background
+    """The picture (S, S, 3) uint8 with objects in the given cells (0 .. 99, row by row), cell i showing tile i
+    modulo their number, and the (len(cells), S, S) bool masks.
+
+    ``margin``: free space around the largest object, as a share of its longer side. The background is the
+    first tile's.
+    """
+    side = max(2, round(max(max(tile.mask.shape) for tile in tiles) * (1 + margin)))
+    canvas = np.empty((side * GRID, side * GRID, 3), dtype=np.uint8)
+    canvas[:] = tiles[0].background
     masks = np.zeros((len(cells), *canvas.shape[:2]), dtype=bool)
     for mask, cell in zip(masks, cells, strict=True):
-        y = cell // grid * side + (side - height) // 2
-        x = cell % grid * side + (side - width) // 2
+        tile = tiles[cell % len(tiles)]
+        height, width = tile.mask.shape
+        y = cell // GRID * side + (side - height) // 2
+        x = cell % GRID * side + (side - width) // 2
         canvas[y : y + height, x : x + width][tile.mask] = tile.picture[tile.mask]
         mask[y : y + height, x : x + width] = tile.mask
     return canvas, masks
@@ -103,7 +114,7 @@ def draw_grid(
 
 def saturation(
     model: nn.Module,
-    tile: Tile,
+    tiles: Sequence[Tile],
     *,
     counts: Sequence[int] = tuple(range(1, 101)),
     repeats: int = 5,
@@ -113,13 +124,13 @@ def saturation(
     iou: float = 0.5,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How many of n visible objects a model misses: one row a picture, with visible, repeat, missed (count)
-    and share (percent).
+    """How many of n visible objects a model misses: one row a picture, with visible, repeat, missed (count),
+    share (missed, in percent) and merged (percent): missed, but covered by a prediction that covers others too.
 
     For each n of ``counts``, ``repeats`` pictures with n cells drawn at random (the same for every model).
     ``scale``: what pictures are resized by, as the model's images are in evaluation. An object is found by a
     prediction of its category scoring at least ``score_threshold`` with a mask IoU of at least ``iou``, each
-    prediction finding one.
+    prediction finding one; it covers what at least half of is in its mask.
     """
     wrong = [n for n in counts if not 1 <= n <= GRID * GRID]
     if wrong:
@@ -133,13 +144,15 @@ def saturation(
         for n in tqdm(counts, desc="saturation", unit="count", disable=not progress):
             for repeat in range(repeats):
                 cells = np.random.default_rng([seed, n, repeat]).permutation(GRID * GRID)[:n]
-                canvas, masks = draw_grid(tile, cells)
+                canvas, masks = draw_grid(tiles, cells)
+                labels = np.array([tiles[cell % len(tiles)].label for cell in cells])
                 predictions = _predict(model, canvas, scale)
-                found = _found(predictions, torch.from_numpy(masks), tile.label, score_threshold, iou)
-                rows.append((n, repeat, n - found, 100 * (n - found) / n))
+                found, merged = _found(predictions, masks, labels, score_threshold, iou)
+                missed = int((~found).sum())
+                rows.append((n, repeat, missed, 100 * missed / n, 100 * int((merged & ~found).sum()) / n))
     finally:
         model.train(was_training)
-    return pd.DataFrame(rows, columns=["visible", "repeat", "missed", "share"])
+    return pd.DataFrame(rows, columns=["visible", "repeat", "missed", "share", "merged"])
 
 
 @torch.inference_mode()
@@ -151,18 +164,28 @@ def _predict(model: nn.Module, canvas: np.ndarray, scale: float) -> dict:
     return model([{"image": image, "height": canvas.shape[0], "width": canvas.shape[1]}])[0]
 
 
-def _found(predictions: Mapping, masks: Tensor, label: int, score_threshold: float, least: float) -> int:
-    """How many of (n, H, W) masks the predictions find, best first, each the free one it overlaps most."""
-    wanted = (predictions["labels"] == label) & (predictions["scores"] >= score_threshold)
+def _found(
+    predictions: Mapping, masks: np.ndarray, labels: np.ndarray, score_threshold: float, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of n objects, (n, H, W) bool with (n,) labels, are found by the predictions, best first, each taking
+    the free one it overlaps most; and which are covered together with others: two (n,) bool."""
+    found, merged = np.zeros(len(masks), dtype=bool), np.zeros(len(masks), dtype=bool)
+    wanted = predictions["scores"] >= score_threshold
     order = predictions["scores"][wanted].argsort(descending=True, stable=True)
-    theirs = predictions["masks"][wanted][order].flatten(1).cpu().float()
-    ours = masks.flatten(1).float()
-    common = theirs @ ours.T
-    ious = common / (theirs.sum(1)[:, None] + ours.sum(1)[None] - common).clamp(min=1)
-    free, found = torch.ones(len(masks), dtype=torch.bool), 0
-    for row in ious:
-        best = int(torch.where(free, row, -1.0).argmax())
-        if free[best] and row[best] >= least:
-            free[best] = False
-            found += 1
-    return found
+    theirs = _encoded(encode_masks(predictions["masks"][wanted][order]))
+    if not theirs:
+        return found, merged
+    ours = _encoded(encode_masks(torch.from_numpy(masks)))
+    ious = np.asarray(coco_mask.iou(theirs, ours, [0] * len(ours)))
+    covered = np.asarray(coco_mask.iou(ours, theirs, [1] * len(theirs))).T >= 0.5  # of an object's own area
+    merged = covered[covered.sum(axis=1) > 1].any(axis=0)
+    right = predictions["labels"][wanted][order].cpu().numpy()[:, None] == labels[None]
+    for row in np.where(right, ious, -1.0):
+        best = int(np.where(found, -1.0, row).argmax())
+        if not found[best] and row[best] >= least:
+            found[best] = True
+    return found, merged
+
+
+def _encoded(rles: Sequence[Mapping]) -> list[dict]:
+    return [{"size": rle["size"], "counts": rle["counts"].encode("ascii")} for rle in rles]

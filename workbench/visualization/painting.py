@@ -115,6 +115,8 @@ def _shrink(mask: np.ndarray) -> np.ndarray:
 def lead(canvas: np.ndarray, spot: tuple[int, int], label: np.ndarray, piece: Piece) -> None:
     """A line from a plate to the nearest pixel of its object, where they do not touch."""
     step = max(1, min(piece.mask.shape) // 16)  # every pixel would cost more than all else
+    if not piece.mask[::step, ::step].any():  # thin parts far apart slip through
+        step = 1
     rows, columns = np.nonzero(piece.mask[::step, ::step])
     pixels = np.stack([columns, rows], axis=1) * step + (piece.x, piece.y)
     first = np.array(spot)

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from workbench.evaluation.queries import QueryOutputs
 from workbench.visualization.charts import (
     BLUE,
-    DASHES,
     GREEN,
     INK,
     LINES,
@@ -139,37 +138,32 @@ def score_histogram(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def saturation_chart(tables: Mapping[str, pd.DataFrame], queries: Mapping[str, int]) -> Figure:
+def saturation_chart(tables: Mapping[str, Mapping[str, pd.DataFrame]], queries: Mapping[str, int]) -> Figure:
     """Share of missed objects against the number visible, mean and standard deviation over the repeats.
 
-    ``tables``: {label: what `saturation` returned}; ``queries``: {label: number of queries}. Thin lines: what
-    a model with so many queries must miss at least.
+    ``tables``: {panel: {label: what `saturation` returned}}; ``queries``: {label: number of queries}. Dashed:
+    those among the missed that a prediction covers together with others. Dotted: what a model with so many
+    queries must miss at least.
     """
-    figure = Figure(figsize=(7.6, 3.8))
-    axes = figure.subplots()
-    for i, (label, table) in enumerate(tables.items()):
-        colour, dash = LINES[i % len(LINES)], DASHES[i // len(LINES) % len(DASHES)]
-        found = table.groupby("visible").share.agg(["mean", "std"]).fillna(0)
-        axes.fill_between(
-            found.index, (found["mean"] - found["std"]).clip(lower=0), (found["mean"] + found["std"]).clip(upper=100),
-            color=colour, alpha=0.2, linewidth=0,
-        )  # fmt: skip
-        axes.plot(
-            found.index,
-            found["mean"],
-            dash,
-            marker="osD^v"[i % 5],
-            color=colour,
-            label=f"{label}: {queries[label]} queries",
-        )
-        visible = np.arange(1, 101)
-        least = 100 * np.maximum(0, 1 - queries[label] / visible)
-        if least.any():
-            axes.plot(visible, least, ":", color=colour, linewidth=1.3)
-    axes.set(
-        title="Missed objects as a picture fills up", xlabel="objects visible (of the same one, on a 10 × 10 grid)",
-        ylabel="percent missed", xlim=(0, 101), ylim=(-2, 102),
-    )  # fmt: skip
-    axes.plot([], [], ":", color=QUIET, label="missed for lack of queries")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure = Figure(figsize=(2.2 + 3.9 * len(tables), 3.6))
+    panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for axes, (panel, found) in zip(panels, tables.items(), strict=True):
+        for i, (label, table) in enumerate(found.items()):
+            colour, marker = LINES[i % len(LINES)], "osD^v"[i % 5]
+            share = table.groupby("visible").share.agg(["mean", "std"]).fillna(0)
+            low, high = share["mean"] - share["std"], share["mean"] + share["std"]
+            axes.fill_between(
+                share.index, low.clip(0), high.clip(upper=100), color=colour, alpha=0.2, linewidth=0
+            )
+            name = f"{label}: {queries[label]} queries"
+            axes.plot(share.index, share["mean"], marker=marker, color=colour, label=name)
+            axes.plot(share.index, table.groupby("visible").merged.mean(), "--", color=colour, linewidth=1.3)
+            visible = np.arange(1, 101)
+            least = 100 * np.maximum(0, 1 - queries[label] / visible)
+            axes.plot(visible[least > 0], least[least > 0], ":", color=colour, linewidth=1.6)
+        axes.set(title=panel, xlabel="objects visible on a 10 × 10 grid", xlim=(0, 102), ylim=(-3, 103))
+    panels[0].set_ylabel("percent missed")
+    panels[-1].plot([], [], "--", color=QUIET, label="of these, merged")
+    panels[-1].plot([], [], ":", color=QUIET, label="for want of queries")
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
