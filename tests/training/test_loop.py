@@ -40,11 +40,13 @@ def weights(output: Path, which: str = "last") -> dict[str, torch.Tensor]:
 
 
 def start(output: Path, *changes: str) -> subprocess.Popen:
-    """The toy training in a process of its own, ``step N`` on its stdout before each step."""
+    """The toy training in a process of its own, ``step N`` on its stdout before each step, which
+    begins when a line comes in."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = str(ROOT / "tests" / "training" / "toy.py")
     return subprocess.Popen(
         [sys.executable, script, str(output), *changes],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,6 +59,8 @@ def read_until(process: subprocess.Popen, line: str) -> None:
     for told in process.stdout:
         if told.strip() == line:
             return
+        process.stdin.write("\n")
+        process.stdin.flush()
     pytest.fail(f"the training ended before {line!r}: {process.stderr.read()}")
 
 

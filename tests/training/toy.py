@@ -82,6 +82,7 @@ def batches_of(cfg: CfgNode, tell: bool = False) -> Callable[[int], Iterator[lis
         while True:
             if tell:
                 print(f"step {step}", flush=True)
+                sys.stdin.readline()  # whoever listens decides when the step may begin
             yield batch(step, range(rank() * share, (rank() + 1) * share))
             step += 1
 

@@ -99,8 +99,12 @@ class _ConvNorm(nn.Sequential):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, as published, or as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    """32 groups, as published, or as many as divide the channels and leave two to each.
+
+    With one channel to a group there would be nothing to normalise by where a map is a single pixel.
+    """
+    groups = math.gcd(32, channels)
+    return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
