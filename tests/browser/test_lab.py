@@ -44,22 +44,15 @@ def page(workspace: Path):
         browser = driver.chromium.launch(executable_path=lab.find_chromium(), args=list(lab.FLAGS))
         try:
             page = browser.new_page(viewport={"width": 1400, "height": 1000})
+            page.set_default_timeout(PATIENCE)
             complaints: list[str] = []
             page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
             page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.goto(address.format("06_visualize.ipynb"), timeout=PATIENCE)
+            page.goto(address.format("06_visualize.ipynb"))
             yield page, complaints
         finally:
             page.screenshot(path=workspace / "page.png")  # what a failure looked like
             browser.close()
-
-
-def drawn(page) -> int:
-    """How many predictions the counts say are drawn."""
-    cells = page.locator(".workbench-counts table tr")
-    names = cells.nth(0).locator("th").all_inner_texts()
-    values = cells.nth(1).locator("td").all_inner_texts()
-    return int(dict(zip(names, values, strict=True))["drawn"])
 
 
 def wait_until_drawn(page, count: int) -> None:
@@ -67,11 +60,11 @@ def wait_until_drawn(page, count: int) -> None:
     page.wait_for_function(
         """count => {
             const rows = document.querySelectorAll(".workbench-counts table tr");
+            if (rows.length < 2) return false;
             const place = [...rows[0].cells].findIndex(cell => cell.innerText === "drawn");
             return rows[1].cells[place].innerText === String(count);
         }""",
         arg=count,
-        timeout=PATIENCE,
     )
 
 
@@ -90,18 +83,19 @@ def picture(page) -> str:
 
 def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path, tmp_path: Path) -> None:
     page, complaints = page
-    page.locator(".jp-Notebook").wait_for(timeout=PATIENCE)
-    page.get_by_text("Python 3").first.wait_for(timeout=PATIENCE)  # the kernel's name, once there is one
+    page.locator(".jp-Notebook").wait_for()
+    page.get_by_text("Python 3").first.wait_for()  # the kernel's name, once there is one
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
     failed = page.locator("[data-mime-type='application/vnd.jupyter.error']")
-    page.locator("img.workbench-picture").or_(failed).first.wait_for(timeout=PATIENCE)
+    page.locator("img.workbench-picture").or_(failed).first.wait_for()
     assert failed.count() == 0, failed.all_inner_texts()
     rows = json.loads((tiny_run / "predictions.json").read_text())
     scores = [row["score"] for row in rows if row["image_id"] == rows[0]["image_id"]]
+    assert scores
+    wait_until_drawn(page, len(scores))
     before = picture(page)
-    assert drawn(page) == len(scores) > 0
     assert page.locator(".workbench-counts th", has_text="in the ground truth").count() == 1
 
     handle = page.locator(".workbench-score .noUi-handle")
@@ -121,14 +115,14 @@ def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path
     assert picture(page) not in (before, after)
 
     page.get_by_role("button", name="Next").click()
-    page.get_by_text(re.compile(r"^2 of ")).wait_for(timeout=PATIENCE)
+    page.get_by_text(re.compile(r"^2 of ")).wait_for()
     page.get_by_role("button", name="Save settings").click()
-    page.locator(".workbench-status", has_text="filters.json").wait_for(timeout=PATIENCE)
+    page.locator(".workbench-status", has_text="filters.json").wait_for()
     assert (tmp_path / "out" / "filters.json").is_file()
 
     # every cell has run, and none has failed
     page.locator(".jp-Cell").last.scroll_into_view_if_needed()
-    page.get_by_text("Suggested: ").last.wait_for(timeout=PATIENCE)
+    page.get_by_text("Suggested: ").last.wait_for()
     with page.expect_response(lambda response: response.request.method == "PUT" and ".ipynb" in response.url):
         page.keyboard.press("Control+s")
     saved = nbformat.read(tmp_path / "06_visualize.ipynb", as_version=4)
