@@ -40,7 +40,7 @@ def write_report(run: str | Path) -> Path:
         cell.id = f"cell-{number}"  # they were unique within their own notebook only
     elsewhere = ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url")  # scripts a browser would fetch
     exporter = HTMLExporter(config=Config({"HTMLExporter": dict.fromkeys(elsewhere, "")}))
-    exporter.exclude_input = exporter.exclude_output_prompt = True
+    exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     html, _ = exporter.from_notebook_node(whole)
     target = run / REPORT
     try:
