@@ -99,7 +99,7 @@ class Evaluation:
                 ground_truth_panel(image, self.annotations(image_id), self.vocabulary, title=f"{name} · truth"),
                 prediction_panel(
                     image, self.predictions(image_id), self.vocabulary, score_threshold=score_threshold,
-                    title=f"predicted (score ≥ {score_threshold:g})",
+                    title=f"predicted (score ≥ {score_threshold:.3g})",
                 ),
             ]
         )  # fmt: skip

@@ -96,19 +96,20 @@ def mean_mask_sheet(outputs: QueryOutputs, most: int = 40, columns: int = 10) ->
     if shown.empty:
         return sentence("No query claims an object in any image: the model needs more training.")
     rows = -(-len(shown) // columns)
+    top = max(0.2, float(np.nanquantile(outputs.mean_masks[shown.index[: max(1, len(shown) // 2)]], 0.995)))
     figure = Figure(figsize=(0.95 * columns, 1.16 * rows + 0.4))
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes in grid:
         axes.set_axis_off()
     for axes, (query, row) in zip(figure.axes, shown.iterrows(), strict=False):
-        axes.imshow(outputs.mean_masks[query], cmap="cividis", vmin=0, vmax=1)
+        axes.imshow(outputs.mean_masks[query], cmap="cividis", vmin=0, vmax=top)
         axes.set_title(f"{query}: {row.claims:.0f} %", fontsize=8, fontweight="normal", loc="left")
         axes.set_axis_on()
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
         axes.grid(visible=False)
     figure.suptitle(
-        "Mean masks (query: share of images where it claims an object; yellow 1, blue 0)",
+        f"Mean masks (query: share of images where it claims an object; blue 0, yellow {top:.1f} and more)",
         fontsize=10,
         x=0.01,
         ha="left",
