@@ -1,0 +1,98 @@
+"""Charts: they draw what they are given, and say so in a sentence where that is nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from workbench.evaluation.queries import QueryOutputs
+from workbench.visualization import charts, query_charts
+
+
+def _words(figure: Figure) -> str:
+    figure.canvas.draw()
+    texts = [*figure.texts, *(t for axes in figure.axes for t in (*axes.texts, axes.title, axes._left_title))]
+    for axes in figure.axes:
+        texts += axes.get_legend().get_texts() if axes.get_legend() else []
+    return " ".join(text.get_text() for text in texts)
+
+
+def _categories(count: int) -> pd.DataFrame:
+    names = [f"c{i}" for i in range(count)]
+    values = np.linspace(5, 95, count)
+    return pd.DataFrame({"AP": values, "AP50": values, "objects": 3}, index=names)
+
+
+def test_nothing_to_draw_is_a_sentence() -> None:
+    empty = pd.DataFrame({"predictions": [0], "score": [0.0]})
+    nothing = QueryOutputs((1,), np.zeros((1, 2)), np.zeros((1, 2), bool), np.zeros((1, 2), int), np.zeros((1, 2)),
+                           np.full((2, 4, 4), np.nan))  # fmt: skip
+    for figure, words in (
+        (charts.learning_curves(pd.DataFrame()), "No step"),
+        (charts.precision_recall({}, 0.5), "no ground truth"),
+        (charts.category_bars(_categories(2).assign(AP=np.nan)), "no ground truth"),
+        (charts.confusion(pd.DataFrame([[0, 0]]).rename_axis("predicted colour", axis=1)), "No object"),
+        (charts.calibration(empty), "no prediction"),
+        (query_charts.score_histogram(empty.head(0)), "no prediction"),
+        (query_charts.mean_mask_sheet(nothing), "No query claims"),
+        (
+            query_charts.detection_limit_chart(pd.DataFrame({"AP": [np.nan], "AR": [np.nan]})),
+            "no ground truth",
+        ),
+    ):
+        assert words in _words(figure)
+        assert not figure.axes
+
+
+def test_curves_of_a_run_name_each_component_once_and_leave_out_inner_layers() -> None:
+    steps = np.arange(1, 101)
+    names = ("total_loss", "loss_ce", "loss_ce_0", "loss_mask", "loss_subcategory_colour", "lr")
+    rows = pd.DataFrame({"step": steps, **dict.fromkeys(names, 1 / steps), "segm/AP": np.nan})
+    assert len(charts.learning_curves(rows).axes) == 2  # nothing was evaluated yet
+    rows.loc[99, "segm/AP"] = 12.0
+    figure = charts.learning_curves(rows)
+    assert len(figure.axes) == 3
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == [
+        "total",
+        "ce",
+        "mask",
+        "colour",
+    ]
+
+
+@pytest.mark.parametrize(("count", "bars"), [(5, 5), (90, 40)])
+def test_many_categories_are_cut_to_the_best_and_the_worst(count: int, bars: int) -> None:
+    axes = charts.category_bars(_categories(count)).axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == bars and labels[0].startswith(f"c{count - 1} ") and labels[-1].startswith("c0 ")
+
+
+def test_few_categories_are_named_in_the_curves_and_many_are_not() -> None:
+    curve = {"recall": np.linspace(0, 1, 101), "precision": np.linspace(1, 0, 101)}
+    few = charts.precision_recall({"ring": curve, "all": curve}, 0.5)
+    many = charts.precision_recall({**{f"c{i}": curve for i in range(80)}, "all": curve}, 0.5)
+    assert "ring  50" in _words(few) and "c1 " not in _words(many)
+    assert "mean  50 of 80 categories" in _words(many)
+
+
+def test_cells_of_a_confusion_matrix_are_shaded_by_their_row_and_say_counts() -> None:
+    counts = pd.DataFrame([[9, 1], [0, 0]], index=["red", "blue"], columns=["red", "blue"])
+    figure = charts.confusion(counts.rename_axis("predicted colour", axis=1))
+    shades = figure.axes[0].images[0].get_array()
+    assert shades.tolist() == [[90, 10], [0, 0]]
+    assert "colour" in _words(figure) and "9" in _words(figure)
+
+
+def test_the_saturation_chart_shows_what_so_many_queries_must_miss() -> None:
+    table = pd.DataFrame(
+        {"visible": [1, 40], "repeat": 0, "missed": [0, 20], "share": [0.0, 50.0], "merged": 0.0}
+    )
+    figure = query_charts.saturation_chart({"the same object": {"a": table}}, {"a": 20})
+    least = next(
+        line for line in figure.axes[0].lines if line.get_linestyle() == ":" and len(line.get_xdata())
+    )
+    at_40 = least.get_ydata()[list(least.get_xdata()).index(40)]
+    assert at_40 == pytest.approx(50)
+    assert "a: 20 queries" in _words(figure)
