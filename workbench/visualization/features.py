@@ -26,7 +26,7 @@ def feature_maps(features: Mapping[str, Tensor], image: np.ndarray, channels: in
         row[0].imshow(image)
         row[0].set_title(f"{name}: {len(maps)} × {maps.shape[1]} × {maps.shape[2]}", fontsize=9, loc="left")
         for axes, channel in zip(row[1:], strongest.tolist(), strict=False):
-            axes.imshow(maps[channel], cmap="cividis", interpolation="nearest")
+            axes.imshow(maps[channel].numpy(), cmap="cividis", interpolation="nearest")
             axes.set_title(f"channel {channel}", fontsize=8, fontweight="normal", loc="left")
         for axes in row:
             axes.set_axis_off()
