@@ -63,7 +63,13 @@ def jupyter_lab(workspace: Path) -> Iterator[str]:
         "ServerApp.allow_root": True,
         "IdentityProvider.token": token,
     }
-    command = [sys.executable, "-m", "jupyter", "lab", *(f"--{key}={value}" for key, value in options.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        *(f"--{key}={value}" for key, value in options.items()),
+    ]
     with (workspace / "jupyter.log").open("w") as log:
         process = subprocess.Popen(command, cwd=workspace, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
