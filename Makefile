@@ -46,7 +46,7 @@ $(STAMP):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$uv" \
 	    && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock \
 	    || { echo "Installing with pip instead" && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,9 +40,10 @@ def _project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def _declared() -> list[Requirement]:
+def _declared(*extras: str) -> list[Requirement]:
     project = _project()
-    return [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    return [Requirement(text) for texts in lists for text in texts]
 
 
 def _locked(python: str) -> dict[str, list[Version]]:
@@ -62,8 +65,9 @@ def _locked(python: str) -> dict[str, list[Version]]:
 def test_lock_pins_every_declared_package_within_its_range(python: str) -> None:
     locked = _locked(python)
     assert all(len(versions) == 1 for versions in locked.values()), "a package is pinned twice"
-    for requirement in _declared():
-        if requirement.marker is not None and not requirement.marker.evaluate({"python_version": python}):
+    for requirement in _declared("dev", "cuda"):
+        machine = {"python_version": python, "sys_platform": "linux"}
+        if requirement.marker is not None and not requirement.marker.evaluate(machine):
             continue
         name = canonicalize_name(requirement.name)
         assert name in locked, f"{name} is not in requirements.lock for Python {python}"
@@ -93,7 +97,7 @@ def test_installed_packages_are_those_of_the_lock() -> None:
     if not any((Path(sys.prefix)).glob(".installed-*")):
         pytest.skip("this environment was not made by `make env`")
     locked = _locked(f"{sys.version_info.major}.{sys.version_info.minor}")
-    for requirement in _declared():
+    for requirement in _declared("dev", "cuda"):
         if requirement.marker is None or requirement.marker.evaluate():
             name = canonicalize_name(requirement.name)
             try:
@@ -110,10 +114,35 @@ def test_conda_environment_holds_the_same_ranges_and_detectron2() -> None:
         if isinstance(line, str):
             name, sign, lowest = line.partition(">=")
             conda[name] = sign + lowest
-    wanted = {CONDA_NAMES.get(r.name, r.name): str(r.specifier) for r in _declared()}
+    wanted = {CONDA_NAMES.get(r.name, r.name): str(r.specifier) for r in _declared("dev")}
     wanted |= {"python": _project()["requires-python"], "pip": "", "detectron2": ""}
     assert conda == wanted
     assert {"pip": ["--editable ."]} in environment["dependencies"]
+
+
+def test_lock_brings_the_nvcc_of_torchs_cuda() -> None:
+    for python in PYTHONS:
+        locked = _locked(python)
+        (toolkit,) = locked["cuda-toolkit"]
+        for name in ("nvidia-cuda-nvcc", "nvidia-cuda-cccl", "nvidia-cuda-crt", "nvidia-nvvm"):
+            assert locked[name][0].release[:2] == toolkit.release[:2], f"{name} on Python {python}"
+
+
+def test_wheel_carries_the_sources_that_it_compiles(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("workbench", "ops"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        packed = {name.removeprefix("workbench/ops/source/") for name in file.namelist() if "/source/" in name}
+    files = (path for path in (ROOT / "ops").rglob("*") if path.is_file())
+    assert packed == {path.relative_to(ROOT / "ops").as_posix() for path in files}
 
 
 def test_version_is_the_packages_own() -> None:

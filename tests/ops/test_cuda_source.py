@@ -39,6 +39,18 @@ def test_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str)
     assert b"wb_deform_attn_forward" in library and b"wb_deform_attn_backward" in library
 
 
+def test_pypis_nvcc_compiles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))  # a machine without a toolkit of its own
+    try:
+        recipe = cuda.cuda_recipe([(7, 0) if torch.version.cuda < "13" else (7, 5)])
+    except WorkbenchError as error:
+        pytest.skip(str(error))
+    assert recipe.why.startswith("PyPI's nvcc") and "site-packages" in recipe.compiler[0]
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    library = build.build(recipe).library.read_bytes()
+    assert b"wb_deform_attn_forward" in library and b"wb_deform_attn_backward" in library
+
+
 def _on_cpu(source: str) -> str:
     """CUDA's own syntax in C++: the launches, the shared memory and the headers."""
     source = re.sub(r"#include <cuda_\w+\.h>", '#include "cuda_on_cpu.h"', source)
