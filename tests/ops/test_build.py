@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from workbench.errors import WorkbenchError
 from workbench.ops import backends, build, cuda, report
@@ -238,8 +240,27 @@ def test_pypis_nvcc_is_taken_when_the_machines_does_not_fit(tmp_path, monkeypatc
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
     assert cuda.find_nvcc(13)[2] == "PyPI's nvcc, because the machine has no nvcc"
     monkeypatch.setattr(cuda, "_nvidia_folders", list)
-    with pytest.raises(WorkbenchError, match=r"no nvcc to build with.*nvidia-cuda-nvcc of CUDA 13"):
+    with pytest.raises(WorkbenchError, match=r"no nvcc to build with.*none of CUDA 13 was installed from PyPI"):
         cuda.find_nvcc(13)
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("13.2", "pip install 'cuda-toolkit[nvcc,cccl]==13.2.*'"),
+        ("12.8", "conda install -c conda-forge cuda-nvcc=12.8"),  # PyPI's packages lack the program itself
+        (None, "install a C++ compiler"),
+    ],
+)
+def test_the_way_to_an_nvcc_fits_torchs_cuda(monkeypatch, version, said):
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(backends, "_failed", {})
+    monkeypatch.setenv("CUDA_HOME", os.devnull)
+    monkeypatch.setattr(cuda, "_nvidia_folders", list)
+    monkeypatch.delenv("WORKBENCH_OPS", raising=False)
+    with pytest.warns(RuntimeWarning, match=re.escape(said)):
+        assert backends.choose(torch.device("cuda"), torch.float32) is None
 
 
 # ---- the report --------------------------------------------------------------------------------------------

@@ -17,11 +17,7 @@ _COST = {
     "cpu": "ten to thirty times slower at this step and needs several times its memory",
     "cuda": "several times slower at this step and needs several times its memory",
 }
-_MEND = {
-    "cpu": "install a C++ compiler (such as `apt install g++` or `conda install cxx-compiler`)",
-    "cuda": "install a C++ compiler and nvcc (such as "
-    f"`pip install 'cuda-toolkit[nvcc,cccl]=={torch.version.cuda}.*'`)",
-}
+_COMPILER = "install a C++ compiler (such as `apt install g++` or `conda install -c conda-forge cxx-compiler`)"
 _lock = threading.Lock()
 _loaded: dict[str, Native] = {}
 _rebuild = False
@@ -97,8 +93,18 @@ def choose(device: torch.device, dtype: torch.dtype) -> Native | None:
         warnings.warn(
             f"Multi-scale deformable attention runs its PyTorch reference on {name}, which is {_COST[name]}. "
             f"The {name} back end was not built: {error} "
-            f"To mend it, {_MEND[name]} and start again; `workbench build-ops` shows the result.",
+            f"To mend it, {_mend(name)} and start again; `workbench build-ops` shows the result.",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
+
+
+def _mend(name: str) -> str:
+    if name == "cpu" or torch.version.cuda is None:
+        return _COMPILER
+    if int(torch.version.cuda.split(".")[0]) >= 13:
+        nvcc = f"`pip install 'cuda-toolkit[nvcc,cccl]=={torch.version.cuda}.*'`"
+    else:  # PyPI's packages for these lack the program nvcc itself
+        nvcc = f"`conda install -c conda-forge cuda-nvcc={torch.version.cuda}`, or your cluster's CUDA module"
+    return f"{_COMPILER} and nvcc (such as {nvcc})"

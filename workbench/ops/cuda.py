@@ -87,8 +87,7 @@ def find_nvcc(major: int) -> tuple[str, str, str]:
             if _major(version) == major:
                 return str(nvcc), version, f"PyPI's nvcc, because {passed}"
     raise WorkbenchError(
-        f"There is no nvcc to build with: {passed}, and the package nvidia-cuda-nvcc of CUDA {major} is not "
-        "installed."
+        f"There is no nvcc to build with: {passed}, and none of CUDA {major} was installed from PyPI."
     )
 
 
