@@ -37,8 +37,8 @@ def repository_root(start: str | Path | None = None) -> Path | None:
     return None
 
 
-def start() -> Path:
-    """Prepare the kernel of a notebook, and return the folder that relative paths now mean.
+def start() -> None:
+    """Prepare the kernel of a notebook.
 
     The working directory becomes the repository's root, where there is one; a WorkbenchError shows as one
     sentence without a traceback; charts get the workbench's look.
@@ -54,7 +54,6 @@ def start() -> Path:
     shell = _shell()
     if shell is not None:
         shell.set_custom_exc((WorkbenchError,), _say)
-    return Path.cwd()
 
 
 def show(picture: Figure | np.ndarray, path: str | Path) -> None:
@@ -140,19 +139,23 @@ class live_curves:  # a context manager, named like one
 
 
 def _save(picture: Figure | np.ndarray, path: Path) -> Any:
+    """Writes the PNG; what the notebook shows of it. A picture goes into the notebook, and the report, as JPEG."""
     from IPython.display import Image
     from PIL import Image as Picture
 
-    data = io.BytesIO()
-    if isinstance(picture, np.ndarray):
-        Picture.fromarray(picture).save(data, format="PNG")
-        width = picture.shape[1]
-    else:
-        picture.savefig(data, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
-        width = round(Picture.open(data).size[0] * _SHOWN_DPI / DPI)
+    from workbench.visualization.painting import encode_jpeg
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.getvalue())
-    return Image(data=data.getvalue(), format="png", width=min(width, 1100), alt=path.stem.replace("_", " "))
+    if isinstance(picture, np.ndarray):
+        Picture.fromarray(picture).save(path, format="PNG")
+        shown, width = {"data": encode_jpeg(picture), "format": "jpeg"}, picture.shape[1]
+    else:
+        data = io.BytesIO()
+        picture.savefig(data, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
+        path.write_bytes(data.getvalue())
+        shown = {"data": data.getvalue(), "format": "png"}
+        width = round(Picture.open(data).size[0] * _SHOWN_DPI / DPI)
+    return Image(**shown, width=min(width, 1100), alt=path.stem.replace("_", " "))
 
 
 def _shell() -> Any:

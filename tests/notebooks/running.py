@@ -57,7 +57,7 @@ def _plain(value: Any) -> Any:
 def pictures(notebook: nbformat.NotebookNode) -> int:
     """How many pictures a notebook shows."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return sum("image/png" in output.get("data", {}) for output in outputs)
+    return sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs)
 
 
 def text(notebook: nbformat.NotebookNode) -> str:

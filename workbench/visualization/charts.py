@@ -201,14 +201,14 @@ def category_bars(table: pd.DataFrame) -> Figure:
 def heat_table(
     values: pd.DataFrame, *, title: str, shades: pd.DataFrame | None = None, text: pd.DataFrame | None = None
 ) -> Figure:
-    """A table whose cells are shaded from 0 (white) to 100 (blue); NaN cells are left blank.
+    """A table whose cells are shaded from 0 (white) to 100 (blue); a NaN cell says –.
 
     ``shades``: what the shades show, where that is not the values; ``text``: what the cells say.
     """
     if values.empty:
         return sentence(f"{title}: there is nothing to show.")
     shades = values if shades is None else shades
-    text = values.map(lambda v: "" if pd.isna(v) else f"{v:.0f}") if text is None else text
+    text = values.map(lambda v: "–" if pd.isna(v) else f"{v:.0f}") if text is None else text
     longest = max(len(str(name)) for name in values.index)
     figure = Figure(figsize=(1.6 + 0.09 * longest + 0.78 * values.shape[1], 1.5 + 0.38 * values.shape[0]))
     axes = figure.subplots()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -137,3 +138,13 @@ def lead(canvas: np.ndarray, spot: tuple[int, int], label: np.ndarray, piece: Pi
 def blit(canvas: np.ndarray, label: np.ndarray, x: int, y: int) -> None:
     region = canvas[y : y + label.shape[0], x : x + label.shape[1]]
     region[:] = label[: region.shape[0], : region.shape[1]]
+
+
+def encode_jpeg(picture: np.ndarray) -> bytes:
+    """An (H, W, 3) uint8 picture for a browser: half of PNG's time, and of a photograph a fifth of its bytes.
+
+    Without chroma subsampling, which blurs thin contours.
+    """
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "JPEG", quality=90, subsampling=0)
+    return data.getvalue()

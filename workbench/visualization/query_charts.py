@@ -32,6 +32,7 @@ def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> 
     edges = np.arange(-0.5, most + 1.5, max(1, most // 30))
     for axes, values, name in ((left, objects, "objects"), (right, claims, "queries that claim an object")):
         axes.hist(values, bins=edges, color=SKY, edgecolor=INK, linewidth=0.5)
+        axes.margins(y=0.12)  # room for the words above the bars
         axes.axvline(values.mean(), color=INK, linestyle="--")
         axes.text(
             values.mean(), 0.97, f" mean {values.mean():.1f}", transform=axes.get_xaxis_transform(), va="top"
