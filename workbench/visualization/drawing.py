@@ -59,7 +59,7 @@ def draw_masks(
     captions: Sequence[str] | None = None,
     colours: Sequence[Colour] | None = None,
     boxes: bool = False,
-    opacity: float = 0.25,
+    opacity: float = 0.15,
     scale: int | None = None,
     font_size: int | None = None,
 ) -> np.ndarray:
