@@ -35,6 +35,12 @@ def test_the_score_that_parts_true_from_false():
     assert curve.f1.tolist() == pytest.approx([200 * n / (d + 3) for n, d in ((3, 5), (3, 4), (3, 3), (2, 2), (1, 1))])
 
 
+def test_words_table_and_settings_name_one_score():
+    found = suggest_thresholds(truth(annotation(1, 5, 5)), [row(5, 5, 0.97704756), row(30, 5, 0.2)], VOCABULARY)
+    assert found.settings.score == found.table().loc["score", "threshold"] == 0.6
+    assert "With a score of at least 0.6," in found.note
+
+
 def test_a_subcategory_threshold_that_drops_the_wrong_ones():
     red, green = {"attributes": {"colour": "red"}}, {"attributes": {"colour": "green"}}
     gt = truth(annotation(1, 5, 5, **red), annotation(2, 30, 5, **red), annotation(3, 5, 30, **green))
@@ -58,7 +64,7 @@ def test_other_settings_are_kept_and_applied():
     rows = [row(5, 5, 0.9), row(6, 5, 0.8), row(40, 40, 0.95, side=2)]
     wanted = FilterSettings(score=0.9, min_area=10, nms="within", nms_iou=0.5)
     found = suggest_thresholds(gt, rows, VOCABULARY, wanted)
-    assert found.curves["score"].threshold.tolist() == [0.9]
+    assert found.curves["score"].threshold.tolist() == [found.settings.score] == [0.5]
     assert replace(found.settings, score=0.9, subcategories={}) == wanted
 
 

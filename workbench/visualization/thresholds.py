@@ -73,7 +73,9 @@ def suggest_thresholds(
         return Suggestion(chosen, {}, "The other filters leave no prediction, so no thresholds can be suggested.")
     if not curves["score"].f1.max() > 0:
         return Suggestion(chosen, curves, "No prediction finds an object at any score, so none can be suggested.")
-    settings = replace(settings, score=_between(curves["score"]))
+    score = _between(curves["score"])
+    curves["score"].loc[_best(curves["score"]), "threshold"] = score  # so that words, table and chart name one number
+    settings = replace(settings, score=score)
     for subcategory in read_subcategories(data, vocabulary):
         name = subcategory.name
         measure = settings.subcategories.get(name, SubcategoryFilter()).measure
