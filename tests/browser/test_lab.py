@@ -68,7 +68,7 @@ def wait_until_drawn(page, count: int, patience: int = PATIENCE) -> None:
             const rows = document.querySelectorAll(".workbench-counts table tr");
             if (rows.length < 2) return false;
             const place = [...rows[0].cells].findIndex(cell => cell.innerText === "drawn");
-            return rows[1].cells[place].innerText === String(count);
+            return rows[1].cells[place]?.innerText === String(count);
         }""",
         arg=count,
         timeout=patience,
