@@ -106,9 +106,9 @@ def settled(page, scores: list[float]) -> int:
 def picture(page, other_than: tuple[str, ...] = ()) -> str:
     """The pixels of the picture as the browser shows them, once they are none of those seen before."""
     return page.wait_for_function(
-        """async seen => {
+        """seen => {  // not async: a promise would count as true
             const image = document.querySelector("img.workbench-picture");
-            try { await image.decode(); } catch { return false; }  // it was replaced meanwhile
+            if (!image?.complete || !image.naturalWidth) return false;
             const canvas = document.createElement("canvas");
             [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
             canvas.getContext("2d").drawImage(image, 0, 0);
