@@ -26,7 +26,7 @@ def test_it_filters_counts_draws_and_suggests(tiny_run: Path, tmp_path: Path) ->
     )  # fmt: skip
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert names >= {"contact_sheet.png", "filter_counts.csv", "filtered_rows.csv", "suggested_thresholds.png"}
-    assert running.pictures(notebook) == 2
+    assert running.pictures(notebook) == 3  # beside the sliders, the contact sheet, the suggested thresholds
     assert "6 images, 60 predictions" in running.text(notebook)
     saved = FilterSettings.load(tmp_path / "out" / "filters.json")
     assert saved.subcategories["colour"] == SubcategoryFilter(0.1, drop_no_object=True)
