@@ -25,7 +25,9 @@ def train(config: str, backend: str, steps: int, output: Path) -> pd.DataFrame:
     command = [sys.executable, "-m", "workbench.cli", "train", "--config", config, "--output", str(output)]
     command += ["SOLVER.MAX_ITER", str(steps), "DATASETS.TEST", "()"]
     environment = {**os.environ, "WORKBENCH_OPS": backend}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
     return pd.read_csv(output / "metrics.csv")
 
 
