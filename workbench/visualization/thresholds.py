@@ -68,14 +68,15 @@ def suggest_thresholds(
     rows, data = Candidates(results, vocabulary), read_inputs(truth, results)
     open_ = {name: replace(each, threshold=None) for name, each in settings.subcategories.items()}
     settings = replace(settings, score=0.0, subcategories=open_)
-    curves = {"score": _score_curve(rows, data, settings, iou)}
-    if curves["score"].empty:
+    curve = _score_curve(rows, data, settings, iou)
+    curves = {"score": curve}
+    if curve.empty:
         return Suggestion(chosen, {}, "The other filters leave no prediction, so no thresholds can be suggested.")
-    if not curves["score"].f1.max() > 0:
+    if not curve.f1.max() > 0:
         return Suggestion(chosen, curves, "No prediction finds an object at any score, so none can be suggested.")
-    score = _between(curves["score"])
-    curves["score"].loc[_best(curves["score"]), "threshold"] = score  # so that words, table and chart name one number
-    settings = replace(settings, score=score)
+    best = _best(curve)
+    curve.loc[best, "threshold"] = _between(curve.threshold, best)  # words, table, chart and settings name one number
+    settings = replace(settings, score=float(curve.threshold[best]))
     for subcategory in read_subcategories(data, vocabulary):
         name = subcategory.name
         measure = settings.subcategories.get(name, SubcategoryFilter()).measure
@@ -157,11 +158,10 @@ def _best(curve: pd.DataFrame) -> int:
     return int(curve.f1.to_numpy().argmax())
 
 
-def _between(curve: pd.DataFrame) -> float:
-    """A short number between the best threshold and the next lower score, to which it does the same."""
-    best = _best(curve)
-    high = float(curve.threshold[best])
-    low = float(curve.threshold[best - 1]) if best else 0.0
+def _between(thresholds: pd.Series, best: int) -> float:
+    """A short number between the best threshold and the next lower one, to which it does the same."""
+    high = float(thresholds[best])
+    low = float(thresholds[best - 1]) if best else 0.0
     for decimals in range(1, 9):
         middle = round((high + low) / 2, decimals)
         if low < middle <= high:
