@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from workbench.config import load_config
-from workbench.data.shapes import generate_shapes
-from workbench.workflows import train
+from workbench.data.shapes.generate import generate_shapes
+from workbench.workflows.all import train
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes/demo.yaml"
 LEAST_AP = 90.0

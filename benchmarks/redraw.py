@@ -21,9 +21,9 @@ from PIL import Image
 
 from workbench.data.masks import encode_mask
 from workbench.data.vocabulary import Vocabulary
-from workbench.visualization.filters import FilterSettings
-from workbench.visualization.gallery import Gallery
-from workbench.visualization.widgets import PredictionBrowser
+from workbench.evaluation.filters import FilterSettings
+from workbench.notebook.browser import PredictionBrowser
+from workbench.notebook.gallery import Gallery
 
 LIMIT = 0.150  # seconds
 HEIGHT, WIDTH = 480, 640

@@ -50,7 +50,7 @@ def _fixed_seeds() -> None:
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder (DATASETS.ROOT) with 16 train, 6 val and 6 test images of 64² shapes. Read only."""
-    from workbench.data.shapes import generate_shapes
+    from workbench.data.shapes.generate import generate_shapes
 
     root = tmp_path_factory.mktemp("data")
     generate_shapes(root / "shapes", seed=0, train=16, val=6, test=6, image_size=64)
@@ -70,7 +70,7 @@ def tiny_config(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_run(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run of ``tiny_config``. Read only: copy it to change it."""
     from workbench.config import load_config
-    from workbench.workflows import train
+    from workbench.workflows.all import train
 
     output = tmp_path_factory.mktemp("runs") / "tiny"
     train(load_config(tiny_config, ["OUTPUT_DIR", str(output)]))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from workbench import cli
-from workbench.training.checkpoint import load_checkpoint
+from workbench.runs.checkpoint import load_checkpoint
 
 Refused = Callable[..., str]
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from workbench import cli, workflows
+from workbench import cli
 from workbench.errors import WorkbenchError
+from workbench.workflows import all as workflows
 
 COMMANDS = (
     "shapes",

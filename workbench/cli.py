@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def shapes(args: argparse.Namespace) -> None:
     """Generate the shapes dataset."""
-    from workbench.data.shapes import generate_shapes
+    from workbench.data.shapes.generate import generate_shapes
 
     output = args.output or os.path.join("data", "shapes_crowded" if args.crowded else "shapes")
     settings = {name: getattr(args, name) for name in ("seed", "train", "val", "test", "image_size")}
@@ -82,8 +82,8 @@ def validate(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train, or continue, one run."""
-    from workbench import workflows
     from workbench.config import load_config
+    from workbench.workflows import all as workflows
 
     output = [] if args.output is None else ["OUTPUT_DIR", args.output]
     workflows.train(load_config(args.config, [*output, *args.overrides]), resume=args.resume)
@@ -91,8 +91,8 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Score a checkpoint on a dataset, or a results file against annotations."""
-    from workbench import workflows
     from workbench.evaluation.evaluate import metrics_table
+    from workbench.workflows import all as workflows
 
     if args.ckpt is not None and args.annotations is not None:
         raise WorkbenchError("--annotations goes with --predictions; with --ckpt it is --dataset.")
@@ -115,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Draw and write what a checkpoint sees in images."""
-    from workbench import workflows
+    from workbench.workflows import all as workflows
 
     files = workflows.predict(
         args.ckpt,
@@ -130,21 +130,21 @@ def predict(args: argparse.Namespace) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Print the scores of a run and where its files are."""
-    from workbench.runs import describe_run
+    from workbench.runs.table import describe_run
 
     print(describe_run(args.run_directory))
 
 
 def report(args: argparse.Namespace) -> None:
     """Make an HTML report out of a run's executed notebooks."""
-    from workbench.report import write_report
+    from workbench.runs.report import write_report
 
     print(f"report     {write_report(args.run_directory)}")
 
 
 def runs(args: argparse.Namespace) -> None:
     """List runs with their key numbers."""
-    from workbench.runs import find_runs, runs_frame
+    from workbench.runs.table import find_runs, runs_frame
 
     frame = runs_frame(find_runs(args.directory))
     if frame.empty:
@@ -157,7 +157,7 @@ def runs(args: argparse.Namespace) -> None:
 
 def sweep(args: argparse.Namespace) -> None:
     """Run a notebook over a grid of settings."""
-    from workbench.sweeps import TABLE, load_sweep, run_sweep
+    from workbench.workflows.sweep import TABLE, load_sweep, run_sweep
 
     plan = load_sweep(args.sweep)
     table = run_sweep(plan, jobs=args.jobs)
@@ -171,13 +171,13 @@ def sweep(args: argparse.Namespace) -> None:
 
 def env(args: argparse.Namespace) -> None:
     """Say what this machine can run."""
-    from workbench.diagnosis import format_report
-    from workbench.environment import inspect_machine
+    from workbench.environment.facts import inspect_machine
+    from workbench.environment.problems import format_report
 
     machine = inspect_machine()
     operators = ""
     if not machine["torch"]["error"]:
-        from workbench.ops import report as ops_report
+        from workbench.ops import selftest as ops_report
 
         machine["operators"] = ops_report.report()
         operators = f"\n\n{ops_report.format_report(machine['operators'])}"
@@ -186,7 +186,7 @@ def env(args: argparse.Namespace) -> None:
 
 def build_ops(args: argparse.Namespace) -> None:
     """Compile the operators for this machine and check them."""
-    from workbench.ops.report import build_ops as build
+    from workbench.ops.selftest import build_ops as build
 
     print(build(force=args.force))
 

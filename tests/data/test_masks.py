@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from workbench.data.coco import decode_mask, encode_mask, load_dataset
-from workbench.data.contours import loop_area, mask_to_polygons, trace_loops
+from workbench.data.shapes.contours import loop_area, mask_to_polygons, trace_loops
 from workbench.data.masks import encode_uncompressed, segmentation_problem
 from workbench.errors import WorkbenchError
 

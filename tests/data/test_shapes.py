@@ -15,10 +15,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
-from workbench.data import shapes
+from workbench.data.shapes import generate as shapes
 from workbench.data.catalog import get_entry
 from workbench.data.masks import decode_mask, encode_mask
-from workbench.data.rendering import (
+from workbench.data.shapes.rendering import (
     COLOURS,
     HUES,
     SHAPES,
@@ -27,7 +27,7 @@ from workbench.data.rendering import (
     render_background,
     render_object,
 )
-from workbench.data.shapes import draw_scene, generate_shapes
+from workbench.data.shapes.generate import draw_scene, generate_shapes
 from workbench.data.validate import validate
 from workbench.errors import WorkbenchError
 

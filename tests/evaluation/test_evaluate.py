@@ -14,13 +14,13 @@ from torch import nn
 from tests.evaluation.scenes import VOCABULARY, add, one_hot, random_case, row, scene, square
 from workbench.data.coco import load_dataset
 from workbench.data.masks import segmentation_problem
+from workbench.data.runs import covered_pixels
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
-from workbench.evaluation.diagnosis import calibration_table, per_image_scores
 from workbench.evaluation.evaluate import evaluate_results, metrics_frames, metrics_table, save_metrics
 from workbench.evaluation.ground_truth import ground_truth
-from workbench.evaluation.inference import run_inference
-from workbench.evaluation.runs import covered_pixels
+from workbench.evaluation.per_image import calibration_table, per_image_scores
+from workbench.evaluation.predict import run_inference
 
 PLAIN = Vocabulary((3, 7), ("disc", "box"))
 

@@ -20,7 +20,7 @@ from workbench.evaluation.results import (
     save_predictions,
     to_coco_results,
 )
-from workbench.models.inference import instance_inference
+from workbench.models.postprocess import instance_inference
 
 
 def model_predictions(seed: int = 0, rank_by: str = "main") -> dict:

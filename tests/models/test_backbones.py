@@ -15,7 +15,7 @@ from workbench.models.backbones import (
     measure,
 )
 from workbench.models.backbones.mobilenet import layer_table, measure_layers
-from workbench.models.surgery import backbone_state, load_backbone, load_state, read_state, weights_kind
+from workbench.models.weights import backbone_state, load_backbone, load_state, read_state, weights_kind
 
 
 def test_the_layers_of_mobilenet_are_what_torchvision_says():

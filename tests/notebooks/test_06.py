@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from workbench.browse import open_gallery
 from workbench.errors import WorkbenchError
-from workbench.visualization.filters import FilterSettings, SubcategoryFilter
+from workbench.evaluation.filters import FilterSettings, SubcategoryFilter
+from workbench.notebook.browse import open_gallery
 
 spec = importlib.util.spec_from_file_location("running", Path(__file__).with_name("running.py"))
 running = importlib.util.module_from_spec(spec)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.ops import backends, build, cuda, report
+from workbench.ops import backends, build, cuda
+from workbench.ops import selftest as report
 
 pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no compiled back ends there")
 
@@ -177,7 +178,7 @@ def test_a_cache_below_a_file_names_the_remedy(tmp_path, monkeypatch):
 def test_importing_compiles_nothing(cache, compiler):
     environment = {**os.environ, "CXX": str(compiler)}
     subprocess.run(
-        [sys.executable, "-c", "import workbench.ops, workbench.ops.report"],
+        [sys.executable, "-c", "import workbench.ops, workbench.ops.selftest"],
         cwd=REPOSITORY,
         env=environment,
         check=True,

@@ -13,8 +13,8 @@ import torch
 
 from tests.training import toy
 from workbench.errors import WorkbenchError
+from workbench.runs.directory import read_metrics
 from workbench.training.distributed import gather, precision, run_on_all, run_on_main, start_processes
-from workbench.training.run import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "data_seconds")

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from tests.training import toy
 from workbench.errors import WorkbenchError
-from workbench.training.checkpoint import load_checkpoint, load_state
+from workbench.runs.checkpoint import load_checkpoint, load_state
+from workbench.runs.directory import read_metrics
 from workbench.training.interrupt import Interrupted
-from workbench.training.run import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "data_seconds")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from tests.training.toy import ToyModel
 from workbench.errors import WorkbenchError
-from workbench.training.checkpoint import load_model
+from workbench.runs.checkpoint import load_model
 from workbench.training.weights import load_weights
 
 

@@ -18,9 +18,9 @@ from torch import nn
 from workbench.config import load_config
 from workbench.data.loaders import step_seed
 from workbench.data.vocabulary import Vocabulary
+from workbench.runs.directory import RunDirectory, open_run
 from workbench.training.distributed import rank, start_processes, world_size
 from workbench.training.loop import Trainer
-from workbench.training.run import RunDirectory, open_run
 
 VOCABULARY = Vocabulary((3, 7, 9), ("disc", "box", "star"), {"colour": ("red", "green")})
 SETTINGS = {

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import WorkbenchError
-from workbench.evaluation.inputs import IOU_TYPES, EvaluationData, read_inputs
+from workbench.evaluation.columns import IOU_TYPES, EvaluationData, read_inputs
 from workbench.evaluation.scorers import Accumulated, Task, accumulate
 
 COCO_LIMIT = 100

@@ -13,7 +13,7 @@ import pandas as pd
 
 from workbench.data.vocabulary import Vocabulary
 from workbench.evaluation.coco import check_max_dets, scores_of
-from workbench.evaluation.inputs import read_inputs
+from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.results import rank_results
 from workbench.evaluation.subcategories import has_subcategories, subcategory_scores
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.evaluation.inputs import EvaluationData
+from workbench.evaluation.columns import EvaluationData
 
 
 @dataclass(frozen=True)

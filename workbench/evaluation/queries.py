@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.evaluation.coco import coco_scores
-from workbench.evaluation.inputs import read_inputs
+from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.matching import match_predictions
 
 GRID = 32  # side of the mean masks

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
-from workbench.models.inference import RANK_BY, rank_scores
+from workbench.models.postprocess import RANK_BY, rank_scores
 
 DECIMALS = 8  # keeps the order of float32 scores and halves the file
 
@@ -37,7 +37,7 @@ def encode_masks(masks: torch.Tensor) -> list[dict]:
 
 
 def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> list[dict]:
-    """The rows of one image's predictions, as `workbench.models.inference` makes them, in their order.
+    """The rows of one image's predictions, as `workbench.models.postprocess` makes them, in their order.
 
     The bbox is measured on the mask in COCO's convention, where one pixel is 1 wide. The attribute of a
     subcategory is its most probable class, None where that is no-object.
@@ -90,7 +90,7 @@ def _numbers(values: torch.Tensor) -> list:
 def rank_results(results: Sequence[Mapping], rank_by: str) -> list[dict]:
     """The same rows with `score` set anew from main_score, mask_score and attribute_scores; order kept.
 
-    `rank_by` is "main", "sum" or "geometric_mean": the formula is `workbench.models.inference.rank_scores`,
+    `rank_by` is "main", "sum" or "geometric_mean": the formula is `workbench.models.postprocess.rank_scores`,
     times mask_score. Rows without a main_score (another tool's file) can only be ranked by "main", which
     leaves their score as it is; WorkbenchError otherwise, and for an unknown `rank_by`.
     """

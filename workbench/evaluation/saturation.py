@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.data.masks import decode_mask
 from workbench.errors import WorkbenchError
-from workbench.evaluation.inputs import read_inputs
+from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.matching import match_predictions
 from workbench.evaluation.results import encode_masks
 

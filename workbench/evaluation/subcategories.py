@@ -26,7 +26,7 @@ import pandas as pd
 from workbench.data.vocabulary import Vocabulary, class_name
 from workbench.errors import WorkbenchError
 from workbench.evaluation.coco import COCO_LIMIT, average_precision, main_task
-from workbench.evaluation.inputs import EvaluationData, is_number, read_inputs
+from workbench.evaluation.columns import EvaluationData, is_number, read_inputs
 from workbench.evaluation.matching import Matches, match_predictions
 from workbench.evaluation.scorers import Task, accumulate
 

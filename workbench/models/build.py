@@ -23,8 +23,8 @@ from workbench.models.backbones import (
 )
 from workbench.models.mask2former import Mask2Former
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder, group_norm
-from workbench.models.surgery import load_backbone, read_state, torchvision_state
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
+from workbench.models.weights import load_backbone, read_state, torchvision_state
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.models.inference import instance_inference
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder
+from workbench.models.postprocess import instance_inference
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
 
 
@@ -25,7 +25,7 @@ class Mask2Former(nn.Module):
         pixel_mean, pixel_std: of the three channels, in 0-255.
         size_divisibility: images are padded at the right and bottom to a multiple of it.
         deep_supervision: whether earlier decoder layers are trained on their predictions too.
-        top_k, rank_by, one_class_per_query: of :func:`~workbench.models.inference.instance_inference`.
+        top_k, rank_by, one_class_per_query: of :func:`~workbench.models.postprocess.instance_inference`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Mask2Former(nn.Module):
 
         Returns:
             In training, the weighted losses of :class:`~workbench.losses.criterion.SetCriterion`. In evaluation, for
-            each image the rows of :func:`~workbench.models.inference.instance_inference`, and ``image_id`` if given.
+            each image the rows of :func:`~workbench.models.postprocess.instance_inference`, and ``image_id`` if given.
 
         Raises:
             WorkbenchError: a label outside its range, with the image, the object and the range.

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from workbench.config import config_to_dict
 from workbench.data.loaders import step_seed
 from workbench.errors import WorkbenchError
-from workbench.training.batch_norm import share_batch_norms
-from workbench.training.checkpoint import (
+from workbench.runs.checkpoint import (
     check_vocabulary,
     has_checkpoint,
     load_checkpoint,
     load_state,
     save_checkpoint,
 )
+from workbench.runs.directory import MetricsTable, RunDirectory
+from workbench.training.batch_norm import share_batch_norms
 from workbench.training.distributed import (
     mean_over_processes,
     rank,
@@ -37,7 +38,6 @@ from workbench.training.interrupt import Interrupted, StopRequest
 from workbench.training.nonfinite import find_nonfinite, save_batch
 from workbench.training.optimizer import build_optimizer, clip_gradients, set_lr
 from workbench.training.progress import Progress, log
-from workbench.training.run import MetricsTable, RunDirectory
 from workbench.training.schedule import lr_factor, scaled_lr
 
 if TYPE_CHECKING:

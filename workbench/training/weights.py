@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from workbench.errors import WorkbenchError
-from workbench.models.surgery import LoadReport, load_state, read_state
-from workbench.training.checkpoint import load_checkpoint
+from workbench.models.weights import LoadReport, load_state, read_state
+from workbench.runs.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor

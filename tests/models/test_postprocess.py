@@ -1,0 +1,122 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench.models.postprocess import boxes_of_masks, instance_inference, rank_scores, select_rows
+
+
+def raw(queries=5, classes=3, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(queries, classes + 1, generator=generator),
+        torch.randn(queries, size, size, generator=generator) * 4,
+        {
+            "colour": torch.randn(queries, 5, generator=generator),
+            "damage": torch.randn(queries, 3, generator=generator),
+        },
+    )
+
+
+def infer(logits, masks, heads, **options):
+    sizes = {"padded_size": (32, 32), "image_size": (30, 28), "output_size": (60, 56), **options}
+    return instance_inference(logits, masks, heads, **sizes)
+
+
+def test_every_field_of_a_row_comes_from_its_query():
+    """Invariant 8."""
+    logits, masks, heads = raw()
+    rows = infer(logits, masks, heads, top_k=9)
+    whole = torch.nn.functional.interpolate(masks[None], (32, 32), mode="bilinear")[..., :30, :28]
+    whole = torch.nn.functional.interpolate(whole, (60, 56), mode="bilinear")[0] > 0
+    for row, query in enumerate(rows["query"].tolist()):
+        assert rows["main_scores"][row] == logits[query].softmax(-1)[rows["labels"][row]]
+        assert torch.equal(rows["masks"][row], whole[query])
+        for name in heads:
+            assert torch.equal(rows["subcategories"][name][row], heads[name][query].softmax(-1))
+            assert torch.equal(rows["subcategory_logits"][name][row], heads[name][query])
+
+
+def test_this_images_outputs_are_read():
+    """Invariant 8: another image's outputs give other rows, with the same model."""
+    first, second = infer(*raw(seed=0)), infer(*raw(seed=1))
+    assert not torch.equal(first["subcategory_logits"]["colour"], second["subcategory_logits"]["colour"])
+
+
+def test_rows_are_the_best_pairs_of_query_and_class():
+    logits, _, heads = raw()
+    probabilities = {name: head.softmax(-1) for name, head in heads.items()}
+    query, labels, rank, main = select_rows(logits, probabilities, top_k=4)
+    scores = logits.softmax(-1)[:, :-1]
+    best = scores.flatten().sort(descending=True).values[:4]
+    assert torch.equal(rank, best) and torch.equal(main, best)
+    assert torch.equal(scores[query, labels], best)
+
+
+def test_one_class_per_query_reports_a_mask_once():
+    logits, masks, heads = raw()
+    assert len(infer(logits, masks, heads, top_k=100)["query"]) == 15
+    rows = infer(logits, masks, heads, top_k=100, one_class_per_query=True)
+    assert sorted(rows["query"].tolist()) == [0, 1, 2, 3, 4]
+    assert torch.equal(rows["labels"], logits[rows["query"], :-1].argmax(-1))
+
+
+def test_ranking_is_a_choice():
+    """Invariant 11, by hand: main .5, best subcategories .8 and .2 (no-object does not count)."""
+    main = torch.tensor([0.5])
+    subcategories = [torch.tensor([[0.8, 0.1, 0.1]]), torch.tensor([[0.2, 0.1, 0.7]])]
+    assert rank_scores(main, subcategories, "main").item() == 0.5
+    torch.testing.assert_close(rank_scores(main, subcategories, "sum"), torch.tensor([0.5]))
+    torch.testing.assert_close(
+        rank_scores(main, subcategories, "geometric_mean"), torch.tensor([0.08 ** (1 / 3)])
+    )
+    assert rank_scores(main, [], "sum") is main
+
+
+def test_ranking_by_subcategories_changes_the_order():
+    logits = torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+    heads = {"colour": torch.tensor([[0.0, 0.0, 5.0], [5.0, 0.0, 0.0]])}
+    masks = torch.full((2, 8, 8), 5.0)
+    assert infer(logits, masks, heads, rank_by="main")["query"].tolist() == [0, 1]
+    for rank_by in ("sum", "geometric_mean"):
+        assert infer(logits, masks, heads, rank_by=rank_by)["query"].tolist() == [1, 0]
+
+
+def test_memory_follows_rows_not_queries(monkeypatch):
+    """The masks that are enlarged are those of the chosen rows' queries, each once."""
+    logits, masks, heads = raw(queries=50)
+    enlarged = []
+    interpolate = torch.nn.functional.interpolate
+
+    def spy(x, *arguments, **options):
+        enlarged.append(x.shape[1])
+        return interpolate(x, *arguments, **options)
+
+    monkeypatch.setattr("workbench.models.postprocess.F.interpolate", spy)
+    rows = infer(logits, masks, heads, top_k=6)
+    assert enlarged == [len(rows["query"].unique())] * 2 and max(enlarged) <= 6
+
+
+def test_scores_are_rank_times_mask_quality_and_empty_masks_score_zero():
+    logits, masks, heads = raw(queries=2)
+    masks[0] = -9.0
+    masks[1] = 9.0
+    rows = infer(logits, masks, heads)
+    torch.testing.assert_close(rows["scores"], rows["main_scores"] * rows["mask_scores"])
+    empty = rows["query"] == 0
+    assert (rows["scores"][empty] == 0).all() and (rows["boxes"][empty] == 0).all()
+    assert (rows["mask_scores"][~empty] > 0.99).all()
+
+
+def test_the_share_of_queries_without_an_object():
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 3.0], [0.0, 2.0]])
+    assert infer(logits, torch.zeros(4, 8, 8), {})["no_object_fraction"] == 0.75
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=3))
+def test_boxes_hold_their_masks_tightly(rows):
+    masks = torch.tensor(rows).view(-1, 3, 4)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes_of_masks(masks).int().tolist(), strict=True):
+        assert mask.sum() == mask[y1:y2, x1:x2].sum()
+        if mask.any():
+            part = mask[y1:y2, x1:x2]
+            assert part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any()

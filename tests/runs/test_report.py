@@ -1,0 +1,51 @@
+"""The HTML report of a run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+from workbench.errors import WorkbenchError
+from workbench.runs.report import write_report
+
+
+def _picture() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 30, 30)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _notebook(path: Path, title: str, *outputs: dict) -> None:
+    code = nbformat.v4.new_code_cell("secret_call()", outputs=list(outputs))
+    cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\n$x^2$"), nbformat.v4.new_code_cell("setup()"), code]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def test_words_and_pictures_in_order_without_code_and_standing_alone(tmp_path: Path) -> None:
+    shown = nbformat.v4.new_output("display_data", {"image/png": _picture()})
+    said = nbformat.v4.new_output("stream", name="stdout", text="AP 41.5")
+    bar = nbformat.v4.new_output("stream", name="stdout", text="\rtraining: 3%\rtraining: 4%")
+    warned = nbformat.v4.new_output("stream", name="stderr", text="a warning")
+    _notebook(tmp_path / "04_eval.ipynb", "Evaluate", shown, said)
+    _notebook(tmp_path / "03_train.ipynb", "Train", bar, warned)
+    _notebook(tmp_path / "scratch.ipynb", "Not numbered")
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert html.index('<h1 id="Train">') < html.index('<h1 id="Evaluate">')
+    assert _picture() in html and "AP 41.5" in html
+    for gone in ("secret_call", "training: 4%", "a warning", "Not numbered"):
+        assert gone not in html
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(?!data:)[^\"]+", html)
+
+
+def test_a_run_without_notebooks_or_with_a_broken_one(tmp_path: Path) -> None:
+    with pytest.raises(WorkbenchError, match="no executed notebooks"):
+        write_report(tmp_path)
+    (tmp_path / "03_train.ipynb").write_text("{")
+    with pytest.raises(WorkbenchError, match="03_train.ipynb cannot be read"):
+        write_report(tmp_path)

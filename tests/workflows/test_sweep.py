@@ -1,0 +1,108 @@
+"""Sweeps: the grid, resuming, failures, the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from workbench import cli
+from workbench.errors import WorkbenchError
+from workbench.workflows.sweep import load_sweep, sweep_table
+
+NOTEBOOK = """
+import json
+from pathlib import Path
+
+run = Path(output)
+(run / "config.yaml").write_text("SEED: 1")
+(run / "calls").write_text((run / "calls").read_text() + "x" if (run / "calls").exists() else "x")
+if twist == "bad" and not (run.parent / "mended").exists():
+    raise RuntimeError("this trial fails")
+lr = float(overrides[overrides.index("SOLVER.BASE_LR") + 1])
+(run / "metrics.json").write_text(json.dumps({"segm": {"AP": 1000 * lr}, "joint": {"AP": 1.0}}))
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    parameters = nbformat.v4.new_code_cell("output, overrides, twist = '', [], ''")
+    parameters.metadata["tags"] = ["parameters"]
+    cells = [parameters, nbformat.v4.new_code_cell(NOTEBOOK)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "trial.ipynb")
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"notebook: {tmp_path / 'trial.ipynb'}\noutput: {tmp_path / 'out'}\noverrides: [SEED, 3]\n"
+        "grid:\n  SOLVER.BASE_LR: [0.001, 0.002]\n  twist: [bad]\n"
+    )
+    return path
+
+
+def test_the_grid_becomes_overrides_and_parameters(sweep_file: Path, tmp_path: Path) -> None:
+    first, second = load_sweep(sweep_file).trials()
+    assert first.directory == tmp_path / "out" / "base_lr=0.001,twist=bad"
+    assert first.parameters == {
+        "twist": "bad",
+        "output": str(first.directory),
+        "overrides": ["SEED", "3", "SOLVER.BASE_LR", "0.001"],
+    }
+    assert second.settings == {"SOLVER.BASE_LR": 0.002, "twist": "bad"}
+    assert list(sweep_table(load_sweep(sweep_file))["status"]) == ["waiting", "waiting"]
+
+
+def test_a_sweep_keeps_failures_resumes_and_ends_in_a_table(
+    sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    trials = [output / "base_lr=0.001,twist=bad", output / "base_lr=0.002,twist=bad"]
+    trials[1].mkdir(parents=True)
+    settings = {"SOLVER.BASE_LR": 0.002, "twist": "bad"}
+    (trials[1] / "sweep.json").write_text(json.dumps({"status": "done", "settings": settings}))
+    (trials[1] / "metrics.json").write_text('{"segm": {"AP": 7.0}}')
+    (trials[1] / "config.yaml").write_text("SEED: 1")
+
+    assert cli.main(["sweep", str(sweep_file), "--jobs", "2"]) == 2
+    told = capsys.readouterr()
+    assert f"1 of 2 runs failed (papermill.log says why): {trials[0]}" in told.err
+    assert "2 runs, 1 of them done" in told.out
+    failed = nbformat.read(trials[0] / "trial.failed.ipynb", as_version=4)
+    assert "this trial fails" in str(failed.cells)
+    assert "this trial fails" in (trials[0] / "papermill.log").read_text()
+    assert not (trials[1] / "calls").exists()  # what was done is not repeated
+
+    (output / "mended").touch()
+    assert cli.main(["sweep", str(sweep_file)]) == 0
+    assert (trials[0] / "calls").read_text() == "xx" and (trials[0] / "trial.ipynb").is_file()
+    table = pd.read_csv(output / "sweep.csv")
+    assert list(table["base_lr"]) == [0.001, 0.002] and list(table["AP"]) == [1.0, 7.0]
+    assert list(table["status"]) == ["done", "done"]
+    assert {path.name for path in (output / "figures").iterdir()} >= {"AP.png", "AP_table.png"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("grid:", "gird:", "must hold notebook, output and grid"),
+        ("[0.001, 0.002]", "0.001", "a list of values"),
+        ("[0.001, 0.002]", "[]", "a list of values"),
+        ("[0.001, 0.002]", "[0.1, 0.1]", "same settings twice"),
+        ("[0.001, 0.002]", "[0.001", "not valid YAML"),
+        ("trial.ipynb", "gone.ipynb", "which is not there"),
+        ("overrides: [SEED, 3]", "overrides: SEED", "overrides is a list"),
+    ],
+)
+def test_a_bad_sweep_file(old: str, new: str, said: str, sweep_file: Path) -> None:
+    sweep_file.write_text(sweep_file.read_text().replace(old, new))
+    with pytest.raises(WorkbenchError, match=said):
+        load_sweep(sweep_file)
+
+
+def test_a_misspelt_key_stops_the_sweep_before_its_first_run(sweep_file: Path, tiny_config: Path) -> None:
+    text = sweep_file.read_text().replace("BASE_LR", "BSE_LR")
+    sweep_file.write_text(f"{text}parameters: {{config: '{tiny_config}'}}\n")
+    with pytest.raises(WorkbenchError, match="SOLVER.BASE_LR"):
+        load_sweep(sweep_file)

@@ -1,0 +1,1 @@
+"""What this machine can run: facts, problems and their remedies, device choice, small experiments."""

@@ -1,0 +1,215 @@
+"""Which thresholds to draw with: those with the best F1 on images whose ground truth is known.
+
+F1 is the harmonic mean of precision (drawn instances that are right) and recall (objects that are drawn), so
+the best threshold shows about as many false instances as it hides true ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.data.vocabulary import Vocabulary
+from workbench.evaluation.columns import EvaluationData, Instances, read_inputs
+from workbench.evaluation.filters import Candidates, FilterSettings, SubcategoryFilter, apply_filters
+from workbench.evaluation.matching import match_predictions
+from workbench.evaluation.subcategories import Subcategory, read_subcategories
+from workbench.visualization.charts import BLUE, GREEN, INK, VERMILION, sentence
+
+STEPS = 20  # thresholds tried for a subcategory
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What `suggest_thresholds` found.
+
+    settings: those it was given, with the suggested thresholds. curves: {rule: table with threshold,
+    precision, recall, f1 (percent), thresholds rising}. note: the result in words, or why there is none.
+    """
+
+    settings: FilterSettings
+    curves: dict[str, pd.DataFrame]
+    note: str
+
+    def table(self) -> pd.DataFrame:
+        """One row a rule: the suggested threshold (NaN for none) and precision, recall and F1 with it."""
+        lines = {}
+        for rule, curve in self.curves.items():
+            best = curve.iloc[_best(curve)]
+            lines[rule] = best.where(np.isfinite(best), np.nan)
+        columns = ["threshold", "precision", "recall", "f1"]
+        return pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("rule")
+
+
+def suggest_thresholds(
+    truth: Mapping | None,
+    results: Sequence[Mapping],
+    vocabulary: Vocabulary,
+    settings: FilterSettings | None = None,
+    *,
+    iou: float = 0.5,
+) -> Suggestion:
+    """Thresholds with the best F1 of `results` on `truth` (None where there is no ground truth).
+
+    The score comes first: an instance is right where it finds an object of its main category as in COCO, with
+    a mask IoU of at least `iou`. Then each subcategory in turn, with that score: here the object must have
+    the subcategory's class too, where it is labelled. Everything else is as in `settings`, other thresholds
+    of subcategories aside. A subcategory for which no threshold is better than none gets none.
+    """
+    settings = chosen = settings or FilterSettings()
+    if truth is None or all(annotation.get("iscrowd", 0) for annotation in truth["annotations"]):
+        return Suggestion(settings, {}, "There is no ground truth, so no thresholds can be suggested.")
+    if not len(results):
+        return Suggestion(settings, {}, "There are no predictions, so no thresholds can be suggested.")
+    rows, data = Candidates(results, vocabulary), read_inputs(truth, results)
+    open_ = {name: replace(each, threshold=None) for name, each in settings.subcategories.items()}
+    settings = replace(settings, score=0.0, subcategories=open_)
+    curve = _score_curve(rows, data, settings, iou)
+    curves = {"score": curve}
+    if curve.empty:
+        return Suggestion(chosen, {}, "The other filters leave no prediction, so no thresholds can be suggested.")
+    if not curve.f1.max() > 0:
+        return Suggestion(chosen, curves, "No prediction finds an object at any score, so none can be suggested.")
+    best = _best(curve)
+    curve.loc[best, "threshold"] = _between(curve.threshold, best)  # words, table, chart and settings name one number
+    settings = replace(settings, score=float(curve.threshold[best]))
+    for subcategory in read_subcategories(data, vocabulary):
+        name = subcategory.name
+        measure = settings.subcategories.get(name, SubcategoryFilter()).measure
+        curve = _subcategory_curve(rows, data, settings, subcategory, iou)
+        curves[f"{name} {measure}"] = curve
+        best = float(curve.threshold[_best(curve)])
+        settings = settings.with_subcategory(name, threshold=best if np.isfinite(best) else None)
+    suggestion = Suggestion(settings, curves, "")
+    return replace(suggestion, note=_in_words(suggestion))
+
+
+def _score_curve(
+    rows: Candidates, data: EvaluationData, settings: FilterSettings, iou: float
+) -> pd.DataFrame:
+    """F1 at every score. One matching serves all: a prediction's match depends on better ones only, and so does
+    what it overlaps.
+    """
+    kept = np.flatnonzero(apply_filters(rows, settings, rows.vocabulary).rule < 0)
+    data = _with_predictions(data, kept)
+    matches = match_predictions(data, iou=iou)
+    scores, counted = data.predictions.scores, ~matches.ignored
+    order = np.argsort(-scores[counted], kind="stable")
+    falling, right = scores[counted][order], (matches.object_of[counted] >= 0)[order]
+    last = np.flatnonzero(np.diff(falling, append=-np.inf))  # equal scores stand or fall together
+    curve = _rates(np.cumsum(right)[last], last + 1, data)
+    curve.insert(0, "threshold", falling[last])
+    return curve[::-1].reset_index(drop=True)
+
+
+def _subcategory_curve(
+    rows: Candidates, data: EvaluationData, settings: FilterSettings, subcategory: Subcategory, iou: float
+) -> pd.DataFrame:
+    """F1 at thresholds spread over the predictions that are left; the first, -inf, is none at all."""
+    name = subcategory.name
+    measure = settings.subcategories.get(name, SubcategoryFilter()).measure
+    left = apply_filters(rows, settings, rows.vocabulary).rule < 0
+    values = rows.confidence(name, measure)[left]
+    quantiles = np.quantile(values, np.linspace(0, 1, STEPS + 1)[1:-1]) if len(values) else []
+    tried = [-np.inf, *np.unique(np.round(quantiles, 3)).tolist()]
+    true, drawn = [], []
+    for threshold in tried:
+        limit = threshold if np.isfinite(threshold) else None
+        filtered = apply_filters(rows, settings.with_subcategory(name, threshold=limit), rows.vocabulary)
+        kept = np.flatnonzero(filtered.rule < 0)
+        matches = match_predictions(_with_predictions(data, kept), iou=iou)
+        found = matches.object_of >= 0
+        wanted = subcategory.truth[matches.object_of[found]]
+        true.append(int(((wanted < 0) | (wanted == subcategory.predicted[kept[found]])).sum()))
+        drawn.append(int((~matches.ignored).sum()))
+    curve = _rates(np.array(true), np.array(drawn), data)
+    curve.insert(0, "threshold", tried)
+    return curve
+
+
+def _with_predictions(data: EvaluationData, kept: np.ndarray) -> EvaluationData:
+    """The same ground truth with some of the predictions."""
+    columns = {each.name: getattr(data.predictions, each.name) for each in fields(Instances)}
+    chosen = {
+        name: [column[i] for i in kept] if isinstance(column, list) else column[kept]
+        for name, column in columns.items()
+    }
+    return replace(data, predictions=Instances(**chosen))
+
+
+def _rates(true: np.ndarray, drawn: np.ndarray, data: EvaluationData) -> pd.DataFrame:
+    """Precision, recall and F1 in percent from counts."""
+    objects = int((~data.objects.crowd).sum())
+    return pd.DataFrame(
+        {
+            "precision": 100 * true / np.maximum(drawn, 1),
+            "recall": 100 * true / objects,
+            "f1": 200 * true / (drawn + objects),
+        }
+    )
+
+
+def _best(curve: pd.DataFrame) -> int:
+    """The row with the best F1; of equal ones the lowest threshold, which hides least."""
+    return int(curve.f1.to_numpy().argmax())
+
+
+def _between(thresholds: pd.Series, best: int) -> float:
+    """A short number between the best threshold and the next lower one, to which it does the same."""
+    high = float(thresholds[best])
+    low = float(thresholds[best - 1]) if best else 0.0
+    for decimals in range(1, 9):
+        middle = round((high + low) / 2, decimals)
+        if low < middle <= high:
+            return middle
+    return high
+
+
+def _in_words(suggestion: Suggestion) -> str:
+    table, score = suggestion.table(), suggestion.settings.score
+    best = table.loc["score"]
+    parts = [
+        f"With a score of at least {score:g}, {best.precision:.0f} % of what is drawn is right and "
+        f"{best.recall:.0f} % of the objects are drawn (F1 {best.f1:.1f})."
+    ]
+    for name, chosen in suggestion.settings.subcategories.items():
+        rule = f"{name} {chosen.measure}"
+        if rule not in table.index:
+            continue
+        before, after = suggestion.curves[rule].f1[0], table.f1[rule]
+        if chosen.threshold is None:
+            parts.append(f"A threshold on the {name} would only hide right ones (F1 {after:.1f} without).")
+        else:
+            parts.append(
+                f"A {name} {chosen.measure} of at least {chosen.threshold:g} raises the F1 of instances whose "
+                f"{name} is right as well from {before:.1f} to {after:.1f}."
+            )
+    return " ".join(parts)
+
+
+def threshold_chart(suggestion: Suggestion) -> Figure:
+    """Precision, recall and F1 against each threshold; the best is marked."""
+    curves = {rule: curve[np.isfinite(curve.threshold)] for rule, curve in suggestion.curves.items()}
+    curves = {rule: curve for rule, curve in curves.items() if len(curve)}
+    if not curves:
+        return sentence(suggestion.note)
+    figure = Figure(figsize=(3.6 * len(curves) + 1.2, 3.2))
+    for axes, (rule, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for column, colour, dash in (("f1", INK, "-"), ("precision", BLUE, "--"), ("recall", VERMILION, "-.")):
+            label = "F1" if column == "f1" else column
+            axes.plot(curve.threshold, curve[column], dash, color=colour, label=label)
+        best = suggestion.table().loc[rule]
+        if np.isfinite(best.threshold):
+            axes.axvline(best.threshold, color=GREEN, linewidth=1)
+            axes.plot(best.threshold, best.f1, "o", color=GREEN)
+            axes.set_title(f"{rule}: best F1 at {best.threshold:.2f}")
+        else:
+            axes.set_title(f"{rule}: best without")
+        axes.set(xlabel=f"least {rule}", ylim=(0, 103))
+    figure.axes[0].set_ylabel("percent")
+    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure

@@ -1,0 +1,1 @@
+"""What only notebooks need: display, previews, opened evaluations, the gallery, the widget browser, surgery."""

@@ -1,0 +1,264 @@
+"""Sweeps: one notebook over a grid of settings, and one table of what came of it.
+
+A sweep file::
+
+    notebook: notebooks/03_train.ipynb       # run by papermill, once for each cell of the grid
+    output: outputs/sweeps/queries           # a folder for each run, sweep.csv, figures/
+    parameters: {config: configs/shapes/demo.yaml}
+    overrides: [SOLVER.MAX_ITER, 800]        # config keys and values in turn, for every run
+    grid:                                    # config keys, or parameters of the notebook
+      MODEL.MASK_FORMER.NUM_OBJECT_QUERIES: [10, 20, 40]
+      SOLVER.BASE_LR: [0.0005, 0.001]
+
+Every run is a process of its own with a folder of its own. A run that is done is not repeated; one that failed or
+was cut short is, and continues where its checkpoint stands. The notebook of a failed run is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from workbench.config import load_config
+from workbench.environment.facts import usable_cores
+from workbench.errors import WorkbenchError
+from workbench.runs.directory import write_text
+from workbench.runs.table import runs_frame
+
+KEYS = ("notebook", "output", "parameters", "overrides", "grid")
+STATUS = "sweep.json"  # in each run's folder, written when it ends
+TABLE = "sweep.csv"
+SCORES = ("AP", "joint AP")  # what is plotted, where it was measured
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell of the grid: its folder, its settings, and the parameters its notebook gets."""
+
+    directory: Path
+    settings: dict[str, Any]
+    parameters: dict[str, Any]
+
+    @property
+    def done(self) -> bool:
+        return _status(self.directory) == {"status": "done", "settings": self.settings}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read and checked."""
+
+    notebook: Path
+    output: Path
+    grid: dict[str, list[Any]]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+    def trials(self) -> list[Trial]:
+        """Every cell of the grid, the last key varying fastest."""
+        names = _short_names(self.grid)
+        found = []
+        for values in itertools.product(*self.grid.values()):
+            settings = dict(zip(self.grid, values, strict=True))
+            words = [f"{names[key]}={_slug(value)}" for key, value in settings.items()]
+            directory = self.output / ",".join(words)
+            parameters, overrides = dict(self.parameters), list(self.overrides)
+            for key, value in settings.items():
+                if _is_config_key(key):
+                    overrides += [key, str(value)]
+                else:
+                    parameters[key] = value
+            parameters |= {"output": str(directory), "overrides": overrides}
+            found.append(Trial(directory, settings, parameters))
+        return found
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Reads and checks a sweep file.
+
+    Raises WorkbenchError: unreadable, an unknown or missing key, an empty grid, two cells with the same folder, a
+    config that does not load with a cell's settings.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorkbenchError(f"The sweep {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise WorkbenchError(f"The sweep {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not {"notebook", "output", "grid"} <= set(content) <= set(KEYS):
+        raise WorkbenchError(f"The sweep {path} must hold notebook, output and grid, and of the rest of {KEYS}.")
+    grid = content["grid"]
+    if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
+        raise WorkbenchError(f"The grid of the sweep {path} must give each key a list of values.")
+    overrides, parameters = content.get("overrides") or [], content.get("parameters") or {}
+    if not isinstance(overrides, list) or not isinstance(parameters, dict):
+        raise WorkbenchError(f"The sweep {path}: overrides is a list of keys and values, parameters a mapping.")
+    sweep = Sweep(
+        Path(content["notebook"]), Path(content["output"]), grid, parameters, tuple(map(str, overrides))
+    )
+    if not sweep.notebook.is_file():
+        raise WorkbenchError(f"The sweep {path} names the notebook {sweep.notebook}, which is not there.")
+    trials = sweep.trials()
+    if len({trial.directory for trial in trials}) < len(trials):
+        raise WorkbenchError(f"The grid of the sweep {path} gives the same settings twice.")
+    if "config" in sweep.parameters:
+        for trial in trials:  # a misspelt key stops the sweep now, not after the runs before it
+            load_config(trial.parameters["config"], trial.parameters["overrides"])
+    return sweep
+
+
+def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print) -> pd.DataFrame:
+    """Runs what is not done yet, ``jobs`` at a time, then writes the table and the figures.
+
+    Returns the table: a row a trial with its settings, status and key numbers. Failed trials are in it; the rest
+    of the sweep does not stop for them. Ctrl-C stops the running trials, which continue from their last checkpoint
+    when the sweep is run again, and raises.
+    """
+    trials = sweep.trials()
+    waiting = [trial for trial in trials if not trial.done]
+    say(f"{len(trials)} runs, {len(trials) - len(waiting)} of them done")
+    stopping, processes = threading.Event(), set()
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
+
+    def work(trial: Trial) -> None:
+        if stopping.is_set():
+            return
+        say(f"started  {trial.directory}")
+        succeeded = _run(sweep.notebook, trial, environment, processes)
+        if stopping.is_set():
+            return
+        status = "done" if succeeded else "failed"
+        executed = trial.directory / sweep.notebook.name
+        if not succeeded and executed.is_file():
+            executed.replace(_free(executed.with_suffix(".failed.ipynb")))
+        write_text(trial.directory / STATUS, json.dumps({"status": status, "settings": trial.settings}))
+        say(f"{status:<8} {trial.directory}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, trial) for trial in waiting]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            stopping.set()
+            for process in list(processes):
+                process.send_signal(signal.SIGINT)
+            raise
+    table = sweep_table(sweep)
+    write_text(sweep.output / TABLE, table.to_csv(index=False))
+    draw_sweep(sweep, table)
+    return table
+
+
+def sweep_table(sweep: Sweep) -> pd.DataFrame:
+    """A row a trial: its settings under short names, its status ("done", "failed" or "waiting"), its key numbers."""
+    trials, names = sweep.trials(), _short_names(sweep.grid)
+    settings = pd.DataFrame([{names[key]: value for key, value in t.settings.items()} for t in trials])
+    settings["status"] = [_status(t.directory).get("status", "waiting") for t in trials]
+    numbers = runs_frame(t.directory for t in trials).drop(columns=["problem"], errors="ignore")
+    return settings.join(numbers.drop(columns=[name for name in settings if name in numbers]))
+
+
+def draw_sweep(sweep: Sweep, table: pd.DataFrame) -> list[Path]:
+    """Figures of a sweep, in ``figures/``: each score against each setting, and, where the grid has two settings or
+    more, as a table of the first two (the mean over the others). Returns their paths."""
+    from matplotlib import pyplot
+
+    from workbench.visualization import charts
+
+    charts.use_style()
+    names, paths = list(_short_names(sweep.grid).values()), []
+    (sweep.output / "figures").mkdir(parents=True, exist_ok=True)
+    for score in [name for name in SCORES if name in table and table[name].notna().any()]:
+        figure, panels = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.2), squeeze=False, sharey=True)
+        for axes, name in zip(panels[0], names, strict=True):
+            groups = table.groupby(table[name].astype(str), sort=False)[score]
+            axes.plot(table[name].astype(str), table[score], "o", alpha=0.5, label="a run")
+            axes.plot(list(groups.groups), groups.mean(), "_", markersize=28, color="black", label="mean")
+            axes.set(xlabel=name, ylabel=score if axes is panels[0][0] else "")
+            axes.margins(x=0.2)
+        panels[0][-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+        paths.append(_save(figure, sweep.output / "figures" / f"{_slug(score)}.png"))
+        if len(names) > 1:
+            cells = table.pivot_table(index=names[0], columns=names[1], values=score, aggfunc="mean", sort=False)
+            cells.columns = [f"{names[1]} {value}" for value in cells.columns]
+            figure = charts.heat_table(cells, title=f"{score} by {names[0]} and {names[1]}")
+            paths.append(_save(figure, sweep.output / "figures" / f"{_slug(score)}_table.png"))
+    return paths
+
+
+def _run(notebook: Path, trial: Trial, environment: Mapping[str, str], processes: set) -> bool:
+    """Runs a trial's notebook; whether it came to its end. What it prints goes into ``papermill.log``."""
+    trial.directory.mkdir(parents=True, exist_ok=True)
+    executed = trial.directory / notebook.name
+    parameters = json.dumps(trial.parameters)  # JSON is YAML
+    command = [sys.executable, "-m", "papermill", "--log-output", "--no-progress-bar", "-y", parameters]
+    with (trial.directory / "papermill.log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [*command, str(notebook), str(executed)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches it once, from here
+        )
+        processes.add(process)
+        try:
+            return process.wait() == 0
+        finally:
+            processes.discard(process)
+
+
+def _free(path: Path) -> Path:
+    """``path``, or where that is taken ``path`` with a number."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return free
+
+
+def _status(directory: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_config_key(key: str) -> bool:
+    return re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", key) is not None
+
+
+def _short_names(grid: Mapping[str, Any]) -> dict[str, str]:
+    """The last part of each key in small letters; the whole key where two share it."""
+    short = {key: key.rsplit(".", 1)[-1].lower() for key in grid}
+    return {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+
+
+def _slug(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", str(value)).strip("_") or "empty"
+
+
+def _save(figure: Any, path: Path) -> Path:
+    from matplotlib import pyplot
+
+    figure.savefig(path, dpi=144, bbox_inches="tight", facecolor="white")
+    pyplot.close(figure)
+    return path
