@@ -152,9 +152,7 @@ class Ceilings:
 
     def of_backward(self, inputs: list[Tensor], shapes) -> tuple[float, float]:
         value, locations, weights = inputs
-        moved = (
-            2 * sum(t.nbytes for t in inputs) + value.nbytes
-        )  # inputs, their gradients, the output's gradient
+        moved = 2 * sum(t.nbytes for t in inputs) + value.nbytes  # inputs, their gradients, the output's gradient
         arithmetic = 8 * weights.numel() * value.shape[-1] / self.fma_per_ms
         return self.touch_ms(inputs, shapes, True) + moved / self.bytes_per_ms, arithmetic
 
@@ -297,9 +295,7 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor()
-    return next(
-        (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), "processor"
-    )
+    return next((line.split(":")[1].strip() for line in text.splitlines() if "model name" in line), "processor")
 
 
 def row(*cells: str) -> None:
@@ -307,15 +303,11 @@ def row(*cells: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=2, help="of measuring a row (default 2)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's)")
-    parser.add_argument(
-        "--case", default="", help="only the CPU's cases whose name contains this, such as B2"
-    )
+    parser.add_argument("--case", default="", help="only the CPU's cases whose name contains this, such as B2")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no NVIDIA GPU that torch can use.")

@@ -32,9 +32,7 @@ def train(config: str, backend: str, steps: int, output: Path) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/shapes/demo.yaml")
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()

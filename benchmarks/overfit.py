@@ -36,9 +36,7 @@ def main() -> int:
         metrics = json.loads((run / "metrics.json").read_text())
     ap = metrics["segm"]["AP"]
     took = time.perf_counter() - start
-    print(
-        f"AP {ap:.1f} (wanted {LEAST_AP:.0f}), AP50 {metrics['segm']['AP50']:.1f} after {steps} steps, {took:.0f} s"
-    )
+    print(f"AP {ap:.1f} (wanted {LEAST_AP:.0f}), AP50 {metrics['segm']['AP50']:.1f} after {steps} steps, {took:.0f} s")
     return 0 if ap >= LEAST_AP else 1
 
 

@@ -32,9 +32,7 @@ HEIGHT, WIDTH = 480, 640
 def gallery(folder: Path, predictions: int) -> Gallery:
     """A photograph-like picture full of overlapping, ragged ellipses."""
     rng = np.random.default_rng(0)
-    words = Vocabulary(
-        (1, 2, 3), ("disc", "box", "star"), {"colour": ("red", "green"), "texture": ("plain",)}
-    )
+    words = Vocabulary((1, 2, 3), ("disc", "box", "star"), {"colour": ("red", "green"), "texture": ("plain",)})
     smooth = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
     smooth.save(folder / "picture.png")
     y, x = np.mgrid[:HEIGHT, :WIDTH]
@@ -64,9 +62,7 @@ def gallery(folder: Path, predictions: int) -> Gallery:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", type=int, default=100)
     parser.add_argument("--moves", type=int, default=30)
     args = parser.parse_args()

@@ -99,9 +99,7 @@ def main() -> None:
     inputs = batch(options.images, options.size)
     sides = {"ours": ours(inputs, options.device), "transformers": peer(inputs, options.device)}
     threads = torch.get_num_threads()
-    print(
-        f"{options.images} x {options.size}², {options.device}, {threads} threads, torch {torch.__version__}"
-    )
+    print(f"{options.images} x {options.size}², {options.device}, {threads} threads, torch {torch.__version__}")
     for index, what in enumerate(("training step", "inference")):
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for repeat in range(options.repeats + 1):

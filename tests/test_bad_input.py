@@ -102,9 +102,7 @@ def test_categories_that_differ_from_the_checkpoints(run: Path, labels: Path, re
     assert "hexagon" in said and not (labels.parent / "out").exists()
 
 
-def test_a_run_continued_on_other_categories(
-    run: Path, labels: Path, tiny_config: Path, refused: Refused
-) -> None:
+def test_a_run_continued_on_other_categories(run: Path, labels: Path, tiny_config: Path, refused: Refused) -> None:
     _edit(labels, lambda content: _put(content["categories"][1], name="hexagon"))
     before = _contents(run / "checkpoints")
     refused("train", "--config", tiny_config, "--output", run, "DATASETS.TRAIN", f"['{labels}']")
@@ -129,9 +127,7 @@ def test_a_malformed_or_empty_dataset(text: str, labels: Path, tiny_config: Path
 
 def test_a_dataset_without_images_or_annotations(labels: Path, tiny_config: Path, refused: Refused) -> None:
     labels.write_text('{"images": [], "annotations": [], "categories": []}')
-    said = refused(
-        "train", "--config", tiny_config, "--output", labels.parent / "o", "DATASETS.TRAIN", f"['{labels}']"
-    )
+    said = refused("train", "--config", tiny_config, "--output", labels.parent / "o", "DATASETS.TRAIN", f"['{labels}']")
     assert "val" in said
 
 
@@ -144,9 +140,7 @@ def test_a_malformed_results_file(text: str, labels: Path, refused: Refused) -> 
     assert "results.json" in refused("eval", "--predictions", results, "--annotations", labels)
 
 
-def test_a_dataset_with_faults_stops_before_the_first_step(
-    labels: Path, tiny_config: Path, refused: Refused
-) -> None:
+def test_a_dataset_with_faults_stops_before_the_first_step(labels: Path, tiny_config: Path, refused: Refused) -> None:
     _edit(labels, lambda content: _put(content["annotations"][0], category_id=99))
     _edit(labels, lambda content: _put(content["images"][1], file_name="../../elsewhere.png"))
     output = labels.parent / "o"
@@ -301,9 +295,7 @@ def test_ctrl_c_writes_a_checkpoint_and_a_full_disk_loses_none(interrupted: Path
 # Validation tells all it can
 
 
-def test_a_missing_first_image_is_one_fault_among_the_others(
-    labels: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_missing_first_image_is_one_fault_among_the_others(labels: Path, capsys: pytest.CaptureFixture) -> None:
     _edit(labels, lambda content: _put(content["images"][0], file_name="gone.png"))
     _edit(labels, lambda content: _put(content["annotations"][-1], category_id=99))
     assert cli.main(["validate", str(labels)]) == 2
@@ -312,9 +304,7 @@ def test_a_missing_first_image_is_one_fault_among_the_others(
     assert "2 faults" in told.out
 
 
-def test_a_file_without_its_images_is_still_looked_through(
-    labels: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_file_without_its_images_is_still_looked_through(labels: Path, capsys: pytest.CaptureFixture) -> None:
     alone = labels.parent / "elsewhere" / "deep" / "labels.json"
     alone.parent.mkdir(parents=True)
     shutil.copy(labels, alone)

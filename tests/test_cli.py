@@ -82,9 +82,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         ["SOLVER.MAX_ITER", "7", "--output=there", "SOLVER.POLY_LR_CONSTANT_ENDING", "-1"],
     ],
 )
-def test_train_takes_overrides_anywhere(
-    trained: Calls, tiny_config: Path, name: str, rest: list[str]
-) -> None:
+def test_train_takes_overrides_anywhere(trained: Calls, tiny_config: Path, name: str, rest: list[str]) -> None:
     assert cli.main(["train", name, str(tiny_config), *rest]) == 0
     ((cfg,), options) = trained[0]
     assert (cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER) == ("there", 7)
@@ -250,9 +248,7 @@ def test_a_run_is_evaluated_shown_and_scored_from_its_file(
         assert str(tiny_run / place) in shown
 
 
-def test_runs_are_listed_with_their_key_numbers(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_runs_are_listed_with_their_key_numbers(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(tiny_run, tmp_path / "outputs" / "study" / "whole")
     broken = shutil.copytree(tiny_run, tmp_path / "outputs" / "broken")
     (broken / "metrics.json").write_text("{")

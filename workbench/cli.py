@@ -343,8 +343,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         "sweep",
         sweep,
         "Run a notebook over a grid of settings; what is done is not repeated.",
-        "  workbench sweep configs/sweeps/queries_lr.yaml\n"
-        "  workbench sweep configs/sweeps/queries_lr.yaml --jobs 2",
+        "  workbench sweep configs/sweeps/queries_lr.yaml\n  workbench sweep configs/sweeps/queries_lr.yaml --jobs 2",
     )
     command.add_argument("sweep", metavar="YAML", help="notebook, output and grid; see configs/sweeps")
     command.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (1)")

@@ -300,19 +300,12 @@ def check(cfg: CfgNode) -> None:
     """Raise WorkbenchError for a value outside its range, naming the key."""
     for key, allowed in CHOICES.items():
         if _get(cfg, key) not in allowed:
-            raise WorkbenchError(
-                f"config key {key} is {_get(cfg, key)!r}; it must be one of {', '.join(allowed)}"
-            )
+            raise WorkbenchError(f"config key {key} is {_get(cfg, key)!r}; it must be one of {', '.join(allowed)}")
     for key in _POSITIVE:
         if _get(cfg, key) < 1:
             raise WorkbenchError(f"config key {key} is {_get(cfg, key)}; it must be at least 1")
-    if (
-        any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in cfg.TEST.MAX_DETS)
-        or not cfg.TEST.MAX_DETS
-    ):
-        raise WorkbenchError(
-            f"config key TEST.MAX_DETS is {cfg.TEST.MAX_DETS}; it must list whole numbers above 0"
-        )
+    if any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in cfg.TEST.MAX_DETS) or not cfg.TEST.MAX_DETS:
+        raise WorkbenchError(f"config key TEST.MAX_DETS is {cfg.TEST.MAX_DETS}; it must list whole numbers above 0")
     if not 0 < cfg.INPUT.MIN_SCALE <= cfg.INPUT.MAX_SCALE:
         raise WorkbenchError(
             f"config keys INPUT.MIN_SCALE {cfg.INPUT.MIN_SCALE} and INPUT.MAX_SCALE {cfg.INPUT.MAX_SCALE}: "
@@ -362,9 +355,7 @@ def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> N
         named_by = f" (the _BASE_ of {including[-1]})" if including else ""
         raise WorkbenchError(f"config file {path}{named_by} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkbenchError(
-            f"config file {path} is not readable YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise WorkbenchError(f"config file {path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise WorkbenchError(f"config file {path} holds no keys")
     base = values.pop("_BASE_", None)
@@ -436,9 +427,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         elif not isinstance(value, Mapping):
-            if (
-                isinstance(value, str) and value[:1] in "(["
-            ):  # YAML reads (1, 2) as text; yacs reads it as a tuple
+            if isinstance(value, str) and value[:1] in "([":  # YAML reads (1, 2) as text; yacs reads it as a tuple
                 value = _parse_value(value)
             yield f"{prefix}{key}", value
 

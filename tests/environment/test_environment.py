@@ -76,9 +76,7 @@ def test_cuda_is_the_local_ranks_gpu_among_several_processes(
     assert choose_device("cuda") == torch.device("cuda", 1)
 
 
-def test_a_missing_gpu_is_told_with_what_is_there(
-    three_gpus: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_gpu_is_told_with_what_is_there(three_gpus: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
     with pytest.raises(WorkbenchError, match=r"cuda:3.*3 GPUs.*'5,6,7'.*cuda:0 \(Alpha\).*cuda:2"):
         choose_device("cuda:3")

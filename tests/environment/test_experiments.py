@@ -34,12 +34,8 @@ def python_with_two_gpus(tmp_path: Path) -> str:
     return str(program)
 
 
-def test_visible_devices_count_until_cuda_is_used(
-    python_with_two_gpus: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(
-        "CUDA_VISIBLE_DEVICES", ""
-    )  # what the notebook itself was started with does not matter
+def test_visible_devices_count_until_cuda_is_used(python_with_two_gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what the notebook itself was started with does not matter
     table = visibility_trial("1", python=python_with_two_gpus)
     assert table["GPUs"].tolist() == ["GPU 1", "GPU 1", "GPU 0, GPU 1"]
     assert table["visible"].tolist() == [1, 1, 2]

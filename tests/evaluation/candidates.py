@@ -17,9 +17,7 @@ def square(x: int, y: int, side: int = 10) -> np.ndarray:
     return mask
 
 
-def row(
-    x: int, y: int, score: float, *, side: int = 10, category: str = "disc", image_id: int = 1, **more
-) -> dict:
+def row(x: int, y: int, score: float, *, side: int = 10, category: str = "disc", image_id: int = 1, **more) -> dict:
     """By default a plain red square, of both of which the model is sure."""
     return {
         "image_id": image_id,
@@ -58,12 +56,9 @@ def annotation(number: int, x: int, y: int, *, side: int = 10, category: str = "
 
 def truth(*annotations: dict, images: int = 1) -> dict:
     return {
-        "images": [
-            {"id": i + 1, "file_name": f"{i}.png", "height": SIZE, "width": SIZE} for i in range(images)
-        ],
+        "images": [{"id": i + 1, "file_name": f"{i}.png", "height": SIZE, "width": SIZE} for i in range(images)],
         "annotations": list(annotations),
         "categories": [
-            {"id": i, "name": name}
-            for i, name in zip(VOCABULARY.category_ids, VOCABULARY.categories, strict=True)
+            {"id": i, "name": name} for i, name in zip(VOCABULARY.category_ids, VOCABULARY.categories, strict=True)
         ],
     }

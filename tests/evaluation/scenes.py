@@ -25,9 +25,7 @@ def square(x: int, y: int, side: int = 10, size: int = 64) -> np.ndarray:
 
 def scene(images: int = 1, size: int = 64) -> dict:
     return {
-        "images": [
-            {"id": 10 + i, "file_name": f"{i}.png", "height": size, "width": size} for i in range(images)
-        ],
+        "images": [{"id": 10 + i, "file_name": f"{i}.png", "height": size, "width": size} for i in range(images)],
         "annotations": [],
         "categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "box"}],
     }

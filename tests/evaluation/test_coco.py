@@ -157,9 +157,7 @@ def test_agrees_with_pycocotools_used_directly(coco100, iou_type, scorer):
 @pytest.mark.parametrize("max_dets", [[1, 10, 100], [1, 5, 20, 300], [3]])
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 def test_the_scorers_agree_on_coco(coco100, iou_type, max_dets):
-    first, second = (
-        coco_scores(*coco100, iou_type=iou_type, max_dets=max_dets, scorer=scorer) for scorer in SCORERS
-    )
+    first, second = (coco_scores(*coco100, iou_type=iou_type, max_dets=max_dets, scorer=scorer) for scorer in SCORERS)
     assert 0 < first["AP"] < 90
     assert_equal(first, second)
 
@@ -170,8 +168,7 @@ def test_the_scorers_agree_on_random_data_with_crowds(seed, max_dets):
     gt, results = random_case(seed)
     for iou_type in ("segm", "bbox"):
         first, second = (
-            coco_scores(gt, results, iou_type=iou_type, max_dets=max_dets, scorer=scorer)
-            for scorer in SCORERS
+            coco_scores(gt, results, iou_type=iou_type, max_dets=max_dets, scorer=scorer) for scorer in SCORERS
         )
         assert_equal(first, second)
 
@@ -319,8 +316,6 @@ def test_all_mask_encodings_score_alike():
         {"size": [64, 64], "counts": counts},
         gt["annotations"][0]["segmentation"],
     ):
-        scores = coco_scores(
-            gt, [{"image_id": 10, "category_id": 3, "segmentation": segmentation, "score": 1.0}]
-        )
+        scores = coco_scores(gt, [{"image_id": 10, "category_id": 3, "segmentation": segmentation, "score": 1.0}])
         assert scores["AP"] == pytest.approx(100)
     assert coco_mask.area(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))) == 400

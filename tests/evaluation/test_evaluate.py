@@ -79,9 +79,7 @@ def test_rank_by_decides_the_scores():
 
     results = [candidate(square(30, 30), 0.9, 0.3), candidate(square(0, 0), 0.8, 0.9)]
     vocabulary = Vocabulary((3, 7), ("disc", "box"), {"colour": ("red", "green", "blue")})
-    found = {
-        by: evaluate_results(gt, results, vocabulary, rank_by=by) for by in ("main", "sum", "geometric_mean")
-    }
+    found = {by: evaluate_results(gt, results, vocabulary, rank_by=by) for by in ("main", "sum", "geometric_mean")}
     assert [metrics["segm"]["AP"] for metrics in found.values()] == pytest.approx([50, 100, 100])
     assert [metrics["rank_by"] for metrics in found.values()] == list(found)
 
@@ -198,9 +196,7 @@ def test_matching_follows_cocos_order():
     add(gt, square(0, 0))
     add(gt, square(0, 4))
     results = [row(square(0, 1), 0.9), row(square(0, 0), 0.8)]  # both overlap the first object more
-    assert (
-        per_image_scores(gt, results).loc[0, "matched"] == 1
-    )  # the object left has IoU 6/14 with the second
+    assert per_image_scores(gt, results).loc[0, "matched"] == 1  # the object left has IoU 6/14 with the second
     assert per_image_scores(gt, results, iou=0.42).loc[0, "matched"] == 2
 
 

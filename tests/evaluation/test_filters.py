@@ -59,9 +59,7 @@ def test_each_rule_drops_what_it_is_for_and_says_why(settings, dropped, rule, wh
 
 
 def test_what_lies_on_a_threshold_is_kept():
-    settings = FilterSettings(
-        score=0.5, main_score=0.5, min_area=100, subcategories={"colour": SubcategoryFilter(0.9)}
-    )
+    settings = FilterSettings(score=0.5, main_score=0.5, min_area=100, subcategories={"colour": SubcategoryFilter(0.9)})
     assert apply_filters([row(5, 5, 0.5)], settings, VOCABULARY).kept == [0]
 
 
@@ -212,7 +210,7 @@ def test_what_is_left_out_has_its_default_and_a_number_is_a_probability():
     [
         ('{"scor": 0.5}', "unknown key 'scor'; did you mean 'score'?"),
         ('{"subcategories": {"colour": {"treshold": 1}}}', "'colour' of .* did you mean 'threshold'?"),
-        ('{"score": "0.5"}', '"score" in .* is \'0.5\', not a number between 0 and 1'),
+        ('{"score": "0.5"}', "\"score\" in .* is '0.5', not a number between 0 and 1"),
         ('{"score": 1.5}', "between 0 and 1"),
         ('{"score": NaN}', "between 0 and 1"),
         ('{"score": true}', "between 0 and 1"),

@@ -77,9 +77,7 @@ def test_duplicates_are_told_apart_by_query_and_category() -> None:
         row(mask, 0.7, query=4, image_id=11),
     ]
     found = find_duplicates(rows, iou=0.7)
-    kinds = dict(
-        zip(zip(found.image_id, found["query"], found.category_id, strict=True), found.duplicate, strict=True)
-    )
+    kinds = dict(zip(zip(found.image_id, found["query"], found.category_id, strict=True), found.duplicate, strict=True))
     assert kinds == {
         (10, 0, 3): "",
         (10, 1, 3): "other query, same category",

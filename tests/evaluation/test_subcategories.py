@@ -94,9 +94,7 @@ def test_an_unlabelled_object_is_found_once_only_unlike_a_crowd_region(scorer):
     add(gt, square(30, 30), attributes={})
     results = [row(square(0, 0), 0.5, **red())]
     results += [row(square(30, 30), score, **red()) for score in (0.9, 0.8)]
-    assert evaluate_results(gt, results, COLOUR, scorer=scorer)["subcategories"]["colour"][
-        "AP"
-    ] == pytest.approx(50)
+    assert evaluate_results(gt, results, COLOUR, scorer=scorer)["subcategories"]["colour"]["AP"] == pytest.approx(50)
     gt["annotations"][1]["iscrowd"] = 1
     colour = evaluate_results(gt, results, COLOUR, scorer=scorer)["subcategories"]["colour"]
     assert colour["AP"] == pytest.approx(100)
@@ -182,9 +180,7 @@ def test_a_query_under_several_categories_counts_once_in_ap(scorer):
         row(square(0, 0), 0.8, 7, query=4, **red()),
         row(square(30, 30), 0.7, 3, query=5, **red()),
     ]
-    assert evaluate_results(gt, results, COLOUR, scorer=scorer)["subcategories"]["colour"][
-        "AP"
-    ] == pytest.approx(100)
+    assert evaluate_results(gt, results, COLOUR, scorer=scorer)["subcategories"]["colour"]["AP"] == pytest.approx(100)
     for each in results:
         del each["query"]
     colour = evaluate_results(gt, results, COLOUR, scorer=scorer)["subcategories"]["colour"]

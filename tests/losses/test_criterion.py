@@ -40,9 +40,7 @@ def blocks(count, size=16):
 
 
 def targets(labels, masks, colours=None):
-    return [
-        {"labels": labels, "masks": masks, "subcategories": {} if colours is None else {"colour": colours}}
-    ]
+    return [{"labels": labels, "masks": masks, "subcategories": {} if colours is None else {"colour": colours}}]
 
 
 def test_a_perfect_prediction_costs_almost_nothing():
@@ -80,9 +78,7 @@ def test_subcategory_loss_by_hand_and_unlabelled_is_left_out():
     labels, masks, colours = torch.tensor([0, 1]), blocks(2), torch.tensor([2, -1])
     outputs = perfect(labels, 2, 3, masks, colours)
     outputs["pred_subcategories"]["colour"] = torch.zeros(1, 3, 4)
-    outputs["pred_subcategories"]["colour"][0, 1] = torch.tensor(
-        [9.0, 1.0, -4.0, 3.0]
-    )  # the unlabelled one's query
+    outputs["pred_subcategories"]["colour"][0, 1] = torch.tensor([9.0, 1.0, -4.0, 3.0])  # the unlabelled one's query
     loss = criterion(subcategory_weight=1.5)(outputs, targets(labels, masks, colours), seeds=[0])
     assert loss["loss_subcategory_colour"].item() == pytest.approx(1.5 * math.log(4))
 

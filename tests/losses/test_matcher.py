@@ -26,8 +26,7 @@ def target(objects, classes, subcategories=None, size=32, seed=1):
         "labels": torch.randint(classes, (objects,), generator=generator),
         "masks": torch.rand(objects, size, size, generator=generator) > 0.5,
         "subcategories": {
-            name: torch.randint(k, (objects,), generator=generator)
-            for name, k in (subcategories or {}).items()
+            name: torch.randint(k, (objects,), generator=generator) for name, k in (subcategories or {}).items()
         },
     }
 
@@ -90,9 +89,7 @@ def test_unlabelled_adds_nothing_to_any_query():
     truth["subcategories"]["colour"] = torch.tensor([-1, 2, -1])
     generator = torch.Generator()
     with_cost = HungarianMatcher(num_points=64)._costs([layer], 0, truth, generator.manual_seed(0))[0]
-    without = HungarianMatcher(num_points=64, subcategory_cost=0)._costs(
-        [layer], 0, truth, generator.manual_seed(0)
-    )[0]
+    without = HungarianMatcher(num_points=64, subcategory_cost=0)._costs([layer], 0, truth, generator.manual_seed(0))[0]
     assert torch.equal(with_cost[:, [0, 2]], without[:, [0, 2]])
     assert not torch.equal(with_cost[:, 1], without[:, 1])
     assert torch.equal(label_cost(torch.randn(4, 3), torch.tensor([-1, -1])), torch.zeros(4, 2))

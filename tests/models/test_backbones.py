@@ -22,13 +22,7 @@ def test_the_layers_of_mobilenet_are_what_torchvision_says():
     """Invariant 1: the table, measured."""
     layers = measure_layers(mobilenet_v3_large(weights=None).features)
     expected = (
-        [(16, 2)] * 2
-        + [(24, 4)] * 2
-        + [(40, 8)] * 3
-        + [(80, 16)] * 4
-        + [(112, 16)] * 2
-        + [(160, 32)] * 3
-        + [(960, 32)]
+        [(16, 2)] * 2 + [(24, 4)] * 2 + [(40, 8)] * 3 + [(80, 16)] * 4 + [(112, 16)] * 2 + [(160, 32)] * 3 + [(960, 32)]
     )
     assert [(layer.channels, layer.stride) for layer in layers] == expected
     assert {layer.dilation for layer in layers} == {1}
@@ -78,9 +72,7 @@ def test_dilated_strides_are_told_truly():
 @pytest.fixture(scope="module")
 def deeplab():
     torch.manual_seed(3)
-    return deeplabv3_mobilenet_v3_large(
-        weights=None, weights_backbone=None, num_classes=5, aux_loss=True
-    ).eval()
+    return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5, aux_loss=True).eval()
 
 
 @pytest.mark.parametrize("dilated", [False, True])

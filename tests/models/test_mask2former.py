@@ -53,14 +53,10 @@ def example(objects=2, height=40, width=56, seed=0, names=("colour", "state.of.d
 def test_training_gives_losses_and_every_parameter_a_gradient():
     model = tiny().train()
     losses = model([example(2), example(0, 64, 32, seed=1)])
-    assert {"loss_ce", "loss_mask", "loss_dice", "loss_subcategory_colour", "loss_ce_0", "loss_ce_2"} <= set(
-        losses
-    )
+    assert {"loss_ce", "loss_mask", "loss_dice", "loss_subcategory_colour", "loss_ce_0", "loss_ce_2"} <= set(losses)
     assert len(losses) == 5 * 4  # a class, two mask and two subcategory losses for the queries and each layer
     sum(losses.values()).backward()
-    assert [
-        name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
-    ] == []
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
 def test_without_deep_supervision_only_the_last_layer_is_trained():

@@ -25,10 +25,7 @@ def config():
 @pytest.fixture(scope="module")
 def ours():
     torch.manual_seed(0)
-    shapes = {
-        f"res{i + 2}": FeatureShape(c, s)
-        for i, (c, s) in enumerate(zip(CHANNELS, (4, 8, 16, 32), strict=True))
-    }
+    shapes = {f"res{i + 2}": FeatureShape(c, s) for i, (c, s) in enumerate(zip(CHANNELS, (4, 8, 16, 32), strict=True))}
     pixel = MSDeformAttnPixelDecoder(shapes, conv_dim=64, mask_dim=32, feedforward=96, layers=2, heads=4)
     decoder = MaskedTransformerDecoder(
         num_classes=5, subcategories={"colour": 3}, in_channels=64, mask_dim=32, hidden_dim=64, num_queries=7, heads=4,

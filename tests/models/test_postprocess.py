@@ -66,9 +66,7 @@ def test_ranking_is_a_choice():
     subcategories = [torch.tensor([[0.8, 0.1, 0.1]]), torch.tensor([[0.2, 0.1, 0.7]])]
     assert rank_scores(main, subcategories, "main").item() == 0.5
     torch.testing.assert_close(rank_scores(main, subcategories, "sum"), torch.tensor([0.5]))
-    torch.testing.assert_close(
-        rank_scores(main, subcategories, "geometric_mean"), torch.tensor([0.08 ** (1 / 3)])
-    )
+    torch.testing.assert_close(rank_scores(main, subcategories, "geometric_mean"), torch.tensor([0.08 ** (1 / 3)]))
     assert rank_scores(main, [], "sum") is main
 
 

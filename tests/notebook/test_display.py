@@ -40,9 +40,7 @@ def test_an_error_of_the_users_shows_as_one_sentence(
     assert "Traceback" in capsys.readouterr().out
 
 
-def test_pictures_and_tables_are_written_where_they_are_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_and_tables_are_written_where_they_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     notebook.show(np.zeros((4, 6, 3), np.uint8), tmp_path / "figures" / "black.png")
@@ -51,8 +49,6 @@ def test_pictures_and_tables_are_written_where_they_are_shown(
     notebook.show(figure, tmp_path / "figures" / "line.png")
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {"black.png", "line.png"}
     assert [image.format for image in shown] == ["jpeg", "png"]  # of photographs a fifth of the bytes
-    frame = pd.DataFrame(
-        {"AP": [10.0, float("nan")], "n": [3, 4]}, index=pd.Index(["a", "b"], name="category")
-    )
+    frame = pd.DataFrame({"AP": [10.0, float("nan")], "n": [3, 4]}, index=pd.Index(["a", "b"], name="category"))
     notebook.table(frame, tmp_path / "table.csv", best={"AP": "max"})
     assert pd.read_csv(tmp_path / "table.csv", index_col="category").loc["a", "n"] == 3

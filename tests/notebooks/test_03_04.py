@@ -56,13 +56,9 @@ def test_04_shows_and_keeps_figures_and_tables(tiny_run: Path, tmp_path: Path) -
     assert f"On 6 images with {metrics['instances']} objects" in text(executed)
 
 
-def test_04_with_one_image_and_nothing_above_the_threshold(
-    tiny_run: Path, shapes_root: Path, tmp_path: Path
-) -> None:
+def test_04_with_one_image_and_nothing_above_the_threshold(tiny_run: Path, shapes_root: Path, tmp_path: Path) -> None:
     content = _validation(shapes_root)
-    image = next(
-        i for i in content["images"] if any(a["image_id"] == i["id"] for a in content["annotations"])
-    )
+    image = next(i for i in content["images"] if any(a["image_id"] == i["id"] for a in content["annotations"]))
     content["images"] = [image]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == image["id"]]
     file = _write(tmp_path, content, shapes_root)
@@ -82,10 +78,7 @@ def test_04_keeps_a_runs_own_scores_when_asked_about_other_data(tiny_run: Path, 
     before = (copy / "metrics.json").read_bytes()
     run_here("04_eval", ckpt=copy / "checkpoints" / "best", dataset="shapes_test", images=1)
     assert (copy / "metrics.json").read_bytes() == before
-    assert (
-        json.loads((copy / "evaluations" / "shapes_test" / "metrics.json").read_text())["dataset"]
-        == "shapes_test"
-    )
+    assert json.loads((copy / "evaluations" / "shapes_test" / "metrics.json").read_text())["dataset"] == "shapes_test"
 
 
 def test_04_names_what_the_model_and_a_dataset_disagree_about(

@@ -139,9 +139,7 @@ print(build.build(build.Recipe("cpu", source, (".cpp",), (start[0], build.versio
     (*start, "{{out}}/kernel.o", "-o", "{{out}}/library.so"))).cached)
 """
     command = [sys.executable, "-c", program]
-    processes = [
-        subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    processes = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     answers = sorted(process.communicate()[0].strip() for process in processes)
     assert answers == ["False", "True", "True"]
     assert _calls(compiler) == 2

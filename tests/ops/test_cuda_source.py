@@ -23,9 +23,7 @@ SOURCES = {
 SHAPES = [(7, 5), (3, 1), (1, 4)]
 
 
-@pytest.mark.skipif(
-    torch.version.cuda is None, reason="this torch has no CUDA, so no version of nvcc fits it"
-)
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA, so no version of nvcc fits it")
 @pytest.mark.parametrize("name", SOURCES)
 def test_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     if not SOURCES[name].is_file():
@@ -57,9 +55,7 @@ def _on_cpu(source: str) -> str:
     """CUDA's own syntax in C++: the launches, the shared memory and the headers."""
     source = re.sub(r"#include <cuda_\w+\.h>", '#include "cuda_on_cpu.h"', source)
     source = re.sub(r'#include "\.\..*deform_attn\.h"', '#include "deform_attn.h"', source)
-    source = re.sub(
-        r"extern __shared__ (\w+) shared\[\];", r"\1* shared = (\1*)block->shared.data();", source
-    )
+    source = re.sub(r"extern __shared__ (\w+) shared\[\];", r"\1* shared = (\1*)block->shared.data();", source)
     launch = re.compile(r"(\w+<[\w, ]+>)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
     return launch.sub(r"launch_on_cpu(\2, [&] { \1(\3); });", source)
 

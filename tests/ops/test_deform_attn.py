@@ -194,9 +194,7 @@ def test_any_number_of_threads_gives_the_same_bits(cpu, runner, monkeypatch):
 
 
 def test_gradcheck():
-    leaves = [
-        tensor.requires_grad_() for tensor in _inputs(1, queries=3, heads=2, points=2, dtype=torch.float64)
-    ]
+    leaves = [tensor.requires_grad_() for tensor in _inputs(1, queries=3, heads=2, points=2, dtype=torch.float64)]
     _cpu()
     assert torch.autograd.gradcheck(lambda v, x, w: deform_attn(v, SHAPES, x, w), leaves)
 
@@ -372,9 +370,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_without_a_compiler_the_reference_runs_with_one_warning(fresh, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     value, locations, weights = _inputs()
-    with pytest.warns(
-        RuntimeWarning, match=r"reference on cpu.*slower.*no-such-compiler.*install a C\+\+"
-    ) as caught:
+    with pytest.warns(RuntimeWarning, match=r"reference on cpu.*slower.*no-such-compiler.*install a C\+\+") as caught:
         output = deform_attn(value, SHAPES, locations, weights)
     assert len(caught) == 1
     assert torch.equal(output, deform_attn_reference(value, SHAPES, locations, weights))

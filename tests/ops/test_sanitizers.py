@@ -32,8 +32,6 @@ def test_the_cpu_kernel_is_clean(tmp_path: Path, sanitizers: str) -> None:
     program = str(tmp_path / "sanitize")
     command = (recipe.compiler[0], "-std=c++17", *extra, f"-I{source}", str(DRIVER), *objects, "-pthread")
     build.run([(*command, "-o", program)], {})
-    done = subprocess.run(
-        [program], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"}
-    )
+    done = subprocess.run([program], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "calls" in done.stdout

@@ -33,9 +33,7 @@ def save(directory: Path, step: int = 1, state: dict | None = None) -> Path:
     config = config_to_dict(get_cfg())
     weights = {"a": torch.full((3, 2), float(step)), "n": torch.tensor(step)}
     extra = {"metrics": {"segm": {"AP": 1.5}}}
-    return save_checkpoint(
-        directory, weights, config=config, vocabulary=WORDS, step=step, state=state, extra=extra
-    )
+    return save_checkpoint(directory, weights, config=config, vocabulary=WORDS, step=step, state=state, extra=extra)
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -99,9 +97,7 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, moment: int, after: bool) -> None:
 
 @pytest.mark.parametrize("start", ["last", "last.old"])  # .old: what a first kill may have left
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
-    tmp_path: Path, after: bool, start: str
-) -> None:
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, after: bool, start: str) -> None:
     moment, finished = 0, False
     while not finished:
         moment += 1
@@ -134,9 +130,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ) -> None:
     save(tmp_path / "last", step=1)
     monkeypatch.setattr(module, writer, _full)
-    with pytest.raises(
-        WorkbenchError, match="disk that holds .* is full; the checkpoint saved there before is kept"
-    ):
+    with pytest.raises(WorkbenchError, match="disk that holds .* is full; the checkpoint saved there before is kept"):
         save(tmp_path / "last", step=2, state={"step": 2})
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last").step == 1
@@ -171,9 +165,7 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, how: str) -> None:
         file.unlink()
     else:
         middle = len(content) // 2
-        garbled = (
-            content[:middle] + bytes(255 - b for b in content[middle : middle + 20]) + content[middle + 20 :]
-        )
+        garbled = content[:middle] + bytes(255 - b for b in content[middle : middle + 20]) + content[middle + 20 :]
         file.write_bytes({"truncated": content[:middle], "garbled": garbled, "empty": b""}[how])
     with pytest.raises(WorkbenchError, match=name.replace(".", r"\.")) as caught:
         load_checkpoint(place)

@@ -27,9 +27,7 @@ def test_a_continued_run_keeps_its_seed(tmp_path: Path) -> None:
 def test_a_directory_with_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     open_run(config(tmp_path), resume=True, seed=0)
     before = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(
-        WorkbenchError, match="another run .SOLVER.BASE_LR is 0.02 there and 0.5 here"
-    ) as caught:
+    with pytest.raises(WorkbenchError, match="another run .SOLVER.BASE_LR is 0.02 there and 0.5 here") as caught:
         open_run(config(tmp_path, SOLVER_BASE_LR=0.5), resume=True, seed=0)
     assert str(tmp_path) in str(caught.value) and "choose another OUTPUT_DIR" in str(caught.value)
     assert (tmp_path / "config.yaml").read_text() == before

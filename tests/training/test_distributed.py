@@ -22,9 +22,7 @@ TIMES = ("seconds", "data_seconds")
 
 def launch(*command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -80,9 +78,7 @@ def test_what_one_process_says_reaches_the_other(facts: tuple[Path, list[dict]])
         ("one_gpu_for_two", "each process takes its own"),
     ],
 )
-def test_an_error_in_one_process_is_raised_in_all(
-    facts: tuple[Path, list[dict]], what: str, expected: str
-) -> None:
+def test_an_error_in_one_process_is_raised_in_all(facts: tuple[Path, list[dict]], what: str, expected: str) -> None:
     for told in facts[1]:
         assert expected in told[what]
 
@@ -135,9 +131,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ("bfloat16", "cuda", "bf16"),
     ],
 )
-def test_mixed_precision_is_what_the_device_can_do(
-    tmp_path: Path, kind: str, device: str, expected: str
-) -> None:
+def test_mixed_precision_is_what_the_device_can_do(tmp_path: Path, kind: str, device: str, expected: str) -> None:
     cfg = toy.config(tmp_path).clone()
     cfg.defrost()
     cfg.SOLVER.AMP.update({"ENABLED": True, "DTYPE": kind})

@@ -237,9 +237,7 @@ def test_two_runs_with_one_seed_are_equal_and_with_another_differ(tmp_path: Path
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_the_step_and_keeps_the_batch(
-    tmp_path: Path, value: float
-) -> None:
+def test_a_loss_that_is_no_number_stops_before_the_step_and_keeps_the_batch(tmp_path: Path, value: float) -> None:
     class Broken(toy.ToyModel):
         def forward(self, batched_inputs):
             losses = super().forward(batched_inputs)
@@ -327,6 +325,4 @@ def test_mixed_precision_on_the_cpu_trains(tmp_path: Path) -> None:
     exact = train(tmp_path / "exact")
     first = [float(table[0]["loss_ce"]) for table in (rows(tmp_path), exact)]
     assert first[0] != first[1] and first[0] == pytest.approx(first[1], rel=0.05)
-    assert all(
-        value.dtype == torch.float32 for value in weights(tmp_path).values() if value.is_floating_point()
-    )
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path).values() if value.is_floating_point())

@@ -14,9 +14,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
-        self.decoder = nn.ModuleDict(
-            {"line": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "tied": nn.Linear(4, 4)}
-        )
+        self.decoder = nn.ModuleDict({"line": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "tied": nn.Linear(4, 4)})
         self.decoder["tied"].weight = self.decoder["line"].weight
         self.query = nn.Embedding(5, 4)
         self.level_embed = nn.Parameter(torch.zeros(3, 4))

@@ -52,9 +52,7 @@ def test_a_log_gets_a_plain_line_now_and_then_with_the_time_left(
     assert len(lines) == 21  # one each ten seconds, and the first
 
 
-def test_a_continued_run_measures_its_own_speed(
-    clock: Clock, in_a_log: None, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_continued_run_measures_its_own_speed(clock: Clock, in_a_log: None, capsys: pytest.CaptureFixture) -> None:
     with logging_to(None):
         progress = Progress(90, 100)
         clock.now = 4.0

@@ -26,9 +26,7 @@ def test_invariant_9_learning_rate_follows_the_batch(rule: str, expected: float)
 
 def test_multistep_falls_at_its_steps() -> None:
     cfg = settings(SOLVER_GAMMA=0.1)
-    assert [lr_factor(cfg, step) for step in (0, 59, 60, 79, 80, 99)] == pytest.approx(
-        [1, 1, 0.1, 0.1, 0.01, 0.01]
-    )
+    assert [lr_factor(cfg, step) for step in (0, 59, 60, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_steps_beyond_the_end_are_never_reached() -> None:

@@ -40,9 +40,7 @@ def test_a_checkpoint_directory_and_a_run_are_read(tiny_run: Path) -> None:
         for parameter in model.parameters():
             torch.nn.init.zeros_(parameter)
         assert not load_weights(model, path).missing
-        assert model.backbone.state_dict().keys() <= {
-            k.removeprefix("backbone.") for k in checkpoint.state_dict
-        }
+        assert model.backbone.state_dict().keys() <= {k.removeprefix("backbone.") for k in checkpoint.state_dict}
         assert any(parameter.any() for parameter in model.parameters())
 
 
@@ -56,9 +54,7 @@ def test_a_head_for_other_classes_stays_random_and_is_reported(tmp_path: Path) -
     assert torch.equal(model.head.weight, before)
     assert report.mismatched == [("head.weight", (3, 6), (9, 6))]
     assert (report.missing, report.unexpected) == (["head.bias"], ["extra"])
-    assert "1 missing (head.bias); 1 unexpected (extra); 1 mismatched (head.weight [9, 6] for [3, 6])" in str(
-        report
-    )
+    assert "1 missing (head.bias); 1 unexpected (extra); 1 mismatched (head.weight [9, 6] for [3, 6])" in str(report)
 
 
 def test_a_backbone_that_is_mostly_missing_is_refused(tmp_path: Path) -> None:

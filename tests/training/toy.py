@@ -67,9 +67,7 @@ def batch(step: int, positions: range) -> list[dict]:
         image = torch.randint(0, 100, (3, 8, 8), generator=draw, dtype=torch.uint8)
         image[label] += 150
         targets = {"labels": torch.tensor(label)}
-        elements.append(
-            {"image": image, "image_id": step * 100 + position, "file_name": "a.png", "targets": targets}
-        )
+        elements.append({"image": image, "image_id": step * 100 + position, "file_name": "a.png", "targets": targets})
     return elements
 
 
@@ -100,9 +98,7 @@ def config(output: Path | str, **changes: object) -> CfgNode:
     """Settings of a toy run; ``SOLVER_MAX_ITER=3`` changes SOLVER.MAX_ITER, for keys of two parts."""
     settings = dict(SETTINGS)
     settings.update({key.replace("_", ".", 1): str(value) for key, value in changes.items()})
-    return load_config(
-        None, ["OUTPUT_DIR", str(output), *(part for pair in settings.items() for part in pair)]
-    )
+    return load_config(None, ["OUTPUT_DIR", str(output), *(part for pair in settings.items() for part in pair)])
 
 
 def trainer(cfg: CfgNode, *, dropout: float = 0.5, tell: bool = False, **arguments: object) -> Trainer:

@@ -55,9 +55,7 @@ def test_the_fill_is_inside_the_mask_and_the_contour_around_it():
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_only_pixels_of_masks_and_next_to_them_change(seed, scale):
     rng = np.random.default_rng(seed)
-    masks = [
-        square(*rng.integers(-8, 60, 2).clip(0), int(rng.integers(1, 40))) for _ in range(rng.integers(0, 5))
-    ]
+    masks = [square(*rng.integers(-8, 60, 2).clip(0), int(rng.integers(1, 40))) for _ in range(rng.integers(0, 5))]
     drawn = draw_masks(IMAGE, masks, scale=scale)
     assert drawn.shape == (64 * scale, 64 * scale, 3)
     union = np.zeros((66, 66), dtype=bool)
@@ -110,9 +108,7 @@ def test_captions_stay_inside_and_off_each_other(seed):
     count = int(rng.integers(0, 30))
     sizes = [(int(rng.integers(8, 40)), int(rng.integers(8, width))) for _ in range(count)]
     first = rng.integers(0, (width, height), (count, 2))
-    boxes = np.concatenate(
-        [first, np.minimum(first + rng.integers(1, 80, (count, 2)), (width, height))], axis=1
-    )
+    boxes = np.concatenate([first, np.minimum(first + rng.integers(1, 80, (count, 2)), (width, height))], axis=1)
     spots = place_plates(sizes, boxes, rng.random((height, width)) < 0.3)
     covered = np.zeros((height, width), dtype=int)
     for spot, (h, w) in zip(spots, sizes, strict=True):

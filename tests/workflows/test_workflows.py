@@ -41,9 +41,7 @@ def test_a_run_holds_what_the_design_says(tiny_run: Path) -> None:
     assert {"images", "instances", "rank_by", "seconds", "dataset", "checkpoint"} <= metrics.keys()
     assert metrics["images"] == 6 and metrics["dataset"] == "shapes_val"
     rows = json.loads((tiny_run / "predictions.json").read_text())
-    assert (
-        rows and {"image_id", "category_id", "segmentation", "bbox", "score", "attributes"} <= rows[0].keys()
-    )
+    assert rows and {"image_id", "category_id", "segmentation", "bbox", "score", "attributes"} <= rows[0].keys()
 
 
 def test_the_log_says_device_seed_versions_sizes_and_both_learning_rates(tiny_run: Path) -> None:
@@ -63,11 +61,7 @@ def test_the_log_says_device_seed_versions_sizes_and_both_learning_rates(tiny_ru
 
 def test_a_finished_run_is_not_trained_again(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path / "run")
-    before = {
-        path: path.read_bytes()
-        for path in run.rglob("*")
-        if path.name in ("metrics.csv", "model.safetensors")
-    }
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.name in ("metrics.csv", "model.safetensors")}
     (run / "metrics.json").unlink()
     assert workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(run)])) == run
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -79,9 +73,7 @@ def test_the_same_seed_trains_the_same_and_minus_one_draws_one(
     tiny_run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
     workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "a")]))
-    losses = [
-        [row["total_loss"] for row in read_metrics(run / "metrics.csv")] for run in (tiny_run, tmp_path / "a")
-    ]
+    losses = [[row["total_loss"] for row in read_metrics(run / "metrics.csv")] for run in (tiny_run, tmp_path / "a")]
     assert losses[0] == losses[1]
     short = ["SEED", "-1", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
     workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "b"), *short]))
@@ -89,9 +81,7 @@ def test_the_same_seed_trains_the_same_and_minus_one_draws_one(
     assert drawn >= 0 and f"seed {drawn};" in (tmp_path / "b" / "log.txt").read_text()
 
 
-def test_evaluation_from_the_checkpoint_alone_equals_that_of_the_training(
-    tiny_run: Path, tmp_path: Path
-) -> None:
+def test_evaluation_from_the_checkpoint_alone_equals_that_of_the_training(tiny_run: Path, tmp_path: Path) -> None:
     metrics = workflows.evaluate(tiny_run, output=tmp_path)
     trained = json.loads((tiny_run / "metrics.json").read_text())
     assert metrics["segm"] == trained["segm"] and metrics["subcategories"] == trained["subcategories"]
@@ -99,9 +89,7 @@ def test_evaluation_from_the_checkpoint_alone_equals_that_of_the_training(
     assert json.loads((tmp_path / "metrics.json").read_text())["segm"] == metrics["segm"]
 
 
-def test_evaluation_goes_into_the_checkpoints_run_unless_told_otherwise(
-    tiny_run: Path, tmp_path: Path
-) -> None:
+def test_evaluation_goes_into_the_checkpoints_run_unless_told_otherwise(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path / "run")
     workflows.evaluate(run / "checkpoints" / "best", dataset="shapes_test")
     assert json.loads((run / "metrics.json").read_text())["dataset"] == "shapes_test"
@@ -179,9 +167,7 @@ def test_a_checkpoint_of_other_categories_is_refused_with_their_names(
 
 def test_a_device_that_is_not_there_leaves_nothing_behind(tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="cuda:99"):
-        workflows.train(
-            load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cuda:99"])
-        )
+        workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cuda:99"]))
     assert not (tmp_path / "run").exists()
 
 
@@ -209,13 +195,9 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_prediction_draws_every_image_and_writes_one_dataset(
-    tiny_run: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_prediction_draws_every_image_and_writes_one_dataset(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    files = workflows.predict(
-        tiny_run, [pictures / "a", str(pictures / "*.png")], output, score_threshold=0.0
-    )
+    files = workflows.predict(tiny_run, [pictures / "a", str(pictures / "*.png")], output, score_threshold=0.0)
     assert [file.name for file in files] == ["one.png", "one_2.png", "b.png", "predictions.json"]
     assert all(file.is_file() for file in files)
     for file in files[:3]:
@@ -223,18 +205,14 @@ def test_prediction_draws_every_image_and_writes_one_dataset(
     content = json.loads(files[-1].read_text())
     assert [Path(image["file_name"]).name for image in content["images"]] == ["one.jpg", "one.png", "b.png"]
     assert {row["image_id"] for row in content["annotations"]} == {1, 2, 3}
-    read = load_dataset(
-        f"{files[-1]}@{Path('/')}", check_images=False, skip_faults=True
-    )  # it can be trained on
+    read = load_dataset(f"{files[-1]}@{Path('/')}", check_images=False, skip_faults=True)  # it can be trained on
     assert read.vocabulary.categories == load_checkpoint(tiny_run).vocabulary.categories
 
 
 def test_the_threshold_leaves_out_what_scores_less(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
     counts = []
     for number, threshold in enumerate((0.0, 0.05, 1.1)):
-        files = workflows.predict(
-            tiny_run, pictures / "b.png", tmp_path / str(number), score_threshold=threshold
-        )
+        files = workflows.predict(tiny_run, pictures / "b.png", tmp_path / str(number), score_threshold=threshold)
         rows = json.loads(files[-1].read_text())["annotations"]
         assert all(row["score"] >= threshold for row in rows)
         counts.append(len(rows))
@@ -251,9 +229,7 @@ def test_prediction_equals_the_model(tiny_run: Path, pictures: Path, tmp_path: P
     assert scores == pytest.approx(expected["scores"].tolist(), abs=1e-6)
 
 
-def test_an_unreadable_image_is_named_and_the_others_are_done(
-    tiny_run: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_an_unreadable_image_is_named_and_the_others_are_done(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "a" / "cut.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     with pytest.raises(WorkbenchError, match="1 of 4 images cannot be used.*cut.png.*other 3 are in"):
         workflows.predict(tiny_run, pictures, tmp_path / "out")
@@ -261,9 +237,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_done(
 
 
 @pytest.mark.parametrize("wrong", ["nothing.png", "empty", "no/*.match", "a/notes.txt"])
-def test_inputs_without_an_image_are_named(
-    tiny_run: Path, pictures: Path, tmp_path: Path, wrong: str
-) -> None:
+def test_inputs_without_an_image_are_named(tiny_run: Path, pictures: Path, tmp_path: Path, wrong: str) -> None:
     (pictures / "empty").mkdir()
     with pytest.raises(WorkbenchError, match=wrong.replace("*", r"\*").replace(".", r"\.")):
         workflows.predict(tiny_run, pictures / wrong, tmp_path / "out")

@@ -62,9 +62,7 @@ def scores_of(
     }
     scores |= {f"AR@{limit}": average_recall(found, limit) for limit in limits}
     scores |= {f"AP@{limit}": average_precision(found, limit=limit) for limit in limits}
-    scores["per_category"] = {
-        name: average_precision(found, category=k) for k, name in enumerate(data.category_names)
-    }
+    scores["per_category"] = {name: average_precision(found, category=k) for k, name in enumerate(data.category_names)}
     return scores
 
 
@@ -149,10 +147,7 @@ def category_table(
     }
     count = len(data.category_ids)
     table = pd.DataFrame(
-        {
-            name: [average_precision(found, category=k, **how) for k in range(count)]
-            for name, how in columns.items()
-        },
+        {name: [average_precision(found, category=k, **how) for k in range(count)] for name, how in columns.items()},
         index=pd.Index(data.category_names, name="category"),
         dtype=float,
     )

@@ -107,9 +107,7 @@ def read_inputs(gt: Mapping, results: Sequence[Mapping], *, iou_type: str = "seg
     sizes = tuple(_size(image) for image in images.values())
     names = [str(category.get("name", key)) for key, category in categories.items()]
     twice = {name for name, count in Counter(names).items() if count > 1}
-    names = [
-        f"{name} (id {key})" if name in twice else name for name, key in zip(names, categories, strict=True)
-    ]
+    names = [f"{name} (id {key})" if name in twice else name for name, key in zip(names, categories, strict=True)]
     places = (list(images), sizes, list(categories), iou_type)
     return EvaluationData(
         image_ids=tuple(images),
@@ -206,14 +204,9 @@ def _shape(
     """RLE, box and area; box and area are None where they are to be measured on the mask."""
     segmentation, box, area = row.get("segmentation"), row.get("bbox"), row.get("area")
     if box is not None and (
-        not isinstance(box, (list, tuple))
-        or len(box) != 4
-        or not all(map(is_number, box))
-        or min(box[2:]) < 0
+        not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0
     ):
-        raise WorkbenchError(
-            f"{_where(number, row, predicted)} has the bbox {box!r}, not [x, y, width, height]."
-        )
+        raise WorkbenchError(f"{_where(number, row, predicted)} has the bbox {box!r}, not [x, y, width, height].")
     if segmentation or iou_type == "segm":
         # A prediction's area is measured, never believed; an object's is the annotation's, as in COCO.
         known = None if predicted or not is_number(area) else area
@@ -252,9 +245,7 @@ def _check_compressed(
     for k in np.flatnonzero(covered != wanted)[:1]:
         number = places[k]
         problem = segmentation_problem(rles[number], *sizes[image[number]])
-        raise WorkbenchError(
-            f"{_where(number, rows[number], predicted)}: {problem[1] if problem else 'damaged'}."
-        )
+        raise WorkbenchError(f"{_where(number, rows[number], predicted)}: {problem[1] if problem else 'damaged'}.")
 
 
 def _where(number: int, row: object, predicted: bool) -> str:
@@ -267,6 +258,4 @@ def _where(number: int, row: object, predicted: bool) -> str:
 
 
 def _a(value: object) -> str:
-    return {list: "a list", str: "text", dict: "an object", type(None): "null"}.get(
-        type(value), type(value).__name__
-    )
+    return {list: "a list", str: "text", dict: "an object", type(None): "null"}.get(type(value), type(value).__name__)

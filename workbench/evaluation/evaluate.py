@@ -136,9 +136,7 @@ def _text(frame: pd.DataFrame, counts: Sequence[str] = ()) -> str:
     cells = {name: [formats[name](value) for value in frame[name]] for name in frame}
     head = str(frame.index.name or "")
     first = max(map(len, [head, *map(str, frame.index)]))
-    widths = {
-        name: max(len(name), 6, *map(len, values)) if values else len(name) for name, values in cells.items()
-    }
+    widths = {name: max(len(name), 6, *map(len, values)) if values else len(name) for name, values in cells.items()}
     lines = [head.ljust(first) + "".join(f"  {name:>{widths[name]}}" for name in frame)]
     for i, name in enumerate(frame.index):
         lines.append(f"{name!s:<{first}}" + "".join(f"  {cells[c][i]:>{widths[c]}}" for c in frame))

@@ -14,14 +14,10 @@ def ground_truth(dataset: CocoDataset) -> dict:
     brought to `dataset.vocabulary`; WorkbenchError where they use the same image id, as no prediction could
     say which is meant.
     """
-    kept = {
-        item["image_id"]: {annotation["id"] for annotation in item["annotations"]} for item in dataset.dicts
-    }
+    kept = {item["image_id"]: {annotation["id"] for annotation in item["annotations"]} for item in dataset.dicts}
     if len(kept) < len(dataset.dicts):
         names = ", ".join(entry.name for entry in dataset.entries)
-        raise WorkbenchError(
-            f"The datasets {names} use the same image ids, so they cannot be evaluated together."
-        )
+        raise WorkbenchError(f"The datasets {names} use the same image ids, so they cannot be evaluated together.")
     vocabulary = dataset.vocabulary
     ids = dict(zip(vocabulary.categories, vocabulary.category_ids, strict=True))
     images: dict[int, dict] = {}
@@ -36,8 +32,7 @@ def ground_truth(dataset: CocoDataset) -> dict:
         annotations += [
             {**annotation, "category_id": category[annotation["category_id"]]}
             for annotation in content["annotations"]
-            if isinstance(annotation, dict)
-            and annotation.get("id") in kept.get(annotation.get("image_id"), ())
+            if isinstance(annotation, dict) and annotation.get("id") in kept.get(annotation.get("image_id"), ())
         ]
     return {
         "images": list(images.values()),

@@ -41,9 +41,7 @@ class QueryOutputs:
 
     def claims_per_image(self) -> pd.Series:
         """How many queries claim an object in each image, by image id."""
-        return pd.Series(
-            self.claims.sum(axis=1), index=pd.Index(self.image_ids, name="image_id"), name="claims"
-        )
+        return pd.Series(self.claims.sum(axis=1), index=pd.Index(self.image_ids, name="image_id"), name="claims")
 
     def table(self) -> pd.DataFrame:
         """One row a query: the share of images in which it claims an object (percent), its mean object
@@ -144,9 +142,7 @@ def right_and_wrong(truth: Mapping, results: Sequence[Mapping], *, iou: float = 
     "duplicate" (lies on one, of its category, that a better prediction found), "wrong" or "crowd"."""
     data = read_inputs(truth, results)
     matches = match_predictions(data, iou=iou)
-    outcome = np.where(matches.object_of >= 0, "right", np.where(matches.ignored, "crowd", "wrong")).astype(
-        object
-    )
+    outcome = np.where(matches.object_of >= 0, "right", np.where(matches.ignored, "crowd", "wrong")).astype(object)
     for image, rows in enumerate(data.predictions_by_image):
         there = data.objects_by_image[image]
         ious = data.ious(image, rows)
@@ -157,9 +153,7 @@ def right_and_wrong(truth: Mapping, results: Sequence[Mapping], *, iou: float = 
     return pd.DataFrame({"score": data.predictions.scores, "outcome": outcome})
 
 
-def find_duplicates(
-    results: Sequence[Mapping], *, iou: float = 0.7, score_threshold: float = 0.0
-) -> pd.DataFrame:
+def find_duplicates(results: Sequence[Mapping], *, iou: float = 0.7, score_threshold: float = 0.0) -> pd.DataFrame:
     """Predictions whose mask has an IoU above ``iou`` with a better one of the same image.
 
     One row a prediction scoring at least ``score_threshold``, best first within its image: image_id, score,
@@ -174,8 +168,7 @@ def find_duplicates(
     for image_id, members in groups.items():
         members = sorted(members, key=lambda row: -row["score"])
         rles = [
-            {"size": m["segmentation"]["size"], "counts": m["segmentation"]["counts"].encode("ascii")}
-            for m in members
+            {"size": m["segmentation"]["size"], "counts": m["segmentation"]["counts"].encode("ascii")} for m in members
         ]
         ious = np.asarray(coco_mask.iou(rles, rles, [0] * len(rles)))
         overlaps = np.triu(ious > iou, k=1)
@@ -200,8 +193,6 @@ def duplicate_counts(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         rows[label] = {
             "predictions": len(table),
             **{kind: int(kinds.get(kind, 0)) for kind in DUPLICATES},
-            "duplicates in percent": 100 * float((table.duplicate != "").mean())
-            if len(table)
-            else float("nan"),
+            "duplicates in percent": 100 * float((table.duplicate != "").mean()) if len(table) else float("nan"),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("of")

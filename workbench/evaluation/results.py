@@ -47,9 +47,7 @@ def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocab
     # Rows of one query have the same mask, which is the costly part.
     _, first, place = np.unique(_numbers(predictions["query"]), return_index=True, return_inverse=True)
     rles = encode_masks(predictions["masks"][torch.from_numpy(first)])
-    boxes = coco_mask.toBbox(
-        [{"size": rle["size"], "counts": rle["counts"].encode("ascii")} for rle in rles]
-    ).tolist()
+    boxes = coco_mask.toBbox([{"size": rle["size"], "counts": rle["counts"].encode("ascii")} for rle in rles]).tolist()
     labels = _numbers(predictions["labels"])
     fields = {"score": "scores", "main_score": "main_scores", "mask_score": "mask_scores", "query": "query"}
     columns = {key: _numbers(predictions[field]) for key, field in fields.items()}
@@ -102,8 +100,7 @@ def rank_results(results: Sequence[Mapping], rank_by: str) -> list[dict]:
         return rows
     if lacking:
         raise WorkbenchError(
-            f"Row {lacking[0]} of the results has no main_score and mask_score, so it cannot be ranked "
-            f"by {rank_by}."
+            f"Row {lacking[0]} of the results has no main_score and mask_score, so it cannot be ranked by {rank_by}."
         )
     # Rows of one model have the same subcategories; files put together from several may not.
     groups: dict[tuple, list[int]] = {}
@@ -137,9 +134,7 @@ def save_predictions(path: str | Path, results: Sequence[Mapping]) -> Path:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w", encoding="utf-8") as file:
-            lines = (
-                json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in results
-            )
+            lines = (json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in results)
             file.write("[\n" + ",\n".join(lines) + "\n]\n")
         draft.replace(path)
     finally:

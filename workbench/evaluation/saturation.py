@@ -51,9 +51,7 @@ def choose_objects(
     whole = np.array(
         [
             not crowd and _whole(box, sizes[data.image_ids[image]])
-            for box, image, crowd in zip(
-                data.objects.boxes, data.objects.image, data.objects.crowd, strict=True
-            )
+            for box, image, crowd in zip(data.objects.boxes, data.objects.image, data.objects.crowd, strict=True)
         ],
         dtype=bool,
     )
@@ -89,9 +87,7 @@ def cut_tile(picture: np.ndarray, annotation: Mapping, label: int, others: Seque
     return Tile(picture[box].copy(), mask[box].copy(), label, colour, (height, width))
 
 
-def draw_grid(
-    tiles: Sequence[Tile], cells: Sequence[int], *, margin: float = 0.25
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_grid(tiles: Sequence[Tile], cells: Sequence[int], *, margin: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
     """The picture (S, S, 3) uint8 with objects in the given cells (0 .. 99, row by row), cell i showing tile i
     modulo their number, and the (len(cells), S, S) bool masks.
 
@@ -134,9 +130,7 @@ def saturation(
     """
     wrong = [n for n in counts if not 1 <= n <= GRID * GRID]
     if wrong:
-        raise WorkbenchError(
-            f"The grid has {GRID * GRID} cells, so {wrong[0]} objects cannot be visible on it."
-        )
+        raise WorkbenchError(f"The grid has {GRID * GRID} cells, so {wrong[0]} objects cannot be visible on it.")
     rows = []
     was_training = model.training
     model.eval()

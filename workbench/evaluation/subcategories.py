@@ -242,9 +242,7 @@ def _ranking_free_scores(data: EvaluationData) -> np.ndarray:
     """Main score x mask score of each prediction; its score where the results do not tell them apart."""
     return np.array(
         [
-            row["main_score"] * row["mask_score"]
-            if "main_score" in row and "mask_score" in row
-            else row["score"]
+            row["main_score"] * row["mask_score"] if "main_score" in row and "mask_score" in row else row["score"]
             for row in data.predictions.rows
         ],
         dtype=np.float64,

@@ -15,16 +15,10 @@ def summarise(metrics: Mapping) -> str:
     parts = [
         f"On {metrics['images']} images with {metrics['instances']} objects the mask AP is {scores['AP']:.1f} "
         f"and AP50 {scores['AP50']:.1f}"
-        + (
-            f"; joint with all subcategories it is {joint:.1f}."
-            if (joint := _joint(metrics)) is not None
-            else "."
-        )
+        + (f"; joint with all subcategories it is {joint:.1f}." if (joint := _joint(metrics)) is not None else ".")
     ]
     if scores["AP"] == 0:
-        parts.append(
-            "Nothing was found at all: the training was too short, or the data does not look as in training."
-        )
+        parts.append("Nothing was found at all: the training was too short, or the data does not look as in training.")
         return " ".join(parts)
     known = {name: ap for name, ap in metrics["per_category"].items() if ap is not None}
     if len(known) > 1:

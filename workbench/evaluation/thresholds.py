@@ -88,9 +88,7 @@ def suggest_thresholds(
     return replace(suggestion, note=_in_words(suggestion))
 
 
-def _score_curve(
-    rows: Candidates, data: EvaluationData, settings: FilterSettings, iou: float
-) -> pd.DataFrame:
+def _score_curve(rows: Candidates, data: EvaluationData, settings: FilterSettings, iou: float) -> pd.DataFrame:
     """F1 at every score. One matching serves all: a prediction's match depends on better ones only, and so does
     what it overlaps.
     """

@@ -99,9 +99,7 @@ class SetCriterion(nn.Module):
         layers = [*outputs.get("aux_outputs", ()), outputs]
         names = [*map(str, range(len(layers) - 1)), ""]
         device = outputs["pred_logits"].device
-        generators = (
-            [torch.Generator(device).manual_seed(seed) for seed in seeds] if seeds is not None else None
-        )
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if seeds is not None else None
         matches = self.matcher(layers, targets, generators)
         matches = [[(q.to(device), t.to(device)) for q, t in layer] for layer in matches]
 
@@ -139,9 +137,7 @@ class SetCriterion(nn.Module):
             for (key, total), weight, normaliser in zip(sums.items(), weights, normalisers, strict=True)
         }
 
-    def _class_loss(
-        self, logits: Tensor, labels: Sequence[Tensor], matched: Sequence[Match]
-    ) -> tuple[Tensor, Tensor]:
+    def _class_loss(self, logits: Tensor, labels: Sequence[Tensor], matched: Sequence[Match]) -> tuple[Tensor, Tensor]:
         """Weighted cross-entropy summed over queries, and the sum of the weights.
 
         Queries without an object are taught the no-object class; those of an unlabelled object nothing.
@@ -169,9 +165,7 @@ class SetCriterion(nn.Module):
         logits = torch.cat([pred_masks[i, queries] for i, (queries, _) in enumerate(matched)]).unsqueeze(1)
         if not len(logits):  # keep the graph, so that every parameter still has a gradient
             return pred_masks.sum() * 0.0, pred_masks.sum() * 0.0
-        truth = torch.cat([targets[i]["masks"][objects] for i, (_, objects) in enumerate(matched)]).unsqueeze(
-            1
-        )
+        truth = torch.cat([targets[i]["masks"][objects] for i, (_, objects) in enumerate(matched)]).unsqueeze(1)
         candidates, extra = self._draw_points(matched, generators, logits.device)
         points = uncertain_points(logits, candidates, extra, self.num_uncertain)
         with torch.no_grad():
@@ -186,9 +180,7 @@ class SetCriterion(nn.Module):
         candidates, extra = [], []
         for image, (queries, _) in enumerate(matched):
             generator = generators[image] if generators is not None else None
-            drawn = random_points(
-                len(queries), self.num_candidates + num_extra, generator=generator, device=device
-            )
+            drawn = random_points(len(queries), self.num_candidates + num_extra, generator=generator, device=device)
             candidates.append(drawn[:, : self.num_candidates])
             extra.append(drawn[:, self.num_candidates :])
         return torch.cat(candidates), torch.cat(extra)

@@ -109,9 +109,7 @@ class HungarianMatcher(nn.Module):
         if not len(target["labels"]):
             return logits.new_zeros(*logits.shape[:2], 0)
         points = random_points(1, self.num_points, generator=generator, device=logits.device)
-        samples = torch.cat(
-            [point_sample(layer["pred_masks"][image : image + 1], points) for layer in layers]
-        ).float()
+        samples = torch.cat([point_sample(layer["pred_masks"][image : image + 1], points) for layer in layers]).float()
         truth = point_sample(target["masks"].to(samples.dtype).unsqueeze(0), points).squeeze(0)
         cross_entropy, dice = mask_costs(samples, truth)
         cost = (

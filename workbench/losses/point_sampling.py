@@ -21,9 +21,7 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
 
 
-def random_points(
-    count: int, points: int, *, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def random_points(count: int, points: int, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """(count, points, 2) float32, uniform in [0, 1)."""
     return torch.rand(count, points, 2, generator=generator, device=device)
 

@@ -113,9 +113,7 @@ def _mask2former(cfg: CfgNode, vocabulary: HasClasses, pretrained: bool) -> Mask
         pre_norm=former.PRE_NORM,
         always_project=former.ENFORCE_INPUT_PROJ,
     )
-    if (
-        not former.SUBCATEGORY_WEIGHT
-    ):  # heads without a loss: several processes would wait for their gradients
+    if not former.SUBCATEGORY_WEIGHT:  # heads without a loss: several processes would wait for their gradients
         transformer_decoder.subcategory_embed.requires_grad_(False)
     criterion = SetCriterion(
         HungarianMatcher(
@@ -170,9 +168,7 @@ def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
 
 def _small_resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     keys = cfg.MODEL.SMALL_RESNET
-    return SmallResNet(
-        widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=_norm("MODEL.SMALL_RESNET.NORM", keys.NORM)
-    )
+    return SmallResNet(widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=_norm("MODEL.SMALL_RESNET.NORM", keys.NORM))
 
 
 def _with_weights(

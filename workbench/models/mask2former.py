@@ -61,9 +61,7 @@ class Mask2Former(nn.Module):
         """Where the model lies, and where inputs are moved to."""
         return self.pixel_mean.device
 
-    def forward(
-        self, batched_inputs: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses of a batch in training, predictions for it in evaluation.
 
         Args:
@@ -102,14 +100,11 @@ class Mask2Former(nn.Module):
         every_layer = self.training and self.deep_supervision
         return self.transformer_decoder(maps, mask_features, every_layer=every_layer)
 
-    def _collate_images(
-        self, batched_inputs: Sequence[Mapping[str, Any]]
-    ) -> tuple[Tensor, list[tuple[int, int]]]:
+    def _collate_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> tuple[Tensor, list[tuple[int, int]]]:
         """(B, 3, H, W) normalised, padded with zeros (the mean colour), and each image's (height, width) in it."""
         sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
         height, width = (
-            -(-max(size[axis] for size in sizes) // self.size_divisibility) * self.size_divisibility
-            for axis in (0, 1)
+            -(-max(size[axis] for size in sizes) // self.size_divisibility) * self.size_divisibility for axis in (0, 1)
         )
         batch = self.pixel_mean.new_zeros(len(sizes), 3, height, width)
         for image, inputs, (h, w) in zip(batch, batched_inputs, sizes, strict=True):
@@ -178,11 +173,7 @@ def check_labels(
 
 
 def _where(inputs: Mapping[str, Any], position: int) -> str:
-    named = [
-        f"image {inputs['image_id']}"
-        if "image_id" in inputs
-        else f"image at position {position} of the batch"
-    ]
+    named = [f"image {inputs['image_id']}" if "image_id" in inputs else f"image at position {position} of the batch"]
     if "file_name" in inputs:
         named.append(f"({inputs['file_name']})")
     return " ".join(named)

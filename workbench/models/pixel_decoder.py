@@ -173,8 +173,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """{name: (B, C, H, W)} -> per-pixel embeddings (B, mask_dim, H/4, W/4), and three maps (B, conv_dim, h, w),
         coarse to fine."""
         maps = [
-            projection(features[name])
-            for projection, name in zip(self.input_proj, self.encoder_features, strict=True)
+            projection(features[name]) for projection, name in zip(self.input_proj, self.encoder_features, strict=True)
         ]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         device = maps[0].device
@@ -192,13 +191,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]
 
         fine = maps[-1]
-        for name, lateral, output in zip(
-            self.fpn_features, self.lateral_convs, self.output_convs, strict=True
-        ):
+        for name, lateral, output in zip(self.fpn_features, self.lateral_convs, self.output_convs, strict=True):
             skip = lateral(features[name])
-            fine = F.interpolate(fine, size=skip.shape[-2:], mode="bilinear", align_corners=False).to(
-                skip.dtype
-            )
+            fine = F.interpolate(fine, size=skip.shape[-2:], mode="bilinear", align_corners=False).to(skip.dtype)
             fine = F.relu(output(skip + fine))
         return self.mask_features(fine), maps
 

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 
-def sine_position_encoding(
-    height: int, width: int, channels: int, *, device: torch.device | None = None
-) -> Tensor:
+def sine_position_encoding(height: int, width: int, channels: int, *, device: torch.device | None = None) -> Tensor:
     """(channels, height, width) float32: the first half of the channels encodes y, the second x.
 
     Coordinates are 1-based, normalised to (0, 2 pi]; wavelengths grow geometrically to 10000.
@@ -22,9 +20,7 @@ def sine_position_encoding(
     for size in (height, width):
         position = torch.arange(1, size + 1, dtype=torch.float32, device=device) / (size + 1e-6) * 2 * math.pi
         angle = position[:, None] / wavelength
-        axes.append(
-            torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
-        )  # (size, half)
+        axes.append(torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1))  # (size, half)
     y, x = axes
     y = y.T[:, :, None].expand(half, height, width)
     x = x.T[:, None, :].expand(half, height, width)

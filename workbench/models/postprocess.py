@@ -56,9 +56,7 @@ def select_rows(
         labels = main.argmax(-1)
         queries = torch.arange(len(main), device=main.device)
     else:
-        queries, labels = torch.meshgrid(
-            *(torch.arange(n, device=main.device) for n in main.shape), indexing="ij"
-        )
+        queries, labels = torch.meshgrid(*(torch.arange(n, device=main.device) for n in main.shape), indexing="ij")
         queries, labels = queries.flatten(), labels.flatten()
     candidates = scores[queries, labels]
     best = candidates.topk(min(top_k, len(candidates))).indices

@@ -32,16 +32,10 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
         """query (B, Q, C), key and value (B, S, C), allowed (B, Q, S) bool -> (B, Q, C)."""
-        projections = zip(
-            (query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True
-        )
-        q, k, v = (
-            F.linear(x, w, b).unflatten(2, (self.heads, -1)).transpose(1, 2) for x, w, b in projections
-        )
+        projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        q, k, v = (F.linear(x, w, b).unflatten(2, (self.heads, -1)).transpose(1, 2) for x, w, b in projections)
         mask = allowed.unsqueeze(1) if allowed is not None else None
-        return self.out_proj(
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
 
 
 class DecoderLayer(nn.Module):
@@ -139,8 +133,7 @@ class MaskedTransformerDecoder(nn.Module):
         self.level_embed = nn.Embedding(self.NUM_LEVELS, hidden_dim)
         project = in_channels != hidden_dim or always_project
         self.input_proj = nn.ModuleList(
-            nn.Conv2d(in_channels, hidden_dim, 1) if project else nn.Identity()
-            for _ in range(self.NUM_LEVELS)
+            nn.Conv2d(in_channels, hidden_dim, 1) if project else nn.Identity() for _ in range(self.NUM_LEVELS)
         )
         self.layers = nn.ModuleList(
             DecoderLayer(hidden_dim, heads=heads, feedforward=feedforward, dropout=dropout, pre_norm=pre_norm)
@@ -151,10 +144,7 @@ class MaskedTransformerDecoder(nn.Module):
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
         # Last, so that a seed gives the shared parameters the same values whatever subcategories there are.
         self.subcategory_embed = nn.ModuleDict(
-            {
-                _module_name(name): nn.Linear(hidden_dim, classes + 1)
-                for name, classes in subcategories.items()
-            }
+            {_module_name(name): nn.Linear(hidden_dim, classes + 1) for name, classes in subcategories.items()}
         )
         self.subcategory_names = tuple(subcategories)
 
@@ -168,9 +158,7 @@ class MaskedTransformerDecoder(nn.Module):
         """K_s of each subcategory, without no-object."""
         return {name: self._subcategory_head(name).out_features - 1 for name in self.subcategory_names}
 
-    def forward(
-        self, maps: Sequence[Tensor], mask_features: Tensor, *, every_layer: bool = True
-    ) -> dict[str, Any]:
+    def forward(self, maps: Sequence[Tensor], mask_features: Tensor, *, every_layer: bool = True) -> dict[str, Any]:
         """Run the decoder.
 
         Args:
@@ -214,9 +202,7 @@ class MaskedTransformerDecoder(nn.Module):
         return {
             "pred_logits": self.class_embed(normed),
             "pred_masks": torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features),
-            "pred_subcategories": {
-                name: self._subcategory_head(name)(normed) for name in self.subcategory_names
-            },
+            "pred_subcategories": {name: self._subcategory_head(name)(normed) for name in self.subcategory_names},
         }
 
     def _subcategory_head(self, name: str) -> nn.Linear:

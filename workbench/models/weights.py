@@ -29,14 +29,8 @@ class LoadReport:
         parts = []
         for kind in ("loaded", "missing", "unexpected", "mismatched"):
             names = getattr(self, kind)
-            shown = [
-                f"{n[0]} {list(n[2])} for {list(n[1])}" if isinstance(n, tuple) else n for n in names[:3]
-            ]
-            detail = (
-                f" ({', '.join(shown)}{', ...' if len(names) > 3 else ''})"
-                if names and kind != "loaded"
-                else ""
-            )
+            shown = [f"{n[0]} {list(n[2])} for {list(n[1])}" if isinstance(n, tuple) else n for n in names[:3]]
+            detail = f" ({', '.join(shown)}{', ...' if len(names) > 3 else ''})" if names and kind != "loaded" else ""
             parts.append(f"{len(names)} {kind}{detail}")
         return "; ".join(parts)
 
@@ -48,9 +42,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     fitting = {}
     for name, tensor in own.items():
         if name not in state:
-            if not name.endswith(
-                "num_batches_tracked"
-            ):  # a counter that older weights lack, and nothing needs
+            if not name.endswith("num_batches_tracked"):  # a counter that older weights lack, and nothing needs
                 report.missing.append(name)
         elif state[name].shape != tensor.shape:
             report.mismatched.append((name, tuple(tensor.shape), tuple(state[name].shape)))

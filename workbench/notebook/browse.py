@@ -99,9 +99,7 @@ def _images(wanted: str | Path | Sequence[str | Path], vocabulary: Vocabulary) -
     return CocoDataset([], vocabulary, dicts, 0)
 
 
-def _open_dataset(
-    path: Path, cfg: CfgNode, wanted: str | Path, vocabulary: Vocabulary
-) -> tuple[CocoDataset, str]:
+def _open_dataset(path: Path, cfg: CfgNode, wanted: str | Path, vocabulary: Vocabulary) -> tuple[CocoDataset, str]:
     """A dataset, and why it cannot be the ground truth of the checkpoint's predictions; empty where it can."""
     try:
         data = workflows.load_data(cfg, [wanted], vocabulary)

@@ -44,9 +44,7 @@ class PredictionBrowser(widgets.HBox):
         self._counts, self._dropped, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._counts.add_class("workbench-counts")
         self._status.add_class("workbench-status")
-        left = widgets.VBox(
-            [*self._controls(), self._status], layout=widgets.Layout(width="316px", flex="0 0 auto")
-        )
+        left = widgets.VBox([*self._controls(), self._status], layout=widgets.Layout(width="316px", flex="0 0 auto"))
         right = widgets.VBox(
             [self._navigation(), self._picture, self._counts, self._dropped],
             layout=widgets.Layout(flex="1 1 0", min_width="420px", padding="0 0 0 14px"),
@@ -269,9 +267,7 @@ def _slider(name: str) -> widgets.FloatSlider:
 
 
 def _drop_down(name: str, options: list[tuple[str, str]]) -> widgets.Dropdown:
-    return widgets.Dropdown(
-        options=options, description=name, style=_STYLE, layout=widgets.Layout(width=_NARROW)
-    )
+    return widgets.Dropdown(options=options, description=name, style=_STYLE, layout=widgets.Layout(width=_NARROW))
 
 
 def _heading(text: str) -> widgets.HTML:

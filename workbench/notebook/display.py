@@ -79,9 +79,7 @@ def table(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=bool(frame.index.name) or frame.index.dtype == object)
-    whole = [
-        name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()
-    ]
+    whole = [name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()]
     style = frame.style.format(precision=decimals, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
     for column, which in (best or {}).items():
         values = frame[column].dropna()

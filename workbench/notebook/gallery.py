@@ -122,9 +122,7 @@ class Scene:
         """(h, w, 3) uint8: the ground truth, where there is one, beside the predictions kept."""
         panels = [] if self._annotations is None else [self._truth_panel(font_size)]
         kept = self.filtered(settings).kept
-        panel = draw_instances(
-            self.image, [self._drawable(i) for i in kept], self.vocabulary, font_size=font_size
-        )
+        panel = draw_instances(self.image, [self._drawable(i) for i in kept], self.vocabulary, font_size=font_size)
         title = f"prediction: {len(kept)} of {len(self.candidates)} kept"
         return side_by_side([*panels, titled(panel, title if panels else f"{self.name} · {title}")])
 

@@ -46,9 +46,7 @@ def mapped_pictures(cfg: CfgNode, dataset: CocoDataset, count: int = 8) -> list[
         dataset, build_mapper(cfg, is_train=True), batch_size=count, seed=max(cfg.SEED, 0), num_workers=0
     )
     return [
-        draw_instances(
-            item["image"], drawables_of_targets(item["targets"], dataset.vocabulary), dataset.vocabulary
-        )
+        draw_instances(item["image"], drawables_of_targets(item["targets"], dataset.vocabulary), dataset.vocabulary)
         for item in next(loader)
     ]
 

@@ -90,8 +90,7 @@ def cache_directory() -> Path:
             pass
     except OSError as error:
         raise WorkbenchError(
-            f"The cache folder {folder} cannot be written ({error.strerror}): "
-            "set WORKBENCH_CACHE to one that can."
+            f"The cache folder {folder} cannot be written ({error.strerror}): set WORKBENCH_CACHE to one that can."
         ) from None
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise WorkbenchError(
@@ -154,9 +153,7 @@ def build_key(recipe: Recipe) -> str:
     state = hashlib.sha256()
     for path in sorted(recipe.source.rglob("*")):
         if path.suffix in recipe.suffixes:
-            state.update(
-                path.relative_to(recipe.source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
-            )
+            state.update(path.relative_to(recipe.source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     commands = [recipe.compiler, recipe.compile, recipe.link]
     state.update(json.dumps([*commands, platform.machine(), platform.libc_ver()]).encode())
     return state.hexdigest()[:24]

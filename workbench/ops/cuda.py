@@ -86,9 +86,7 @@ def find_nvcc(major: int) -> tuple[str, str, str]:
             version = version_text(str(nvcc))
             if _major(version) == major:
                 return str(nvcc), version, f"PyPI's nvcc, because {passed}"
-    raise WorkbenchError(
-        f"There is no nvcc to build with: {passed}, and none of CUDA {major} was installed from PyPI."
-    )
+    raise WorkbenchError(f"There is no nvcc to build with: {passed}, and none of CUDA {major} was installed from PyPI.")
 
 
 def _major(version: str) -> int:
@@ -103,9 +101,7 @@ def _nvidia_folders() -> list[Path]:
 
 def _real_path(nvcc: str) -> str:
     """The nvcc inside its toolkit, of which the PATH may hold a link or a wrapper script."""
-    dry = subprocess.run(
-        [nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True
-    ).stderr
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True).stderr
     top = re.search(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)
     real = Path(top.group(1)) / "bin" / "nvcc" if top else None
     return str(real.resolve()) if real is not None and real.is_file() else nvcc

@@ -63,15 +63,12 @@ def _check(
         raise ValueError(f"value: expected shape (B, S, M, D) with M, D >= 1, got {tuple(value.shape)}")
     shapes = [size for shape in spatial_shapes for size in shape]
     if len(shapes) < 2 or len(shapes) != 2 * len(spatial_shapes) or min(shapes) < 1:
-        raise ValueError(
-            f"spatial_shapes: expected one or more (H, W), each at least 1, got {spatial_shapes}"
-        )
+        raise ValueError(f"spatial_shapes: expected one or more (H, W), each at least 1, got {spatial_shapes}")
     batch, pixels, heads, _ = value.shape
     total = sum(height * width for height, width in spatial_shapes)
     if total != pixels:
         raise ValueError(
-            f"value: expected shape (B, {total}, M, D), as spatial_shapes has {total} pixels, "
-            f"got {tuple(value.shape)}"
+            f"value: expected shape (B, {total}, M, D), as spatial_shapes has {total} pixels, got {tuple(value.shape)}"
         )
     if pixels >= 2**31:
         raise ValueError(f"value: expected fewer than 2^31 pixels, got {pixels}")
@@ -150,9 +147,7 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, grad_output: Tensor):
     value, locations, weights = ctx.saved_tensors
     backward = torch.ops.workbench.deform_attn_backward
-    grad_value, grad_locations, grad_weights = backward(
-        grad_output, value, ctx.spatial_shapes, locations, weights
-    )
+    grad_value, grad_locations, grad_weights = backward(grad_output, value, ctx.spatial_shapes, locations, weights)
     return grad_value, None, grad_locations, grad_weights
 
 

@@ -105,9 +105,7 @@ class Native:
         sizes = (*value.shape, locations.shape[1], locations.shape[3], locations.shape[4])
         arguments = Arguments(ABI, DTYPES[value.dtype], *sizes, ctypes.addressof(flat), isa=self.isa)
         for name, tensor in tensors.items():
-            if (
-                self.cuda and tensor.data_ptr() % 16
-            ):  # a view from the middle of a tensor: the loads are 16 bytes wide
+            if self.cuda and tensor.data_ptr() % 16:  # a view from the middle of a tensor: the loads are 16 bytes wide
                 tensor = tensors[name] = tensor.clone()
             setattr(arguments, name, tensor.data_ptr())
         function = getattr(self.library, f"wb_deform_attn_{direction}")

@@ -65,12 +65,7 @@ def deform_attn_reference_backward(
     maps = value.to(dtype).split([height * width for height, width in spatial_shapes], dim=1)
     grids = (2 * sampling_locations.to(dtype).clamp(-1, 2) - 1).transpose(1, 2).flatten(0, 1)
     weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)
-    grad = (
-        grad_output.to(dtype)
-        .reshape(batch, queries, heads, channels)
-        .permute(0, 2, 3, 1)
-        .flatten(0, 1)[..., None]
-    )
+    grad = grad_output.to(dtype).reshape(batch, queries, heads, channels).permute(0, 2, 3, 1).flatten(0, 1)[..., None]
     mode = (0, 0, False)  # bilinear, zeros, align_corners
     grad_maps, grad_grids, grad_weights = [], [], []
     for level, (height, width) in enumerate(spatial_shapes):

@@ -64,9 +64,7 @@ def format_report(result: dict) -> str:
         lines.append(f"deform_attn on {device}: {name} back end{forced}")
     for build in result["builds"]:
         state = "found in the cache, built" if build["cached"] else "built now"
-        lines.append(
-            f"  {build['name']}: {state} in {build['seconds']:.1f} s with {build['compiler']}; {build['why']}"
-        )
+        lines.append(f"  {build['name']}: {state} in {build['seconds']:.1f} s with {build['compiler']}; {build['why']}")
         lines.append(f"    {build['library']}")
     for check in result["checks"]:
         verdict = "passed" if check["passed"] else "FAILED"

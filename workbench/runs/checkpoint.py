@@ -114,9 +114,7 @@ def save_checkpoint(
         if not directory.exists() and old.exists():
             os.rename(old, directory)
         kept = "; the checkpoint saved there before is kept" if directory.exists() else ""
-        raise WorkbenchError(
-            f"cannot save the checkpoint {directory}: {_reason(error, directory)}{kept}"
-        ) from error
+        raise WorkbenchError(f"cannot save the checkpoint {directory}: {_reason(error, directory)}{kept}") from error
     return directory
 
 
@@ -140,14 +138,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         config = config_from_dict(description["config"], source=str(directory / DESCRIPTION))
         step, metrics = int(description["step"]), dict(description.get("metrics") or {})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WorkbenchError(
-            f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}"
-        ) from None
+        raise WorkbenchError(f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}") from None
     _check_file(directory, WEIGHTS, description)
     state_dict = read_safetensors(directory / WEIGHTS)
-    return Checkpoint(
-        directory, config, vocabulary, state_dict, step, metrics, description.get("versions", {})
-    )
+    return Checkpoint(directory, config, vocabulary, state_dict, step, metrics, description.get("versions", {}))
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -193,9 +187,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         raise WorkbenchError(f"checkpoint {path} does not exist")
     if path.is_dir() and (path / WEIGHTS).exists():
         raise WorkbenchError(f"checkpoint {path} has no {DESCRIPTION}")
-    raise WorkbenchError(
-        f"{path} is neither a checkpoint (a directory with {DESCRIPTION}) nor a run that holds one"
-    )
+    raise WorkbenchError(f"{path} is neither a checkpoint (a directory with {DESCRIPTION}) nor a run that holds one")
 
 
 def has_checkpoint(path: str | Path) -> bool:
@@ -266,9 +258,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     except ValueError as error:
         raise WorkbenchError(f"checkpoint file {path} is garbled or cut off: {_one_line(error)}") from None
     if not isinstance(description, dict) or not isinstance(description.get("format_version"), int):
-        raise WorkbenchError(
-            f"checkpoint file {path} does not describe a checkpoint: it has no format_version"
-        )
+        raise WorkbenchError(f"checkpoint file {path} does not describe a checkpoint: it has no format_version")
     if description["format_version"] > FORMAT_VERSION:
         raise WorkbenchError(
             f"checkpoint {directory} has format {description['format_version']}; this version reads up to "

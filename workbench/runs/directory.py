@@ -31,9 +31,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config, self.metrics, self.log = (
-            self.path / n for n in ("config.yaml", "metrics.csv", "log.txt")
-        )
+        self.config, self.metrics, self.log = (self.path / n for n in ("config.yaml", "metrics.csv", "log.txt"))
         self.last, self.best = (self.path / "checkpoints" / n for n in ("last", "best"))
         self.figures = self.path / "figures"
         self.scores, self.predictions = self.path / "metrics.json", self.path / "predictions.json"
@@ -82,9 +80,7 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
             directory.mkdir(parents=True, exist_ok=True)
         write_text(run.config, to_yaml(cfg))
     except OSError as error:
-        raise WorkbenchError(
-            f"OUTPUT_DIR {run.path} cannot be written: {error.strerror} ({error.filename})"
-        ) from None
+        raise WorkbenchError(f"OUTPUT_DIR {run.path} cannot be written: {error.strerror} ({error.filename})") from None
     return run, cfg
 
 
@@ -94,8 +90,7 @@ def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     return [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted({*there, *here})
-        if there.get(key) != here.get(key)
-        and not any(key == k or k.endswith(".") and key.startswith(k) for k in _FREE)
+        if there.get(key) != here.get(key) and not any(key == k or k.endswith(".") and key.startswith(k) for k in _FREE)
     ]
 
 

@@ -37,9 +37,7 @@ def share_batch_norms(model: nn.Module) -> int:
 
 def _shared(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     on_gpu = module.weight is not None and module.weight.device.type == "cuda"
-    kind, place = (
-        (nn.SyncBatchNorm, {"process_group": group}) if on_gpu else (SharedBatchNorm2d, {"group": group})
-    )
+    kind, place = (nn.SyncBatchNorm, {"process_group": group}) if on_gpu else (SharedBatchNorm2d, {"group": group})
     affine, tracking = module.affine, module.track_running_stats
     shared = kind(module.num_features, module.eps, module.momentum, affine, tracking, **place)
     for name, parameter in module.named_parameters(recurse=False):
@@ -52,9 +50,7 @@ def _shared(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` over the inputs (N, C, H, W) of all processes together."""
 
-    def __init__(
-        self, num_features, eps, momentum, affine, track_running_stats, *, group: dist.ProcessGroup
-    ) -> None:
+    def __init__(self, num_features, eps, momentum, affine, track_running_stats, *, group: dist.ProcessGroup) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self.group = group
 

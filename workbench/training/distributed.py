@@ -102,11 +102,7 @@ def run_on_main(function: Callable[[], T]) -> T:
         raise error
     if outcome[1] is not None:
         message, for_user, kind = outcome[1]
-        raise (
-            WorkbenchError(message)
-            if for_user
-            else RuntimeError(f"the main process failed: {kind}: {message}")
-        )
+        raise (WorkbenchError(message) if for_user else RuntimeError(f"the main process failed: {kind}: {message}"))
     return outcome[0]
 
 
@@ -119,9 +115,7 @@ def run_on_all(function: Callable[[], T]) -> T:
         result = function()
     except Exception as caught:
         error = caught
-    told = (
-        (str(error), isinstance(error, WorkbenchError), type(error).__name__) if error is not None else None
-    )
+    told = (str(error), isinstance(error, WorkbenchError), type(error).__name__) if error is not None else None
     outcomes: list[Any] = [None] * world_size()
     dist.all_gather_object(outcomes, told)
     if error is not None:
@@ -129,11 +123,7 @@ def run_on_all(function: Callable[[], T]) -> T:
     for index, outcome in enumerate(outcomes):
         if outcome is not None:
             message, for_user, kind = outcome
-            raise (
-                WorkbenchError(message)
-                if for_user
-                else RuntimeError(f"process {index} failed: {kind}: {message}")
-            )
+            raise (WorkbenchError(message) if for_user else RuntimeError(f"process {index} failed: {kind}: {message}"))
     return result
 
 

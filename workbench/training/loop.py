@@ -197,9 +197,7 @@ class Trainer:
         values = dict(zip(losses, numbers[1:-1], strict=True))
         return {"total_loss": sum(values.values()), **values, "grad_norm": numbers[-1]}, numbers[0] > 0
 
-    def _check_finite(
-        self, step: int, values: dict[str, float], losses: dict[str, Tensor], batch: Batch
-    ) -> None:
+    def _check_finite(self, step: int, values: dict[str, float], losses: dict[str, Tensor], batch: Batch) -> None:
         wrong = find_nonfinite({name: values[name] for name in losses})
         # Loss scaling provokes infinite gradients and then skips the step.
         if not wrong and self.accelerator.scaler is None:
@@ -304,9 +302,7 @@ class Trainer:
             yield
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             text = " ".join(str(error).split())
-            raise WorkbenchError(
-                f"checkpoint {self.run.last} does not fit this model and optimiser: {text}"
-            ) from None
+            raise WorkbenchError(f"checkpoint {self.run.last} does not fit this model and optimiser: {text}") from None
 
 
 class _Writers:
@@ -332,9 +328,7 @@ class _Writers:
         try:
             yield
         except OSError as error:
-            raise WorkbenchError(
-                f"the metrics of {self.run.path} cannot be written: {error.strerror}"
-            ) from None
+            raise WorkbenchError(f"the metrics of {self.run.path} cannot be written: {error.strerror}") from None
 
 
 def check_batch_size(cfg: CfgNode) -> None:

@@ -51,9 +51,7 @@ def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
             full_name = f"{module_name}.{name}" if module_name else name
             if full_name.startswith("backbone."):
                 lr *= solver.BACKBONE_MULTIPLIER
-            group = groups.setdefault(
-                (lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay}
-            )
+            group = groups.setdefault((lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
             group["params"].append(parameter)
             group["names"].append(full_name)
     return list(groups.values())
@@ -62,9 +60,7 @@ def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
     """AdamW or SGD over :func:`parameter_groups`; each group keeps its peak rate as ``initial_lr``."""
     groups = [{**group, "initial_lr": group["lr"]} for group in parameter_groups(model, cfg)]
-    fused = all(
-        p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for g in groups for p in g["params"]
-    )
+    fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for g in groups for p in g["params"])
     if cfg.SOLVER.OPTIMIZER == "SGD":
         momentum = cfg.SOLVER.MOMENTUM
         return torch.optim.SGD(groups, lr=scaled_lr(cfg), momentum=momentum, nesterov=cfg.SOLVER.NESTEROV)

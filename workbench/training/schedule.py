@@ -60,15 +60,11 @@ def decay_factor(cfg: CfgNode, step: int) -> float:
     done = min(step / max(solver.MAX_ITER, 1), 1.0)
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         return solver.GAMMA ** bisect_right(sorted(solver.STEPS), step)
-    if (
-        solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
-    ):  # Loshchilov & Hutter 2017 (arXiv 1608.03983), eq. 5, one period
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":  # Loshchilov & Hutter 2017 (arXiv 1608.03983), eq. 5, one period
         end = solver.BASE_LR_END / solver.BASE_LR if solver.BASE_LR else 0.0
         return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
     if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
         ending = solver.POLY_LR_CONSTANT_ENDING
         factor = (1 - done) ** solver.POLY_LR_POWER
         return max(factor, ending) if ending > 0 else factor
-    raise WorkbenchError(
-        f"config key SOLVER.LR_SCHEDULER_NAME: there is no schedule {solver.LR_SCHEDULER_NAME!r}"
-    )
+    raise WorkbenchError(f"config key SOLVER.LR_SCHEDULER_NAME: there is no schedule {solver.LR_SCHEDULER_NAME!r}")

@@ -69,9 +69,7 @@ def class_counts(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Objects of each class, a panel a table; ``tables`` hold a column "objects"."""
     most = max(len(table) for table in tables.values())
     figure = Figure(figsize=(3.3 * len(tables), 1.1 + 0.3 * min(most, 40)))
-    for axes, (name, table) in zip(
-        np.atleast_1d(figure.subplots(1, len(tables))), tables.items(), strict=True
-    ):
+    for axes, (name, table) in zip(np.atleast_1d(figure.subplots(1, len(tables))), tables.items(), strict=True):
         shown = table if len(table) <= 40 else table.sort_values("objects", ascending=False).head(40)
         colours = [QUIET if label == "unlabelled" else SKY for label in shown.index]
         axes.barh(shown.index.astype(str), shown.objects, color=colours, edgecolor=INK, linewidth=0.5)
@@ -95,11 +93,7 @@ def learning_curves(rows: pd.DataFrame) -> Figure:
     evaluated = [name for name in ("segm/AP", "joint/AP") if name in rows and rows[name].notna().any()]
     panels = ["losses", *(["scores"] if evaluated else []), "rate"]
     figure = Figure(figsize=(5.4 + 3.2 * (len(panels) - 1), 3.4))
-    axes = dict(
-        zip(
-            panels, figure.subplots(1, len(panels), width_ratios=[1.4, *[1] * (len(panels) - 1)]), strict=True
-        )
-    )
+    axes = dict(zip(panels, figure.subplots(1, len(panels), width_ratios=[1.4, *[1] * (len(panels) - 1)]), strict=True))
     _losses(axes["losses"], rows)
     if evaluated:
         for name, colour, marker in zip(evaluated, (BLUE, VERMILION), "os", strict=False):
@@ -257,9 +251,7 @@ def calibration(table: pd.DataFrame) -> Figure:
     left.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1, label="score = precision")
     left.plot(known.mean_score, known.precision, "o-", color=BLUE, label="measured")
     for side in known.itertuples():
-        left.plot(
-            [side.mean_score] * 2, sorted([side.mean_score, side.precision]), color=VERMILION, alpha=0.5
-        )
+        left.plot([side.mean_score] * 2, sorted([side.mean_score, side.precision]), color=VERMILION, alpha=0.5)
     left.set(
         title="Are scores probabilities?", xlabel="score", ylabel="share of predictions right",
         xlim=(0, 1), ylim=(0, 1.02),
@@ -269,9 +261,7 @@ def calibration(table: pd.DataFrame) -> Figure:
         (table.low + table.high) / 2, table.predictions, width=0.9 * (table.high - table.low), color=SKY,
         edgecolor=INK, linewidth=0.5,
     )  # fmt: skip
-    right.set(
-        title="Predictions by score", xlabel="score", ylabel="predictions (log)", yscale="log", xlim=(0, 1)
-    )
+    right.set(title="Predictions by score", xlabel="score", ylabel="predictions (log)", yscale="log", xlim=(0, 1))
     return figure
 
 
@@ -330,8 +320,6 @@ def thread_speed(table: pd.DataFrame) -> Figure:
     for x, rate in enumerate(rates):
         axes.text(x, rate, f"{rate:.0f}", ha="center", va="bottom")
     axes.margins(y=0.15)
-    axes.set(
-        title="CPU speed by threads (dashed: perfect scaling)", xlabel="threads", ylabel="images a second"
-    )
+    axes.set(title="CPU speed by threads (dashed: perfect scaling)", xlabel="threads", ylabel="images a second")
     axes.grid(axis="x", visible=False)
     return figure

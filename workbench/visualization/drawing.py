@@ -102,9 +102,7 @@ def _caption(
     covered = np.zeros((height, width), dtype=bool)
     for mask, x, y in objects:
         covered[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
-    boxes = np.array([[x, y, x + mask.shape[1], y + mask.shape[0]] for mask, x, y in captioned]).reshape(
-        -1, 4
-    )
+    boxes = np.array([[x, y, x + mask.shape[1], y + mask.shape[0]] for mask, x, y in captioned]).reshape(-1, 4)
     sizes = [p.shape[:2] for p in plates]
     spots = place_plates(sizes, boxes, covered)
     if None in spots:
@@ -137,9 +135,7 @@ def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
     if scale == 1:
         return picture
     height, width = picture.shape[:2]
-    return np.array(
-        Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    )
+    return np.array(Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
 
 
 def drawables_of_predictions(
@@ -165,9 +161,7 @@ def drawables_of_predictions(
     ]
 
 
-def _drawables_of_model(
-    predictions: Mapping, vocabulary: Vocabulary, score_threshold: float
-) -> list[Drawable]:
+def _drawables_of_model(predictions: Mapping, vocabulary: Vocabulary, score_threshold: float) -> list[Drawable]:
     scores = predictions["scores"].detach().cpu()
     best = {name: p.argmax(dim=1).tolist() for name, p in predictions["subcategories"].items()}
     return [
@@ -253,9 +247,7 @@ def prediction_panel(
     **how: object,
 ) -> np.ndarray:
     """Picture of one image's predictions scoring at least `score_threshold`."""
-    panel = draw_instances(
-        image, drawables_of_predictions(predictions, vocabulary, score_threshold), vocabulary, **how
-    )
+    panel = draw_instances(image, drawables_of_predictions(predictions, vocabulary, score_threshold), vocabulary, **how)
     return panel if title is None else titled(panel, title)
 
 
@@ -269,9 +261,7 @@ def ground_truth_panel(
 ) -> np.ndarray:
     """Picture of one image's ground truth; crowd regions are grey."""
     height, width = as_image(image).shape[:2]
-    panel = draw_instances(
-        image, drawables_of_annotations(annotations, vocabulary, height, width), vocabulary, **how
-    )
+    panel = draw_instances(image, drawables_of_annotations(annotations, vocabulary, height, width), vocabulary, **how)
     return panel if title is None else titled(panel, title)
 
 
@@ -284,9 +274,7 @@ def titled(panel: np.ndarray, title: str) -> np.ndarray:
     return np.concatenate([strip, panel])
 
 
-def side_by_side(
-    panels: Sequence[np.ndarray], titles: Sequence[str] | None = None, gap: int = 8
-) -> np.ndarray:
+def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str] | None = None, gap: int = 8) -> np.ndarray:
     """Panels in a row on white, aligned at the bottom, so that titles of different height do no harm."""
     return contact_sheet(panels, columns=len(panels), titles=titles, gap=gap)
 
@@ -305,9 +293,7 @@ def contact_sheet(
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     widths = [max(panel.shape[1] for panel in panels[i::columns]) for i in range(columns)]
     heights = [max(panel.shape[0] for panel in row) for row in rows]
-    sheet = np.full(
-        (sum(heights) + gap * (len(rows) - 1), sum(widths) + gap * (columns - 1), 3), 255, np.uint8
-    )
+    sheet = np.full((sum(heights) + gap * (len(rows) - 1), sum(widths) + gap * (columns - 1), 3), 255, np.uint8)
     y = 0
     for row, height in zip(rows, heights, strict=True):
         x = 0

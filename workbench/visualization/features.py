@@ -90,9 +90,7 @@ def layer_differences(comparisons: Mapping[str, Sequence]) -> Figure:
     axes = figure.subplots()
     known = [p.difference for pairs in comparisons.values() for p in pairs if p.difference is not None]
     top = max([*known, 1e-6]) * 1.6
-    for (label, pairs), colour, marker in zip(
-        comparisons.items(), (GREEN, VERMILION, BLUE), "os^", strict=False
-    ):
+    for (label, pairs), colour, marker in zip(comparisons.items(), (GREEN, VERMILION, BLUE), "os^", strict=False):
         same = [p for p in pairs if p.difference is not None]
         axes.plot([p.index for p in same], [p.difference for p in same], marker=marker, color=colour, label=label)
         other = [p.index for p in pairs if p.difference is None]

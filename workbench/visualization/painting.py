@@ -130,9 +130,7 @@ def lead(canvas: np.ndarray, spot: tuple[int, int], label: np.ndarray, piece: Pi
     x, y = np.linspace(ends[nearest], pixels[nearest], count).round().astype(np.int64).T
     colour = label[0, 0]
     for shift_x, shift_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        canvas[(y + shift_y).clip(0, canvas.shape[0] - 1), (x + shift_x).clip(0, canvas.shape[1] - 1)] = (
-            colour
-        )
+        canvas[(y + shift_y).clip(0, canvas.shape[0] - 1), (x + shift_x).clip(0, canvas.shape[1] - 1)] = colour
 
 
 def blit(canvas: np.ndarray, label: np.ndarray, x: int, y: int) -> None:

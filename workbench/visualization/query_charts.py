@@ -34,9 +34,7 @@ def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> 
         axes.hist(values, bins=edges, color=SKY, edgecolor=INK, linewidth=0.5)
         axes.margins(y=0.12)  # room for the words above the bars
         axes.axvline(values.mean(), color=INK, linestyle="--")
-        axes.text(
-            values.mean(), 0.97, f" mean {values.mean():.1f}", transform=axes.get_xaxis_transform(), va="top"
-        )
+        axes.text(values.mean(), 0.97, f" mean {values.mean():.1f}", transform=axes.get_xaxis_transform(), va="top")
         if queries <= 1.5 * most:
             axes.axvline(queries, color=VERMILION, linewidth=2)
             axes.text(
@@ -132,9 +130,7 @@ def score_histogram(table: pd.DataFrame) -> Figure:
             axes.bar(edges[:-1], counts, 0.025, bottom, align="edge", color=colour, edgecolor=INK, linewidth=0.3,
                      label=f"{name} ({counts.sum()})", hatch={"duplicate": "//", "wrong": ".."}.get(name))  # fmt: skip
             bottom += counts
-    axes.set(
-        title="Scores of the predictions", xlabel="score", ylabel="predictions", xlim=(0, 1), yscale="symlog"
-    )
+    axes.set(title="Scores of the predictions", xlabel="score", ylabel="predictions", xlim=(0, 1), yscale="symlog")
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
@@ -154,9 +150,7 @@ def saturation_chart(tables: Mapping[str, Mapping[str, pd.DataFrame]], queries: 
             colour, marker = LINES[i % len(LINES)], "osD^v"[i % 5]
             share = table.groupby("visible").share.agg(["mean", "std"]).fillna(0)
             low, high = share["mean"] - share["std"], share["mean"] + share["std"]
-            axes.fill_between(
-                share.index, low.clip(0), high.clip(upper=100), color=colour, alpha=0.2, linewidth=0
-            )
+            axes.fill_between(share.index, low.clip(0), high.clip(upper=100), color=colour, alpha=0.2, linewidth=0)
             name = f"{label}: {queries[label]} queries"
             axes.plot(share.index, share["mean"], marker=marker, color=colour, label=name)
             axes.plot(share.index, table.groupby("visible").merged.mean(), "--", color=colour, linewidth=1.3)

@@ -108,9 +108,7 @@ def _train(cfg: CfgNode, run: Any, processes: tuple[Accelerator, torch.device]) 
     trainer.train()
     if evaluation is not None and not run.scores.exists():  # somebody deleted it, or a kill came in between
         evaluate(run.best, output=run.path, overrides=["MODEL.DEVICE", cfg.MODEL.DEVICE])
-    log.info(
-        f"run {run.path}, best checkpoint {run.best}, metrics {run.scores if evaluation else run.metrics}"
-    )
+    log.info(f"run {run.path}, best checkpoint {run.best}, metrics {run.scores if evaluation else run.metrics}")
 
 
 def evaluate(
@@ -220,9 +218,7 @@ def predict(
     from workbench.visualization.drawing import draw_instances
 
     output = Path(output)
-    settings = (
-        FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
-    )
+    settings = FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
     if score_threshold is not None:
         settings = replace(settings, score=score_threshold)
     files = find_images(inputs)
@@ -257,9 +253,7 @@ def predict(
     written.append(_save_coco(output / "predictions.json", images, annotations, vocabulary))
     if unreadable:
         rest = f"; the other {len(images)} are in {output}" if images else ""
-        raise WorkbenchError(
-            f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}"
-        )
+        raise WorkbenchError(f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}")
     return written
 
 
@@ -314,9 +308,7 @@ class _Evaluation:
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
             rank=rank(),
             world_size=world_size(),
-            batch_size=8
-            if len(sizes) == 1
-            else 1,  # images of one size need no padding, so batches change nothing
+            batch_size=8 if len(sizes) == 1 else 1,  # images of one size need no padding, so batches change nothing
         )
         vocabulary = self.dataset.vocabulary
         self.results, stats = run_inference(
@@ -395,16 +387,12 @@ def _log_machine(cfg: CfgNode, processes: tuple[Accelerator, torch.device]) -> N
     from workbench.training.progress import log
 
     device = processes[1]
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     devices = gather(f"process {rank()} uses {device} ({name})")
     log.info(", ".join(f"{key} {value}" for key, value in versions().items()))
     log.info("; ".join(devices) + f"; mixed precision {precision(cfg, device)}")
     if cfg.SOLVER.AMP.ENABLED and precision(cfg, device) == "no":
-        log.warning(
-            "SOLVER.AMP asks for float16, which CPUs lack: training in float32 (bfloat16 works everywhere)"
-        )
+        log.warning("SOLVER.AMP asks for float16, which CPUs lack: training in float32 (bfloat16 works everywhere)")
 
 
 def _log_data(cfg: CfgNode, train_set: CocoDataset, test_set: CocoDataset | None) -> None:
@@ -415,9 +403,7 @@ def _log_data(cfg: CfgNode, train_set: CocoDataset, test_set: CocoDataset | None
     for purpose, dataset in (("train", train_set), ("evaluate", test_set)):
         if dataset is not None:
             objects = sum(len(d["annotations"]) for d in dataset.dicts)
-            left_out = (
-                f", {dataset.skipped} annotations and images left out for faults" if dataset.skipped else ""
-            )
+            left_out = f", {dataset.skipped} annotations and images left out for faults" if dataset.skipped else ""
             names = ", ".join(entry.name for entry in dataset.entries)
             log.info(f"{purpose} on {names}: {len(dataset)} images, {objects} objects{left_out}")
     classes = [f"{n} ({len(c)})" for n, c in train_set.vocabulary.subcategories.items()]

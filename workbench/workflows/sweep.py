@@ -108,9 +108,7 @@ def load_sweep(path: str | Path) -> Sweep:
     overrides, parameters = content.get("overrides") or [], content.get("parameters") or {}
     if not isinstance(overrides, list) or not isinstance(parameters, dict):
         raise WorkbenchError(f"The sweep {path}: overrides is a list of keys and values, parameters a mapping.")
-    sweep = Sweep(
-        Path(content["notebook"]), Path(content["output"]), grid, parameters, tuple(map(str, overrides))
-    )
+    sweep = Sweep(Path(content["notebook"]), Path(content["output"]), grid, parameters, tuple(map(str, overrides)))
     if not sweep.notebook.is_file():
         raise WorkbenchError(f"The sweep {path} names the notebook {sweep.notebook}, which is not there.")
     trials = sweep.trials()

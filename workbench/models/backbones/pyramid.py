@@ -55,9 +55,7 @@ def check_pyramid(shapes: Mapping[str, FeatureShape], table: str = "") -> None:
     strides = tuple(shapes[name].stride for name in STAGES if name in shapes)
     allowed = ((4, 8, 16, 32), (4, 8, 16, 16), (4, 8, 8, 8))
     if strides not in allowed:
-        found = ", ".join(
-            f"{name} {shape.channels} channels at 1/{shape.stride}" for name, shape in shapes.items()
-        )
+        found = ", ".join(f"{name} {shape.channels} channels at 1/{shape.stride}" for name, shape in shapes.items())
         raise PyramidError(
             "the backbone's stages must have strides 4, 8, 16, 32 (or repeat the last one when dilated), "
             f"but they are: {found}.{table and chr(10)}{table}"
