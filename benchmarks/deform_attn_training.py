@@ -42,8 +42,7 @@ def main() -> None:
         )
     mine, its = (1e3 * table["seconds"].iloc[arguments.steps // 4 :].median() for table in (ours, peer))
     first = abs(ours["total_loss"][0] / peer["total_loss"][0] - 1)
-    print(f"{arguments.config}, a step: ours {mine:.0f} ms, reference {its:.0f} ms, "
-          f"{its / mine:.2f}x as many steps")  # fmt: skip
+    print(f"{arguments.config}, a step: ours {mine:.0f} ms, reference {its:.0f} ms, {its / mine:.2f}x as many steps")
     print(f"the loss of the first step differs by {first:.1e}, relatively")
 
 

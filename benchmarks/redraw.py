@@ -45,9 +45,18 @@ def gallery(folder: Path, predictions: int) -> Gallery:
         attributes = {"colour": ("red", "green", None)[int(np.argmax(scores["colour"]))], "texture": "plain"}
         score = 1 - i / (predictions + 1)
         rows.append(
-            {"image_id": 1, "category_id": 1 + i % 3, "segmentation": mask, "score": score, "main_score": score,
-             "mask_score": 1.0, "query": i, "attributes": attributes, "attribute_scores": scores}
-        )  # fmt: skip
+            {
+                "image_id": 1,
+                "category_id": 1 + i % 3,
+                "segmentation": mask,
+                "score": score,
+                "main_score": score,
+                "mask_score": 1.0,
+                "query": i,
+                "attributes": attributes,
+                "attribute_scores": scores,
+            }
+        )
         if i % 10 == 0:
             annotations.append(
                 {

@@ -11,15 +11,43 @@ PACKAGE = Path(__file__).parents[1] / "workbench"
 
 # A part imports only from those left of it.
 ORDER = (
-    "errors", "config", "data", "ops", "diagnosis", "environment", "trials", "losses", "models",
-    "evaluation", "training", "visualization", "workflows", "runs", "preview", "donors", "inspection",
-    "browse", "notebook", "report", "sweeps", "cli",
-)  # fmt: skip
+    "errors",
+    "config",
+    "data",
+    "ops",
+    "diagnosis",
+    "environment",
+    "trials",
+    "losses",
+    "models",
+    "evaluation",
+    "training",
+    "visualization",
+    "workflows",
+    "runs",
+    "preview",
+    "donors",
+    "inspection",
+    "browse",
+    "notebook",
+    "report",
+    "sweeps",
+    "cli",
+)
 PLAIN = ("models", "losses", "ops")  # plain PyTorch: no config object, no framework, no files
 FORBIDDEN_IN_PLAIN = {
-    "accelerate", "fvcore", "yacs", "yaml", "detectron2", "transformers", "lightning", "json", "pandas",
-    "matplotlib", "pycocotools",
-}  # fmt: skip
+    "accelerate",
+    "fvcore",
+    "yacs",
+    "yaml",
+    "detectron2",
+    "transformers",
+    "lightning",
+    "json",
+    "pandas",
+    "matplotlib",
+    "pycocotools",
+}
 
 UNSAFE = {"eval", "exec", "compile", "pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load"}
 

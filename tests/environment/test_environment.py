@@ -146,8 +146,13 @@ def test_a_toolkit_is_found_under_cuda_home(tmp_path, monkeypatch: pytest.Monkey
 
 
 GPU = {
-    "index": 0, "name": "Alpha", "capability": "9.0", "memory_gib": 139.0, "free_gib": 130.0, "freest": True,
-}  # fmt: skip
+    "index": 0,
+    "name": "Alpha",
+    "capability": "9.0",
+    "memory_gib": 139.0,
+    "free_gib": 130.0,
+    "freest": True,
+}
 
 
 @pytest.fixture
@@ -156,24 +161,43 @@ def good() -> dict:
     return {
         "python": {"version": "3.12.1", "executable": "python", "environment": ".venv", "kind": "venv"},
         "system": {
-            "platform": "Linux", "cpu": "CPU", "cores": 8, "threads": 8, "simd": ["avx2"], "memory_gib": 64.0,
-            "memory_free_gib": 60.0, "directory": "here", "disk_free_gib": 100.0, "shared_memory_free_gib":
-            30.0,
+            "platform": "Linux",
+            "cpu": "CPU",
+            "cores": 8,
+            "threads": 8,
+            "simd": ["avx2"],
+            "memory_gib": 64.0,
+            "memory_free_gib": 60.0,
+            "directory": "here",
+            "disk_free_gib": 100.0,
+            "shared_memory_free_gib": 30.0,
         },
         "torch": {
-            "version": "2.15.0+cu132", "cuda": "13.2", "cudnn": 92600, "built_for": ["sm_80", "sm_90"],
-            "cuda_available": True, "cpu_kernels": "AVX2", "threads": 8, "error": None,
+            "version": "2.15.0+cu132",
+            "cuda": "13.2",
+            "cudnn": 92600,
+            "built_for": ["sm_80", "sm_90"],
+            "cuda_available": True,
+            "cpu_kernels": "AVX2",
+            "threads": 8,
+            "error": None,
         },
         "torchvision": {"version": "0.29.2", "wants_torch": ">=2.14.0", "error": None},
         "cuda": {
-            "driver": "580.95", "driver_cuda": "13.2", "machine_gpus": ["GPU 0: Alpha"], "visible_devices":
-            None, "visible_devices_at_start": None, "started": False, "cuda_home": None, "toolkits": [],
+            "driver": "580.95",
+            "driver_cuda": "13.2",
+            "machine_gpus": ["GPU 0: Alpha"],
+            "visible_devices": None,
+            "visible_devices_at_start": None,
+            "started": False,
+            "cuda_home": None,
+            "toolkits": [],
         },
         "gpus": [copy.deepcopy(GPU)],
         "detectron2": {"version": None, "error": None},
         "packages": {"numpy": "2.4.6"},
         "problems": [],
-    }  # fmt: skip
+    }
 
 
 def test_a_good_machine_has_no_problems(good: dict) -> None:

@@ -48,7 +48,7 @@ COLOURLESS = subcategories(colour=(0.3, 0.1, 0.6), texture=(0.9, 0.05, 0.05))
         (replace(ALL, min_area=26), row(40, 40, 0.9, side=5), "area", "25 pixels < 26"),
         (replace(ALL, nms="within"), row(5, 5, 0.9), "overlap", "IoU 1.00 with row 0, which scores 0.950"),
     ],
-)  # fmt: skip
+)
 def test_each_rule_drops_what_it_is_for_and_says_why(settings, dropped, rule, why):
     filtered = apply_filters([row(5, 5, 0.95), dropped], settings, VOCABULARY)
     assert filtered.kept == [0]
@@ -112,9 +112,13 @@ def test_every_row_is_kept_or_dropped_once_by_the_first_rule_that_applies(seed):
         for _ in range(12)
     ]
     settings = FilterSettings(
-        score=0.3, categories=("disc",), min_area=20, nms="across", nms_iou=0.1,
+        score=0.3,
+        categories=("disc",),
+        min_area=20,
+        nms="across",
+        nms_iou=0.1,
         subcategories={"texture": SubcategoryFilter(0.5), "colour": SubcategoryFilter(drop_no_object=True)},
-    )  # fmt: skip
+    )
     candidates = Candidates(rows, VOCABULARY)
     filtered = apply_filters(candidates, settings, VOCABULARY)
     assert sorted([*filtered.kept, *filtered.dropped]) == list(range(12))
@@ -145,8 +149,11 @@ def test_a_models_predictions_are_filtered_like_their_rows():
         torch.randn(6, 3, generator=draw),
         torch.randn(6, 8, 8, generator=draw),
         {"colour": torch.randn(6, 3, generator=draw), "texture": torch.randn(6, 3, generator=draw)},
-        padded_size=(32, 32), image_size=(32, 32), output_size=(64, 64), top_k=9,
-    )  # fmt: skip
+        padded_size=(32, 32),
+        image_size=(32, 32),
+        output_size=(64, 64),
+        top_k=9,
+    )
     logits = predictions["subcategory_logits"]["colour"][:, :2].amax(1)
     limit = float(logits.median())
     filtered = apply_filters(predictions, colour(threshold=limit, measure="logit"), VOCABULARY)
@@ -185,9 +192,14 @@ def test_another_tools_rows_need_only_what_the_rules_in_use_read():
 
 
 FULL = FilterSettings(
-    0.25, 0.1, ("box",), {"colour": SubcategoryFilter(-1.5, "logit", True), "texture": SubcategoryFilter()},
-    12.0, "across", 0.4,
-)  # fmt: skip
+    0.25,
+    0.1,
+    ("box",),
+    {"colour": SubcategoryFilter(-1.5, "logit", True), "texture": SubcategoryFilter()},
+    12.0,
+    "across",
+    0.4,
+)
 
 
 @pytest.mark.parametrize("settings", [FilterSettings(), FULL, replace(FULL, categories=())])

@@ -19,8 +19,12 @@ spec = importlib.util.spec_from_file_location("candidates", Path(__file__).with_
 made = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(made)
 VOCABULARY, annotation, row, subcategories, truth = (
-    made.VOCABULARY, made.annotation, made.row, made.subcategories, made.truth,
-)  # fmt: skip
+    made.VOCABULARY,
+    made.annotation,
+    made.row,
+    made.subcategories,
+    made.truth,
+)
 
 
 def test_the_score_that_parts_true_from_false():
@@ -100,7 +104,7 @@ def test_no_other_score_has_a_better_f1(seed):
         (truth(annotation(1, 5, 5)), [row(5, 5, 0.9)], FilterSettings(categories=("box",)), "leave no prediction"),
         (truth(annotation(1, 5, 5)), [row(40, 40, 0.9)], FilterSettings(), "No prediction finds an object"),
     ],
-)  # fmt: skip
+)
 def test_where_nothing_can_be_suggested_it_says_so(gt, rows, wanted, why):
     found = suggest_thresholds(gt, rows, VOCABULARY, wanted)
     assert why in found.note

@@ -16,10 +16,20 @@ CHANNELS = [8, 12, 16, 20]
 @pytest.fixture(scope="module")
 def config():
     return peer.Mask2FormerConfig(
-        feature_size=64, mask_feature_size=32, hidden_dim=64, encoder_feedforward_dim=96, dim_feedforward=80,
-        encoder_layers=2, decoder_layers=5, num_attention_heads=4, num_queries=7, feature_strides=[4, 8, 16, 32],
-        common_stride=4, dropout=0.0, pre_norm=False,
-    )  # fmt: skip
+        feature_size=64,
+        mask_feature_size=32,
+        hidden_dim=64,
+        encoder_feedforward_dim=96,
+        dim_feedforward=80,
+        encoder_layers=2,
+        decoder_layers=5,
+        num_attention_heads=4,
+        num_queries=7,
+        feature_strides=[4, 8, 16, 32],
+        common_stride=4,
+        dropout=0.0,
+        pre_norm=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +38,16 @@ def ours():
     shapes = {f"res{i + 2}": FeatureShape(c, s) for i, (c, s) in enumerate(zip(CHANNELS, (4, 8, 16, 32), strict=True))}
     pixel = MSDeformAttnPixelDecoder(shapes, conv_dim=64, mask_dim=32, feedforward=96, layers=2, heads=4)
     decoder = MaskedTransformerDecoder(
-        num_classes=5, subcategories={"colour": 3}, in_channels=64, mask_dim=32, hidden_dim=64, num_queries=7, heads=4,
-        feedforward=80, layers=4,
-    )  # fmt: skip
+        num_classes=5,
+        subcategories={"colour": 3},
+        in_channels=64,
+        mask_dim=32,
+        hidden_dim=64,
+        num_queries=7,
+        heads=4,
+        feedforward=80,
+        layers=4,
+    )
     for module in (pixel, decoder):  # no parameter may stay at a value that hides a mistake, such as zero
         for parameter in module.parameters():
             with torch.no_grad():

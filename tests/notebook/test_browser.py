@@ -83,9 +83,14 @@ def test_every_control_redraws_and_counts(gallery, change, rule):
 
 def test_settings_go_in_and_come_out(gallery):
     settings = FilterSettings(
-        0.25, 0.125, ("box",), min_area=5000.0, nms="across", nms_iou=0.5,
+        0.25,
+        0.125,
+        ("box",),
+        min_area=5000.0,
+        nms="across",
+        nms_iou=0.5,
         subcategories={"colour": SubcategoryFilter(8.5, "logit", True), "texture": SubcategoryFilter(0.25)},
-    )  # fmt: skip
+    )
     browser = PredictionBrowser(gallery)
     assert browser.settings == FilterSettings(
         subcategories={name: SubcategoryFilter() for name in VOCABULARY.subcategories}

@@ -79,5 +79,8 @@ def test_resnet_layers_are_measured_block_by_block() -> None:
     table = {name: (layer.channels, layer.stride) for layer, name in zip(layers, names, strict=True)}
     assert table["stem"] == (64, 2) and table["maxpool"] == (64, 4)
     assert [table[f"layer{n}.{last}"] for n, last in ((1, 2), (2, 3), (3, 5), (4, 2))] == [
-        (256, 4), (512, 8), (1024, 16), (2048, 32),
-    ]  # fmt: skip
+        (256, 4),
+        (512, 8),
+        (1024, 16),
+        (2048, 32),
+    ]

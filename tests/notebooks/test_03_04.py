@@ -42,11 +42,24 @@ def test_03_trains_shows_and_does_not_train_again(tiny_config: Path, tmp_path: P
 def test_04_shows_and_keeps_figures_and_tables(tiny_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "evaluation"
     executed = run(
-        "04_eval", tmp_path / "04.ipynb", ckpt=tiny_run / "checkpoints" / "best", output=output, images=2,
+        "04_eval",
+        tmp_path / "04.ipynb",
+        ckpt=tiny_run / "checkpoints" / "best",
+        output=output,
+        images=2,
         score_threshold=0.0,
-    )  # fmt: skip
-    for name in ("precision_recall_50", "ap_by_category", "ap_by_size", "confusion_colour", "confusion_texture",
-                 "worst", "best", "ranking", "calibration"):  # fmt: skip
+    )
+    for name in (
+        "precision_recall_50",
+        "ap_by_category",
+        "ap_by_size",
+        "confusion_colour",
+        "confusion_texture",
+        "worst",
+        "best",
+        "ranking",
+        "calibration",
+    ):
         assert (output / "figures" / f"{name}.png").stat().st_size > 3000, name
     for name in ("overall", "categories", "subcategories", "images", "ranking", "calibration"):
         assert (output / "figures" / f"{name}.csv").exists(), name

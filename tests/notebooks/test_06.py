@@ -21,9 +21,13 @@ def test_it_filters_counts_draws_and_suggests(tiny_run: Path, tmp_path: Path) ->
     notebook = running.run(
         "06_visualize",
         tmp_path / "06.ipynb",
-        ckpt=tiny_run, output=tmp_path / "out", num_images=2, score=0.0, nms="across",
+        ckpt=tiny_run,
+        output=tmp_path / "out",
+        num_images=2,
+        score=0.0,
+        nms="across",
         subcategories={"colour": {"threshold": 0.1, "drop_no_object": True}},
-    )  # fmt: skip
+    )
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert names >= {"contact_sheet.png", "filter_counts.csv", "filtered_rows.csv", "suggested_thresholds.png"}
     assert running.pictures(notebook) == 3  # beside the sliders, the contact sheet, the suggested thresholds

@@ -27,8 +27,14 @@ def _categories(count: int) -> pd.DataFrame:
 
 def test_nothing_to_draw_is_a_sentence() -> None:
     empty = pd.DataFrame({"predictions": [0], "score": [0.0]})
-    nothing = QueryOutputs((1,), np.zeros((1, 2)), np.zeros((1, 2), bool), np.zeros((1, 2), int), np.zeros((1, 2)),
-                           np.full((2, 4, 4), np.nan))  # fmt: skip
+    nothing = QueryOutputs(
+        (1,),
+        np.zeros((1, 2)),
+        np.zeros((1, 2), bool),
+        np.zeros((1, 2), int),
+        np.zeros((1, 2)),
+        np.full((2, 4, 4), np.nan),
+    )
     for figure, words in (
         (charts.learning_curves(pd.DataFrame()), "No step"),
         (charts.precision_recall({}, 0.5), "no ground truth"),

@@ -29,9 +29,18 @@ if TYPE_CHECKING:
 GIB = 1024**3
 SIMD_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")
 PACKAGES = (
-    "accelerate", "fvcore", "numpy", "pycocotools", "faster-coco-eval", "scipy", "pandas", "safetensors",
-    "jupyterlab", "papermill", "transformers",
-)  # fmt: skip
+    "accelerate",
+    "fvcore",
+    "numpy",
+    "pycocotools",
+    "faster-coco-eval",
+    "scipy",
+    "pandas",
+    "safetensors",
+    "jupyterlab",
+    "papermill",
+    "transformers",
+)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -279,14 +288,16 @@ def _inspect_gpus() -> list[dict[str, Any]]:
     free, freest, gpus = free_memory_by_uuid(), freest_gpu(), []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        gpus.append({
-            "index": index,
-            "name": properties.name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "memory_gib": round(properties.total_memory / GIB, 1),
-            "free_gib": _in_gib(free[gpu_uuid(index)] * 1024**2) if gpu_uuid(index) in free else None,
-            "freest": index == freest,
-        })  # fmt: skip
+        gpus.append(
+            {
+                "index": index,
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_gib": round(properties.total_memory / GIB, 1),
+                "free_gib": _in_gib(free[gpu_uuid(index)] * 1024**2) if gpu_uuid(index) in free else None,
+                "freest": index == freest,
+            }
+        )
     return gpus
 
 

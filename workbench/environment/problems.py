@@ -71,34 +71,42 @@ def _package_problems(machine: dict[str, Any]) -> list[Problem]:
         reinstall = "python -m pip install --force-reinstall -r requirements.lock"
     found = []
     if _numbers(python["version"]) < OLDEST_PYTHON:
-        found.append(_problem(
-            f"Python {python['version']} is older than {_dotted(OLDEST_PYTHON)}, which the workbench needs.",
-            "rm -rf .venv && make env PYTHON=python3.12",
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"Python {python['version']} is older than {_dotted(OLDEST_PYTHON)}, which the workbench needs.",
+                "rm -rf .venv && make env PYTHON=python3.12",
+            )
+        )
     if torch["version"] is None:
         found.append(_problem("torch is not installed.", reinstall))
     elif torch["error"]:
         found.append(_problem(f"torch {torch['version']} does not load ({torch['error']}).", reinstall))
     elif _numbers(torch["version"]) < OLDEST_TORCH:
-        found.append(_problem(
-            f"torch {torch['version']} is older than {_dotted(OLDEST_TORCH)}, which the workbench needs.",
-            reinstall,
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"torch {torch['version']} is older than {_dotted(OLDEST_TORCH)}, which the workbench needs.",
+                reinstall,
+            )
+        )
     if vision["version"] is None:
         found.append(_problem("torchvision is not installed.", reinstall))
     elif vision["error"] and not torch["error"]:
         wants = f"; it was built for torch {vision['wants_torch']}" if vision["wants_torch"] else ""
-        found.append(_problem(
-            f"torchvision {vision['version']} does not belong to torch {torch['version']} "
-            f"({vision['error']}){wants}.",
-            reinstall,
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"torchvision {vision['version']} does not belong to torch {torch['version']} "
+                f"({vision['error']}){wants}.",
+                reinstall,
+            )
+        )
     if machine["detectron2"]["error"]:
-        found.append(_problem(
-            f"detectron2 is installed but does not load ({machine['detectron2']['error']}), most often "
-            "because it was built for another torch; the workbench runs without it.",
-            "conda env create -f environment.yml",
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"detectron2 is installed but does not load ({machine['detectron2']['error']}), most often "
+                "because it was built for another torch; the workbench runs without it.",
+                "conda env create -f environment.yml",
+            )
+        )
     return found
 
 
@@ -107,23 +115,29 @@ def _driver_problems(machine: dict[str, Any]) -> list[Problem]:
     if not (cuda["driver"] or cuda["machine_gpus"]) or torch["error"] or torch["version"] is None:
         return []
     if torch["cuda"] is None:
-        return [_problem(
-            f"This machine has an NVIDIA GPU, but torch {torch['version']} was built without CUDA.",
-            "python -m pip install --force-reinstall -r requirements.lock",
-        )]  # fmt: skip
+        return [
+            _problem(
+                f"This machine has an NVIDIA GPU, but torch {torch['version']} was built without CUDA.",
+                "python -m pip install --force-reinstall -r requirements.lock",
+            )
+        ]
     if cuda["driver_cuda"] and _numbers(cuda["driver_cuda"])[0] < _numbers(torch["cuda"])[0]:
-        return [_problem(
-            f"The NVIDIA driver {_or(cuda['driver'], '')} supports CUDA {cuda['driver_cuda']}, but torch "
-            f"{torch['version']} was built for CUDA {torch['cuda']}: update the driver, or let conda choose "
-            "a torch for it.",
-            "conda env create -f environment.yml && conda activate workbench",
-        )]  # fmt: skip
+        return [
+            _problem(
+                f"The NVIDIA driver {_or(cuda['driver'], '')} supports CUDA {cuda['driver_cuda']}, but torch "
+                f"{torch['version']} was built for CUDA {torch['cuda']}: update the driver, or let conda choose "
+                "a torch for it.",
+                "conda env create -f environment.yml && conda activate workbench",
+            )
+        ]
     if not machine["gpus"] and not _hides_all(cuda["visible_devices"]):
-        return [_problem(
-            "This machine has an NVIDIA driver, but torch can use no GPU: the driver may have been updated "
-            "without a restart, or the container was started without GPUs.",
-            "nvidia-smi",
-        )]  # fmt: skip
+        return [
+            _problem(
+                "This machine has an NVIDIA driver, but torch can use no GPU: the driver may have been updated "
+                "without a restart, or the container was started without GPUs.",
+                "nvidia-smi",
+            )
+        ]
     return []
 
 
@@ -139,18 +153,22 @@ def _visibility_problems(machine: dict[str, Any]) -> list[Problem]:
     elif value is not None:
         missing = [part for part in value.split(",") if part.strip().isdigit() and int(part) >= count]
         if missing:
-            found.append(_problem(
-                f"CUDA_VISIBLE_DEVICES={value!r} names GPU {missing[0].strip()}, but this machine's last is "
-                f"{count - 1}; CUDA ignores that one and all after it.",
-                f"export CUDA_VISIBLE_DEVICES={','.join(str(index) for index in range(count))}",
-            ))  # fmt: skip
+            found.append(
+                _problem(
+                    f"CUDA_VISIBLE_DEVICES={value!r} names GPU {missing[0].strip()}, but this machine's last is "
+                    f"{count - 1}; CUDA ignores that one and all after it.",
+                    f"export CUDA_VISIBLE_DEVICES={','.join(str(index) for index in range(count))}",
+                )
+            )
     if cuda["started"] and value != cuda["visible_devices_at_start"]:
-        found.append(_problem(
-            f"CUDA_VISIBLE_DEVICES is {value!r} now and was {cuda['visible_devices_at_start']!r} when this "
-            "process started; a change after CUDA has started has no effect: set it before anything uses the "
-            "GPU.",
-            f"restart the kernel or process after: export CUDA_VISIBLE_DEVICES={_or(value, '')}",
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"CUDA_VISIBLE_DEVICES is {value!r} now and was {cuda['visible_devices_at_start']!r} when this "
+                "process started; a change after CUDA has started has no effect: set it before anything uses the "
+                "GPU.",
+                f"restart the kernel or process after: export CUDA_VISIBLE_DEVICES={_or(value, '')}",
+            )
+        )
     return found
 
 
@@ -158,16 +176,20 @@ def _gpu_problems(machine: dict[str, Any]) -> list[Problem]:
     found, built_for = [], machine["torch"].get("built_for") or []
     for gpu in machine["gpus"]:
         if built_for and not runs_on(gpu["capability"], built_for):
-            found.append(_problem(
-                f"GPU cuda:{gpu['index']} ({gpu['name']}) has compute capability {gpu['capability']}, for "
-                f"which torch {machine['torch']['version']} has no code (it has {', '.join(built_for)}).",
-                "conda env create -f environment.yml && conda activate workbench",
-            ))  # fmt: skip
+            found.append(
+                _problem(
+                    f"GPU cuda:{gpu['index']} ({gpu['name']}) has compute capability {gpu['capability']}, for "
+                    f"which torch {machine['torch']['version']} has no code (it has {', '.join(built_for)}).",
+                    "conda env create -f environment.yml && conda activate workbench",
+                )
+            )
         if gpu["freest"] and gpu["free_gib"] is not None and gpu["free_gib"] < LOW_GPU_GIB:
-            found.append(_problem(
-                f"The freest GPU, cuda:{gpu['index']} ({gpu['name']}), has only {gpu['free_gib']} GiB free.",
-                "nvidia-smi --query-compute-apps=pid,used_memory,name --format=csv",
-            ))  # fmt: skip
+            found.append(
+                _problem(
+                    f"The freest GPU, cuda:{gpu['index']} ({gpu['name']}), has only {gpu['free_gib']} GiB free.",
+                    "nvidia-smi --query-compute-apps=pid,used_memory,name --format=csv",
+                )
+            )
     return found
 
 
@@ -182,39 +204,48 @@ def _toolkit_problems(machine: dict[str, Any]) -> list[Problem]:
     wanted = torch.get("cuda")
     if wanted and _numbers(own[0]["version"])[0] != _numbers(wanted)[0]:
         fitting = [kit["path"] for kit in kits if _numbers(kit["version"])[0] == _numbers(wanted)[0]]
-        return [_problem(
-            f"CUDA_HOME is {home} with CUDA {own[0]['version']}, but torch was built for CUDA {wanted}: what "
-            "is compiled with it would not load.",
-            f"export CUDA_HOME={fitting[0].removesuffix('/bin/nvcc')}" if fitting else "unset CUDA_HOME",
-        )]  # fmt: skip
+        return [
+            _problem(
+                f"CUDA_HOME is {home} with CUDA {own[0]['version']}, but torch was built for CUDA {wanted}: what "
+                "is compiled with it would not load.",
+                f"export CUDA_HOME={fitting[0].removesuffix('/bin/nvcc')}" if fitting else "unset CUDA_HOME",
+            )
+        ]
     return []
 
 
 def _room_problems(system: dict[str, Any]) -> list[Problem]:
     found = []
     if system["threads"] and system["threads"] > system["cores"]:
-        found.append(_problem(
-            f"torch runs {system['threads']} threads on {system['cores']} usable cores, which slows it down.",
-            f"export OMP_NUM_THREADS={system['cores']}",
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"torch runs {system['threads']} threads on {system['cores']} usable cores, which slows it down.",
+                f"export OMP_NUM_THREADS={system['cores']}",
+            )
+        )
     if _below(system["disk_free_gib"], LOW_DISK_GIB):
-        found.append(_problem(
-            f"Only {system['disk_free_gib']} GiB of disk is free in {system['directory']}: a checkpoint may "
-            "not fit.",
-            "du -sh outputs/* data/* | sort -h",
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"Only {system['disk_free_gib']} GiB of disk is free in {system['directory']}: a checkpoint may "
+                "not fit.",
+                "du -sh outputs/* data/* | sort -h",
+            )
+        )
     if _below(system["memory_free_gib"], LOW_MEMORY_GIB):
-        found.append(_problem(
-            f"Only {system['memory_free_gib']} GiB of memory is free: take a smaller batch and fewer "
-            "workers.",
-            "workbench train ... SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0",
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"Only {system['memory_free_gib']} GiB of memory is free: take a smaller batch and fewer workers.",
+                "workbench train ... SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0",
+            )
+        )
     if _below(system["shared_memory_free_gib"], LOW_SHARED_GIB):
-        found.append(_problem(
-            f"Shared memory (/dev/shm) has only {system['shared_memory_free_gib']} GiB free, so loader "
-            "workers die with a bus error: give the container more, or use no workers.",
-            "workbench train ... DATALOADER.NUM_WORKERS 0",
-        ))  # fmt: skip
+        found.append(
+            _problem(
+                f"Shared memory (/dev/shm) has only {system['shared_memory_free_gib']} GiB free, so loader "
+                "workers die with a bus error: give the container more, or use no workers.",
+                "workbench train ... DATALOADER.NUM_WORKERS 0",
+            )
+        )
     return found
 
 

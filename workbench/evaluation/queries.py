@@ -102,9 +102,13 @@ def collect_queries(model: nn.Module, loader: Iterable[list[dict]], *, progress:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = total.cpu().numpy() / columns["claims"].sum(axis=0)[:, None, None]
     return QueryOutputs(
-        tuple(ids), columns["object"], columns["claims"], columns["label"], columns["area"],
+        tuple(ids),
+        columns["object"],
+        columns["claims"],
+        columns["label"],
+        columns["area"],
         np.where(np.isfinite(mean), mean, np.nan),
-    )  # fmt: skip
+    )
 
 
 def _over_the_images(masks: Tensor, batch: Sequence[Mapping], divisibility: int) -> Tensor:

@@ -192,8 +192,10 @@ class SetCriterion(nn.Module):
             _log.warning(
                 "an image has %d objects but the model has %d queries: at most %d of them can be learnt or found; "
                 "raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES above the largest number of objects in an image",
-                most, num_queries, num_queries,
-            )  # fmt: skip
+                most,
+                num_queries,
+                num_queries,
+            )
 
 
 def _mean_over_processes(counts: Tensor) -> Tensor:

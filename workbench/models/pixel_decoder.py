@@ -156,11 +156,15 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(len(self.encoder_features), conv_dim))
         self.layers = nn.ModuleList(
             DeformableEncoderLayer(
-                conv_dim, feedforward=feedforward, dropout=dropout, levels=len(self.encoder_features), heads=heads,
+                conv_dim,
+                feedforward=feedforward,
+                dropout=dropout,
+                levels=len(self.encoder_features),
+                heads=heads,
                 points=points,
             )
             for _ in range(layers)
-        )  # fmt: skip
+        )
         self.lateral_convs = nn.ModuleList(
             _ConvNorm(input_shapes[name].channels, conv_dim, 1, norm) for name in self.fpn_features
         )

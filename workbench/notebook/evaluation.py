@@ -98,11 +98,14 @@ class Evaluation:
             [
                 ground_truth_panel(image, self.annotations(image_id), self.vocabulary, title=f"{name} · truth"),
                 prediction_panel(
-                    image, self.predictions(image_id), self.vocabulary, score_threshold=score_threshold,
+                    image,
+                    self.predictions(image_id),
+                    self.vocabulary,
+                    score_threshold=score_threshold,
                     title=f"predicted (score ≥ {score_threshold:.3g})",
                 ),
             ]
-        )  # fmt: skip
+        )
 
     def query_outputs(self, most: int = 200) -> QueryOutputs:
         """What every query does in the first ``most`` images."""
@@ -159,9 +162,12 @@ class Evaluation:
             found = evaluate_results(self.truth, self.results, self.vocabulary, rank_by=rank_by, **how)
             segm, joint = found["segm"] or {}, found.get("joint") or {}
             rows[rank_by] = {
-                "AP": segm.get("AP"), "AP50": segm.get("AP50"), "AP75": segm.get("AP75"),
-                "joint AP": joint.get("AP"), "joint AP50": joint.get("AP50"),
-            }  # fmt: skip
+                "AP": segm.get("AP"),
+                "AP50": segm.get("AP50"),
+                "AP75": segm.get("AP75"),
+                "joint AP": joint.get("AP"),
+                "joint AP50": joint.get("AP50"),
+            }
         return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("ranked by")
 
 
@@ -195,11 +201,13 @@ def query_comparison(
         twice = (drawn.duplicate == "other query, same category").mean() if len(drawn) else float("nan")
         segm = each.metrics["segm"] or {}
         rows[name] = {
-            "queries": each.queries, "AP": segm.get("AP"), "AP50": segm.get("AP50"),
+            "queries": each.queries,
+            "AP": segm.get("AP"),
+            "AP50": segm.get("AP50"),
             "AR": segm.get(f"AR@{max(each.config.TEST.MAX_DETS)}"),
             "claims in an image": each.query_outputs(most).claims.sum(axis=1).mean(),
             "duplicates in percent": 100 * twice,
-        }  # fmt: skip
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 

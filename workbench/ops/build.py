@@ -24,9 +24,15 @@ from pathlib import Path
 from workbench.errors import WorkbenchError
 
 CPU_FLAGS = (
-    "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-    "-ffp-contract=fast", "-pthread",
-)  # fmt: skip
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-pthread",
+)
 X86_SETS = {
     "avx512": (
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma"),

@@ -21,9 +21,18 @@ if TYPE_CHECKING:
 
 # Keys that may change between a run and its continuation: they alter no step of the training.
 _FREE = (
-    "OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "DATASETS.TEST",
-    "DATASETS.ROOT", "TEST.", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "VIS_PERIOD", "CUDNN_BENCHMARK",
-)  # fmt: skip
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "DATASETS.TEST",
+    "DATASETS.ROOT",
+    "TEST.",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "VIS_PERIOD",
+    "CUDNN_BENCHMARK",
+)
 
 
 class RunDirectory:

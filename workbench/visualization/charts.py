@@ -20,8 +20,13 @@ from matplotlib.figure import Figure
 from workbench.visualization.drawing import PALETTE
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
-)  # fmt: skip
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)
 INK, QUIET = "#222222", "#777777"
 LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 DASHES = ("-", "--", "-.", ":")
@@ -143,18 +148,26 @@ def precision_recall(curves: Mapping[str, Mapping[str, np.ndarray]], iou: float)
         if few:
             label = f"{name}  {100 * curves[name]['precision'].mean():.0f}"
             axes.plot(
-                recall, precision, DASHES[i // len(PALETTE) % 4], color=category_colour(i), linewidth=2,
-                path_effects=OUTLINE, label=label,
-            )  # fmt: skip
+                recall,
+                precision,
+                DASHES[i // len(PALETTE) % 4],
+                color=category_colour(i),
+                linewidth=2,
+                path_effects=OUTLINE,
+                label=label,
+            )
         else:
             axes.plot(recall, precision, color=SKY, linewidth=0.7, alpha=0.7)
     mean = curves["all"]
     label = f"mean  {100 * mean['precision'].mean():.0f}" + ("" if few else f" of {len(names)} categories")
     axes.plot(mean["recall"], mean["precision"], color=INK, linewidth=2.5, label=label)
     axes.set(
-        title=f"Precision and recall of masks at IoU {iou:g}", xlabel="recall: share of the objects found",
-        ylabel="precision: share of the predictions right", xlim=(0, 1), ylim=(0, 1.02),
-    )  # fmt: skip
+        title=f"Precision and recall of masks at IoU {iou:g}",
+        xlabel="recall: share of the objects found",
+        ylabel="precision: share of the predictions right",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
     axes.legend(title=f"AP{100 * iou:.0f}", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -217,9 +230,14 @@ def heat_table(
     axes.set_yticks(range(values.shape[0]), values.index)
     for (row, column), shade in np.ndenumerate(np.nan_to_num(shades.to_numpy(float))):
         axes.text(
-            column, row, text.iat[row, column], ha="center", va="center", fontsize=9,
+            column,
+            row,
+            text.iat[row, column],
+            ha="center",
+            va="center",
+            fontsize=9,
             color="white" if shade > 60 else INK,
-        )  # fmt: skip
+        )
     axes.set(title=title, xlabel=values.columns.name or "", ylabel=values.index.name or "")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -253,14 +271,21 @@ def calibration(table: pd.DataFrame) -> Figure:
     for side in known.itertuples():
         left.plot([side.mean_score] * 2, sorted([side.mean_score, side.precision]), color=VERMILION, alpha=0.5)
     left.set(
-        title="Are scores probabilities?", xlabel="score", ylabel="share of predictions right",
-        xlim=(0, 1), ylim=(0, 1.02),
-    )  # fmt: skip
+        title="Are scores probabilities?",
+        xlabel="score",
+        ylabel="share of predictions right",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
     left.legend(loc="upper left")
     right.bar(
-        (table.low + table.high) / 2, table.predictions, width=0.9 * (table.high - table.low), color=SKY,
-        edgecolor=INK, linewidth=0.5,
-    )  # fmt: skip
+        (table.low + table.high) / 2,
+        table.predictions,
+        width=0.9 * (table.high - table.low),
+        color=SKY,
+        edgecolor=INK,
+        linewidth=0.5,
+    )
     right.set(title="Predictions by score", xlabel="score", ylabel="predictions (log)", yscale="log", xlim=(0, 1))
     return figure
 

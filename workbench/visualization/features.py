@@ -44,28 +44,45 @@ def staircase(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
     for (label, layers), dash, colour in zip(networks.items(), ("-", "--"), (BLUE, INK), strict=False):
         upper.step(
-            [layer.index for layer in layers], [layer.stride for layer in layers], dash, where="mid",
-            color=colour, linewidth=2, label=label,
-        )  # fmt: skip
+            [layer.index for layer in layers],
+            [layer.stride for layer in layers],
+            dash,
+            where="mid",
+            color=colour,
+            linewidth=2,
+            label=label,
+        )
     layers = next(iter(networks.values()))
     marked = {tap: stage for stage, tap in taps.items()}
     lower.bar(
-        [layer.index for layer in layers], [layer.channels for layer in layers],
+        [layer.index for layer in layers],
+        [layer.channels for layer in layers],
         color=[STAGE_COLOURS.get(marked.get(layer.index), "#d0d0d0") for layer in layers],
-        edgecolor=INK, linewidth=0.5,
-    )  # fmt: skip
+        edgecolor=INK,
+        linewidth=0.5,
+    )
     for layer in layers:
         bold = layer.index in marked
         lower.text(
-            layer.index, layer.channels, str(layer.channels), ha="center", va="bottom", fontsize=8,
-            fontweight="bold" if bold else "normal", color=INK if bold else QUIET,
-        )  # fmt: skip
+            layer.index,
+            layer.channels,
+            str(layer.channels),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            fontweight="bold" if bold else "normal",
+            color=INK if bold else QUIET,
+        )
         if bold:
             upper.plot(layer.index, layer.stride, "o", color=STAGE_COLOURS[marked[layer.index]], markersize=9)
             upper.annotate(
-                marked[layer.index], (layer.index, layer.stride), xytext=(-4, 8), textcoords="offset points",
-                ha="right", fontweight="bold",
-            )  # fmt: skip
+                marked[layer.index],
+                (layer.index, layer.stride),
+                xytext=(-4, 8),
+                textcoords="offset points",
+                ha="right",
+                fontweight="bold",
+            )
     strides = sorted({layer.stride for found in networks.values() for layer in found})
     upper.set(yscale="log", ylabel="stride", title="Stride of each layer's output")
     upper.set_yticks(strides, [f"1/{stride}" for stride in strides])
@@ -97,13 +114,20 @@ def layer_differences(comparisons: Mapping[str, Sequence]) -> Figure:
         axes.plot(other, [top] * len(other), "x", color=colour, markersize=8, markeredgewidth=2)
         if other:
             axes.annotate(
-                "sizes differ", (other[0], top), xytext=(-12, 0), textcoords="offset points", ha="right",
-                va="center", color=colour,
-            )  # fmt: skip
+                "sizes differ",
+                (other[0], top),
+                xytext=(-12, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                color=colour,
+            )
     axes.set(
-        title="Largest difference between the outputs of the two networks", xlabel="layer",
-        ylabel="absolute difference", ylim=(-0.04 * top, top * 1.1),
-    )  # fmt: skip
+        title="Largest difference between the outputs of the two networks",
+        xlabel="layer",
+        ylabel="absolute difference",
+        ylim=(-0.04 * top, top * 1.1),
+    )
     axes.set_xticks(range(max(len(pairs) for pairs in comparisons.values())))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure

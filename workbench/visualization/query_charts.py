@@ -59,8 +59,10 @@ def query_use(table: pd.DataFrame) -> Figure:
     idle = int((busiest.claims == 0).sum())
     axes.set(
         title=f"How often each query claims an object ({idle} of {len(busiest)} never do)",
-        xlabel="query, busiest first", ylabel="percent of the images", xlim=(-0.7, len(busiest) - 0.3),
-    )  # fmt: skip
+        xlabel="query, busiest first",
+        ylabel="percent of the images",
+        xlim=(-0.7, len(busiest) - 0.3),
+    )
     if len(busiest) <= 40:
         axes.set_xticks(range(len(busiest)), busiest.index, fontsize=8)
     axes.grid(axis="x", visible=False)
@@ -75,12 +77,21 @@ def detection_limit_chart(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     for name, colour, marker in (("AR", BLUE, "o"), ("AP", VERMILION, "s")):
         axes.plot(table.index, table[name], marker=marker, color=colour, label=name)
-        axes.annotate(f"{table[name].iloc[-1]:.1f}", (table.index[-1], table[name].iloc[-1]), xytext=(6, 0),
-                      textcoords="offset points", va="center", color=colour)  # fmt: skip
+        axes.annotate(
+            f"{table[name].iloc[-1]:.1f}",
+            (table.index[-1], table[name].iloc[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
     axes.set(
-        title="What more detections bring", xlabel="maxDets: detections of a category that count in an image",
-        ylabel="percent", xscale="log", ylim=(0, None),
-    )  # fmt: skip
+        title="What more detections bring",
+        xlabel="maxDets: detections of a category that count in an image",
+        ylabel="percent",
+        xscale="log",
+        ylim=(0, None),
+    )
     axes.set_xticks(table.index, [str(k) for k in table.index])
     axes.minorticks_off()
     axes.margins(x=0.09)
@@ -127,8 +138,18 @@ def score_histogram(table: pd.DataFrame) -> Figure:
     for name, colour in OUTCOMES.items():
         counts = np.histogram(table.score[table.outcome == name], edges)[0]
         if counts.sum():
-            axes.bar(edges[:-1], counts, 0.025, bottom, align="edge", color=colour, edgecolor=INK, linewidth=0.3,
-                     label=f"{name} ({counts.sum()})", hatch={"duplicate": "//", "wrong": ".."}.get(name))  # fmt: skip
+            axes.bar(
+                edges[:-1],
+                counts,
+                0.025,
+                bottom,
+                align="edge",
+                color=colour,
+                edgecolor=INK,
+                linewidth=0.3,
+                label=f"{name} ({counts.sum()})",
+                hatch={"duplicate": "//", "wrong": ".."}.get(name),
+            )
             bottom += counts
     axes.set(title="Scores of the predictions", xlabel="score", ylabel="predictions", xlim=(0, 1), yscale="symlog")
     axes.set_ylim(bottom=0)

@@ -40,8 +40,11 @@ class ResNetBackbone(nn.Module):
             network.maxpool,
         )
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            network.layer1, network.layer2, network.layer3, network.layer4,
-        )  # fmt: skip
+            network.layer1,
+            network.layer2,
+            network.layer3,
+            network.layer4,
+        )
         parts = [(self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,)]
         for part in parts[:freeze_at]:
             for module in part:

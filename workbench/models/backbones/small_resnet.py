@@ -48,9 +48,11 @@ class SmallResNet(nn.Module):
         super().__init__()
         stem = widths[0] // 2
         self.stem = nn.Sequential(
-            _conv(3, stem, 2, norm_layer), nn.ReLU(inplace=True), _conv(stem, widths[0], 2, norm_layer),
+            _conv(3, stem, 2, norm_layer),
             nn.ReLU(inplace=True),
-        )  # fmt: skip
+            _conv(stem, widths[0], 2, norm_layer),
+            nn.ReLU(inplace=True),
+        )
         inputs = widths[0]
         self.stages = nn.ModuleList()
         for index, (width, depth) in enumerate(zip(widths, depths, strict=True)):
