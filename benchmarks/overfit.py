@@ -16,7 +16,7 @@ from pathlib import Path
 
 from workbench.config import load_config
 from workbench.data.shapes.generate import generate_shapes
-from workbench.workflows.all import train
+from workbench.workflows.train import train
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes/demo.yaml"
 LEAST_AP = 90.0

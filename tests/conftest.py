@@ -70,7 +70,7 @@ def tiny_config(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_run(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run of ``tiny_config``. Read only: copy it to change it."""
     from workbench.config import load_config
-    from workbench.workflows.all import train
+    from workbench.workflows.train import train
 
     output = tmp_path_factory.mktemp("runs") / "tiny"
     train(load_config(tiny_config, ["OUTPUT_DIR", str(output)]))

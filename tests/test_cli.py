@@ -16,7 +16,6 @@ import pytest
 
 from workbench import cli
 from workbench.errors import WorkbenchError
-from workbench.workflows import all as workflows
 
 COMMANDS = (
     "shapes",
@@ -47,7 +46,7 @@ class Calls(list):
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls(Path("run"))
-    monkeypatch.setattr(workflows, "train", calls)
+    monkeypatch.setattr("workbench.workflows.train.train", calls)
     return calls
 
 
@@ -97,7 +96,7 @@ def test_train_no_resume(trained: Calls, tiny_config: Path) -> None:
 
 def test_eval_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     calls = Calls({"segm": {"AP": 1.0}})
-    monkeypatch.setattr(workflows, "evaluate", calls)
+    monkeypatch.setattr("workbench.workflows.evaluate.evaluate", calls)
     argv = ["eval", "--ckpt", "c", "--dataset", "d", "--output", "o", "--json", "TEST.RANK_BY", "sum"]
     assert cli.main(argv) == 0
     assert calls == [(("c",), {"dataset": "d", "output": "o", "overrides": ["TEST.RANK_BY", "sum"]})]
@@ -106,7 +105,7 @@ def test_eval_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_predict_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls([Path("a.png"), Path("predictions.json")])
-    monkeypatch.setattr(workflows, "predict", calls)
+    monkeypatch.setattr("workbench.workflows.predict.predict", calls)
     options = ["--ckpt", "c", "--output", "o", "--score-threshold", "0.25", "--filters", "f.json"]
     assert cli.main(["predict", *options, "a.png", "b*.png"]) == 0
     ((args, kwargs),) = calls
@@ -166,7 +165,7 @@ def test_errors_of_the_work_are_one_sentence(
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(workflows, "train", fail)
+    monkeypatch.setattr("workbench.workflows.train.train", fail)
     assert said in _refused(capsys, "train", "--config", str(tiny_config))
 
 
@@ -174,7 +173,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, 
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(workflows, "train", fail)
+    monkeypatch.setattr("workbench.workflows.train.train", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--config", str(tiny_config)])
 

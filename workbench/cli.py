@@ -83,16 +83,16 @@ def validate(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train, or continue, one run."""
     from workbench.config import load_config
-    from workbench.workflows import all as workflows
+    from workbench.workflows import train as workflow
 
     output = [] if args.output is None else ["OUTPUT_DIR", args.output]
-    workflows.train(load_config(args.config, [*output, *args.overrides]), resume=args.resume)
+    workflow.train(load_config(args.config, [*output, *args.overrides]), resume=args.resume)
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Score a checkpoint on a dataset, or a results file against annotations."""
     from workbench.evaluation.evaluate import metrics_table
-    from workbench.workflows import all as workflows
+    from workbench.workflows import evaluate as workflow
 
     if args.ckpt is not None and args.annotations is not None:
         raise WorkbenchError("--annotations goes with --predictions; with --ckpt it is --dataset.")
@@ -103,9 +103,9 @@ def evaluate(args: argparse.Namespace) -> None:
     options = {"output": args.output, "overrides": args.overrides}
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # the log is no JSON
         if args.ckpt is not None:
-            metrics = workflows.evaluate(args.ckpt, dataset=args.dataset, **options)
+            metrics = workflow.evaluate(args.ckpt, dataset=args.dataset, **options)
         else:
-            metrics = workflows.evaluate_file(args.predictions, args.annotations, **options)
+            metrics = workflow.evaluate_file(args.predictions, args.annotations, **options)
     if args.json:
         metrics = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON knows no NaN
         print(json.dumps(metrics, indent=2))
@@ -115,9 +115,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Draw and write what a checkpoint sees in images."""
-    from workbench.workflows import all as workflows
+    from workbench.workflows import predict as workflow
 
-    files = workflows.predict(
+    files = workflow.predict(
         args.ckpt,
         args.input,
         args.output,

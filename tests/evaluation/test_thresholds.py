@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from workbench.evaluation.filters import FilterSettings, SubcategoryFilter, apply_filters
 from workbench.evaluation.per_image import per_image_scores
-from workbench.evaluation.thresholds import suggest_thresholds, threshold_chart
+from workbench.evaluation.thresholds import suggest_thresholds
+from workbench.visualization.charts import threshold_chart
 
 spec = importlib.util.spec_from_file_location("candidates", Path(__file__).with_name("candidates.py"))
 made = importlib.util.module_from_spec(spec)

@@ -8,7 +8,7 @@ import torch
 from workbench.models.backbones import MobileNetV3Backbone, ResNetBackbone
 from workbench.models.backbones.mobilenet import measure_layers
 from workbench.models.weights import load_backbone
-from workbench.notebook.comparison import (
+from workbench.notebook.surgery import (
     classifier_network,
     compare_layers,
     deeplab_network,

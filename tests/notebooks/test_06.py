@@ -10,7 +10,7 @@ import pytest
 
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import FilterSettings, SubcategoryFilter
-from workbench.notebook.browse import open_gallery
+from workbench.notebook.gallery import open_gallery
 
 spec = importlib.util.spec_from_file_location("running", Path(__file__).with_name("running.py"))
 running = importlib.util.module_from_spec(spec)

@@ -15,9 +15,11 @@ from PIL import Image
 from workbench.config import load_config
 from workbench.data.coco import load_dataset
 from workbench.errors import WorkbenchError
-from workbench.runs.checkpoint import load_checkpoint, load_model
+from workbench.runs.checkpoint import checkpoint_config, load_checkpoint, load_model
 from workbench.runs.directory import read_metrics
-from workbench.workflows import all as workflows
+from workbench.workflows.evaluate import evaluate, evaluate_file
+from workbench.workflows.predict import predict
+from workbench.workflows.train import train
 
 
 def copy_of(run: Path, place: Path) -> Path:
@@ -63,7 +65,7 @@ def test_a_finished_run_is_not_trained_again(tiny_run: Path, tiny_config: Path, 
     run = copy_of(tiny_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.name in ("metrics.csv", "model.safetensors")}
     (run / "metrics.json").unlink()
-    assert workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(run)])) == run
+    assert train(load_config(tiny_config, ["OUTPUT_DIR", str(run)])) == run
     assert all(path.read_bytes() == content for path, content in before.items())
     ours, theirs = (json.loads((place / "metrics.json").read_text()) for place in (run, tiny_run))
     assert ours["segm"] == theirs["segm"]
@@ -72,17 +74,17 @@ def test_a_finished_run_is_not_trained_again(tiny_run: Path, tiny_config: Path, 
 def test_the_same_seed_trains_the_same_and_minus_one_draws_one(
     tiny_run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
-    workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "a")]))
+    train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "a")]))
     losses = [[row["total_loss"] for row in read_metrics(run / "metrics.csv")] for run in (tiny_run, tmp_path / "a")]
     assert losses[0] == losses[1]
     short = ["SEED", "-1", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
-    workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "b"), *short]))
+    train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "b"), *short]))
     drawn = load_config(tmp_path / "b" / "config.yaml").SEED
     assert drawn >= 0 and f"seed {drawn};" in (tmp_path / "b" / "log.txt").read_text()
 
 
 def test_evaluation_from_the_checkpoint_alone_equals_that_of_the_training(tiny_run: Path, tmp_path: Path) -> None:
-    metrics = workflows.evaluate(tiny_run, output=tmp_path)
+    metrics = evaluate(tiny_run, output=tmp_path)
     trained = json.loads((tiny_run / "metrics.json").read_text())
     assert metrics["segm"] == trained["segm"] and metrics["subcategories"] == trained["subcategories"]
     assert (tmp_path / "predictions.json").read_bytes() == (tiny_run / "predictions.json").read_bytes()
@@ -91,21 +93,21 @@ def test_evaluation_from_the_checkpoint_alone_equals_that_of_the_training(tiny_r
 
 def test_evaluation_goes_into_the_checkpoints_run_unless_told_otherwise(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path / "run")
-    workflows.evaluate(run / "checkpoints" / "best", dataset="shapes_test")
+    evaluate(run / "checkpoints" / "best", dataset="shapes_test")
     assert json.loads((run / "metrics.json").read_text())["dataset"] == "shapes_test"
 
 
 def test_overrides_change_how_a_checkpoint_is_scored(tiny_run: Path, tmp_path: Path) -> None:
     overrides = ["TEST.MAX_DETS", "[1, 7]", "TEST.RANK_BY", "geometric_mean", "TEST.SCORER", "pycocotools"]
-    metrics = workflows.evaluate(tiny_run, output=tmp_path, overrides=overrides)
+    metrics = evaluate(tiny_run, output=tmp_path, overrides=overrides)
     assert metrics["rank_by"] == "geometric_mean" and {"AR@1", "AR@7"} <= metrics["segm"].keys()
     with pytest.raises(WorkbenchError, match="TEST.RANK_BI.*TEST.RANK_BY"):
-        workflows.evaluate(tiny_run, overrides=["TEST.RANK_BI", "sum"])
+        evaluate(tiny_run, overrides=["TEST.RANK_BI", "sum"])
 
 
 def test_a_results_file_is_scored_without_a_model(tiny_run: Path, shapes_root: Path, tmp_path: Path) -> None:
     annotations = shapes_root / "shapes" / "annotations" / "val.json"
-    metrics = workflows.evaluate_file(tiny_run / "predictions.json", annotations, output=tmp_path)
+    metrics = evaluate_file(tiny_run / "predictions.json", annotations, output=tmp_path)
     trained = json.loads((tiny_run / "metrics.json").read_text())
     assert metrics["segm"] == trained["segm"]
     assert (tmp_path / "metrics.json").is_file()
@@ -122,7 +124,7 @@ def test_weights_of_another_run_are_the_start(tiny_run: Path, tiny_config: Path,
         "DATASETS.TEST",
         "()",
     ]
-    run = workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "run"), *overrides]))
+    run = train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "run"), *overrides]))
     theirs, ours = load_checkpoint(tiny_run).state_dict, load_checkpoint(run).state_dict
     names = [name for name in theirs if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(theirs[name], ours[name]) for name in names)
@@ -140,10 +142,10 @@ def test_a_dataset_with_faults_stops_the_training_or_is_thinned_out(
     file.write_text(json.dumps(content))
     overrides = ["DATASETS.ROOT", str(root), "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"]
     with pytest.raises(WorkbenchError, match=f"(?s)annotation {plain['id']}.*999"):
-        workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "a"), *overrides]))
+        train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "a"), *overrides]))
     assert not (tmp_path / "a" / "metrics.csv").exists()
     overrides += ["DATASETS.SKIP_FAULTS", "True", "OUTPUT_DIR", str(tmp_path / "b")]
-    run = workflows.train(load_config(tiny_config, overrides))
+    run = train(load_config(tiny_config, overrides))
     assert "1 annotations and images left out" in (run / "log.txt").read_text()
 
 
@@ -159,28 +161,28 @@ def test_a_checkpoint_of_other_categories_is_refused_with_their_names(
         file.write_text(json.dumps(content))
     overrides = ["DATASETS.ROOT", str(root)]
     with pytest.raises(WorkbenchError, match=f"{renamed}.*blob|blob.*{renamed}"):
-        workflows.evaluate(tiny_run, output=tmp_path, overrides=overrides)
+        evaluate(tiny_run, output=tmp_path, overrides=overrides)
     run = copy_of(tiny_run, tmp_path / "run")
     with pytest.raises(WorkbenchError, match=f"{renamed}.*blob|blob.*{renamed}"):
-        workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(run), *overrides]))
+        train(load_config(tiny_config, ["OUTPUT_DIR", str(run), *overrides]))
 
 
 def test_a_device_that_is_not_there_leaves_nothing_behind(tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="cuda:99"):
-        workflows.train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cuda:99"]))
+        train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cuda:99"]))
     assert not (tmp_path / "run").exists()
 
 
 def test_invariant_12_a_gpu_in_the_checkpoint_is_not_asked_for_again_and_a_cpu_stays_one(
     tiny_run: Path, tmp_path: Path
 ) -> None:
-    assert workflows.checkpoint_config(tiny_run / "checkpoints" / "best", []).MODEL.DEVICE == "cpu"
+    assert checkpoint_config(tiny_run / "checkpoints" / "best", []).MODEL.DEVICE == "cpu"
     place = copy_of(tiny_run / "checkpoints" / "best", tmp_path / "best")
     description = json.loads((place / "model.json").read_text())
     description["config"]["MODEL"]["DEVICE"] = "cuda:3"
     (place / "model.json").write_text(json.dumps(description))
-    assert workflows.checkpoint_config(place, []).MODEL.DEVICE == "auto"
-    assert workflows.checkpoint_config(place, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+    assert checkpoint_config(place, []).MODEL.DEVICE == "auto"
+    assert checkpoint_config(place, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_prediction_draws_every_image_and_writes_one_dataset(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    files = workflows.predict(tiny_run, [pictures / "a", str(pictures / "*.png")], output, score_threshold=0.0)
+    files = predict(tiny_run, [pictures / "a", str(pictures / "*.png")], output, score_threshold=0.0)
     assert [file.name for file in files] == ["one.png", "one_2.png", "b.png", "predictions.json"]
     assert all(file.is_file() for file in files)
     for file in files[:3]:
@@ -212,7 +214,7 @@ def test_prediction_draws_every_image_and_writes_one_dataset(tiny_run: Path, pic
 def test_the_threshold_leaves_out_what_scores_less(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
     counts = []
     for number, threshold in enumerate((0.0, 0.05, 1.1)):
-        files = workflows.predict(tiny_run, pictures / "b.png", tmp_path / str(number), score_threshold=threshold)
+        files = predict(tiny_run, pictures / "b.png", tmp_path / str(number), score_threshold=threshold)
         rows = json.loads(files[-1].read_text())["annotations"]
         assert all(row["score"] >= threshold for row in rows)
         counts.append(len(rows))
@@ -220,7 +222,7 @@ def test_the_threshold_leaves_out_what_scores_less(tiny_run: Path, pictures: Pat
 
 
 def test_prediction_equals_the_model(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
-    files = workflows.predict(tiny_run, pictures / "b.png", tmp_path / "out", score_threshold=0.0)
+    files = predict(tiny_run, pictures / "b.png", tmp_path / "out", score_threshold=0.0)
     picture = torch.from_numpy(np.array(Image.open(pictures / "b.png"))).permute(2, 0, 1)
     model, _ = load_model(tiny_run)
     with torch.no_grad():
@@ -232,7 +234,7 @@ def test_prediction_equals_the_model(tiny_run: Path, pictures: Path, tmp_path: P
 def test_an_unreadable_image_is_named_and_the_others_are_done(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "a" / "cut.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     with pytest.raises(WorkbenchError, match="1 of 4 images cannot be used.*cut.png.*other 3 are in"):
-        workflows.predict(tiny_run, pictures, tmp_path / "out")
+        predict(tiny_run, pictures, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
 
@@ -240,18 +242,18 @@ def test_an_unreadable_image_is_named_and_the_others_are_done(tiny_run: Path, pi
 def test_inputs_without_an_image_are_named(tiny_run: Path, pictures: Path, tmp_path: Path, wrong: str) -> None:
     (pictures / "empty").mkdir()
     with pytest.raises(WorkbenchError, match=wrong.replace("*", r"\*").replace(".", r"\.")):
-        workflows.predict(tiny_run, pictures / wrong, tmp_path / "out")
+        predict(tiny_run, pictures / wrong, tmp_path / "out")
 
 
 def test_inputs_are_never_overwritten(tiny_run: Path, pictures: Path) -> None:
     before = (pictures / "b.png").read_bytes()
     with pytest.raises(WorkbenchError, match="choose another folder"):
-        workflows.predict(tiny_run, pictures / "b.png", pictures)
+        predict(tiny_run, pictures / "b.png", pictures)
     assert (pictures / "b.png").read_bytes() == before
 
 
 def test_the_log_leaves_the_callers_logging_as_it_was(tiny_run: Path, tmp_path: Path) -> None:
     logger = logging.getLogger("workbench")
     before = (list(logger.handlers), logger.level, logger.propagate)
-    workflows.evaluate(tiny_run, output=tmp_path)
+    evaluate(tiny_run, output=tmp_path)
     assert (list(logger.handlers), logger.level, logger.propagate) == before

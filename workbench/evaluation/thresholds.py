@@ -11,14 +11,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from workbench.data.vocabulary import Vocabulary
 from workbench.evaluation.columns import EvaluationData, Instances, read_inputs
 from workbench.evaluation.filters import Candidates, FilterSettings, SubcategoryFilter, apply_filters
 from workbench.evaluation.matching import match_predictions
 from workbench.evaluation.subcategories import Subcategory, read_subcategories
-from workbench.visualization.charts import BLUE, GREEN, INK, VERMILION, sentence
 
 STEPS = 20  # thresholds tried for a subcategory
 
@@ -187,27 +185,3 @@ def _in_words(suggestion: Suggestion) -> str:
                 f"{name} is right as well from {before:.1f} to {after:.1f}."
             )
     return " ".join(parts)
-
-
-def threshold_chart(suggestion: Suggestion) -> Figure:
-    """Precision, recall and F1 against each threshold; the best is marked."""
-    curves = {rule: curve[np.isfinite(curve.threshold)] for rule, curve in suggestion.curves.items()}
-    curves = {rule: curve for rule, curve in curves.items() if len(curve)}
-    if not curves:
-        return sentence(suggestion.note)
-    figure = Figure(figsize=(3.6 * len(curves) + 1.2, 3.2))
-    for axes, (rule, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        for column, colour, dash in (("f1", INK, "-"), ("precision", BLUE, "--"), ("recall", VERMILION, "-.")):
-            label = "F1" if column == "f1" else column
-            axes.plot(curve.threshold, curve[column], dash, color=colour, label=label)
-        best = suggestion.table().loc[rule]
-        if np.isfinite(best.threshold):
-            axes.axvline(best.threshold, color=GREEN, linewidth=1)
-            axes.plot(best.threshold, best.f1, "o", color=GREEN)
-            axes.set_title(f"{rule}: best F1 at {best.threshold:.2f}")
-        else:
-            axes.set_title(f"{rule}: best without")
-        axes.set(xlabel=f"least {rule}", ylim=(0, 103))
-    figure.axes[0].set_ylabel("percent")
-    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure

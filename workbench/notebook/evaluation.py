@@ -24,13 +24,21 @@ from workbench.evaluation.results import load_predictions
 from workbench.evaluation.saturation import Tile, choose_objects, cut_tile, saturation
 from workbench.evaluation.thresholds import suggest_thresholds
 from workbench.models.postprocess import RANK_BY
-from workbench.runs.checkpoint import check_vocabulary, load_checkpoint, load_model, resolve_checkpoint
+from workbench.runs.checkpoint import (
+    check_vocabulary,
+    checkpoint_config,
+    load_checkpoint,
+    load_model,
+    resolve_checkpoint,
+)
+from workbench.runs.directory import run_of
 from workbench.visualization.drawing import (
     ground_truth_panel,
     prediction_panel,
     side_by_side,
 )
-from workbench.workflows import all as workflows
+from workbench.workflows.data import load_data
+from workbench.workflows.evaluate import evaluate
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -68,7 +76,7 @@ class Evaluation:
     @property
     def label(self) -> str:
         """A short name: the run's, or the checkpoint's."""
-        run = workflows.run_of(self.checkpoint)
+        run = run_of(self.checkpoint)
         return run.name if run != self.checkpoint else self.checkpoint.name
 
     @property
@@ -231,14 +239,14 @@ def open_evaluation(
             this dataset, and newer than it; overrides always evaluate.
     """
     path = resolve_checkpoint(ckpt)
-    cfg = workflows.checkpoint_config(path, overrides)
+    cfg = checkpoint_config(path, overrides)
     wanted = dataset or default_dataset(cfg)
     directory = Path(output) if output is not None else evaluation_directory(path, cfg, wanted)
     metrics = None if again or overrides else evaluated_before(directory, path, wanted)
     if metrics is None:
-        metrics = workflows.evaluate(path, dataset=wanted, output=directory, overrides=overrides)
+        metrics = evaluate(path, dataset=wanted, output=directory, overrides=overrides)
     vocabulary = load_checkpoint(path).vocabulary
-    data = workflows.load_data(cfg, [wanted], vocabulary)
+    data = load_data(cfg, [wanted], vocabulary)
     check_vocabulary(path, vocabulary, data.vocabulary)
     results = load_predictions(directory / "predictions.json")
     return Evaluation(path, directory, cfg, data.vocabulary, ground_truth(data), results, metrics, data)
@@ -251,7 +259,7 @@ def default_dataset(cfg: CfgNode) -> str | None:
 
 def evaluation_directory(checkpoint: Path, cfg: CfgNode, dataset: str | Path | None) -> Path:
     """Where what is found with a checkpoint on a dataset belongs, see :func:`open_evaluation`."""
-    run = workflows.run_of(checkpoint)
+    run = run_of(checkpoint)
     return run if dataset == default_dataset(cfg) else run / "evaluations" / Path(str(dataset)).stem
 
 

@@ -13,7 +13,7 @@ from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.runs.directory import flat
 from workbench.visualization.drawing import draw_instances, drawables_of_targets
-from workbench.workflows import all as workflows
+from workbench.workflows.data import load_data
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def training_data(cfg: CfgNode) -> CocoDataset:
     """The datasets that DATASETS.TRAIN names, checked as before training."""
-    return workflows.load_data(cfg, cfg.DATASETS.TRAIN, None, for_training=True)
+    return load_data(cfg, cfg.DATASETS.TRAIN, None, for_training=True)
 
 
 def config_table(cfg: CfgNode) -> pd.DataFrame:

@@ -19,7 +19,7 @@ import os
 import platform
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workbench import __version__
-from workbench.config import config_from_dict
+from workbench.config import config_from_dict, config_to_dict, load_config
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -171,6 +171,23 @@ def load_model(
             f"checkpoint {checkpoint.path} does not fit the model of its config: {_one_line(error)}"
         ) from None
     return model.to(device).eval(), checkpoint
+
+
+def checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
+    """A checkpoint's config with overrides; a GPU it was trained on is not asked for again unless they do."""
+    values = read_description(path).get("config") or {}
+    cfg = config_from_dict(values, source=str(path / DESCRIPTION)).clone()
+    cfg.defrost()
+    if cfg.MODEL.DEVICE != "cpu":
+        cfg.MODEL.DEVICE = "auto"
+    checked = load_config(None, overrides)  # types and names are checked there
+    for key in overrides[::2]:
+        *parents, leaf = key.split(".")
+        source, target = checked, cfg
+        for part in parents:
+            source, target = source[part], target[part]
+        target[leaf] = source[leaf]
+    return config_from_dict(config_to_dict(cfg), source="the overrides")
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

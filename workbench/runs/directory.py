@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.config import config_to_dict, load_config, to_yaml
 from workbench.errors import WorkbenchError
+from workbench.files import write_text
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -93,6 +93,12 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
     return run, cfg
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run directory that a checkpoint lies in, or else the checkpoint's own directory."""
+    run = checkpoint.resolve().parent.parent
+    return run if (run / "config.yaml").is_file() else checkpoint
+
+
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     """Keys that would change the training, each as ``KEY there, here``."""
     there, here = flat(config_to_dict(saved)), flat(config_to_dict(wanted))
@@ -101,20 +107,6 @@ def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
         for key in sorted({*there, *here})
         if there.get(key) != here.get(key) and not any(key == k or k.endswith(".") and key.startswith(k) for k in _FREE)
     ]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class MetricsTable:

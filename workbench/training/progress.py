@@ -8,10 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
-from workbench.training.distributed import rank
+from workbench.runs.checkpoint import versions
+from workbench.training.distributed import gather, precision, rank
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from fvcore.common.config import CfgNode
 
 log = logging.getLogger("workbench")
 
@@ -103,3 +110,14 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def log_machine(cfg: CfgNode, processes: tuple[Accelerator, torch.device]) -> None:
+    """Log versions, the device of every process and the precision that is really used."""
+    device = processes[1]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    devices = gather(f"process {rank()} uses {device} ({name})")
+    log.info(", ".join(f"{key} {value}" for key, value in versions().items()))
+    log.info("; ".join(devices) + f"; mixed precision {precision(cfg, device)}")
+    if cfg.SOLVER.AMP.ENABLED and precision(cfg, device) == "no":
+        log.warning("SOLVER.AMP asks for float16, which CPUs lack: training in float32 (bfloat16 works everywhere)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.visualization.drawing import PALETTE
+
+if TYPE_CHECKING:
+    from workbench.evaluation.thresholds import Suggestion
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
     "#0072b2",
@@ -347,4 +351,28 @@ def thread_speed(table: pd.DataFrame) -> Figure:
     axes.margins(y=0.15)
     axes.set(title="CPU speed by threads (dashed: perfect scaling)", xlabel="threads", ylabel="images a second")
     axes.grid(axis="x", visible=False)
+    return figure
+
+
+def threshold_chart(suggestion: Suggestion) -> Figure:
+    """Precision, recall and F1 against each threshold; the best is marked."""
+    curves = {rule: curve[np.isfinite(curve.threshold)] for rule, curve in suggestion.curves.items()}
+    curves = {rule: curve for rule, curve in curves.items() if len(curve)}
+    if not curves:
+        return sentence(suggestion.note)
+    figure = Figure(figsize=(3.6 * len(curves) + 1.2, 3.2))
+    for axes, (rule, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for column, colour, dash in (("f1", INK, "-"), ("precision", BLUE, "--"), ("recall", VERMILION, "-.")):
+            label = "F1" if column == "f1" else column
+            axes.plot(curve.threshold, curve[column], dash, color=colour, label=label)
+        best = suggestion.table().loc[rule]
+        if np.isfinite(best.threshold):
+            axes.axvline(best.threshold, color=GREEN, linewidth=1)
+            axes.plot(best.threshold, best.f1, "o", color=GREEN)
+            axes.set_title(f"{rule}: best F1 at {best.threshold:.2f}")
+        else:
+            axes.set_title(f"{rule}: best without")
+        axes.set(xlabel=f"least {rule}", ylim=(0, 103))
+    figure.axes[0].set_ylabel("percent")
+    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -36,7 +36,7 @@ import yaml
 from workbench.config import load_config
 from workbench.environment.facts import usable_cores
 from workbench.errors import WorkbenchError
-from workbench.runs.directory import write_text
+from workbench.files import write_text
 from workbench.runs.table import runs_frame
 
 KEYS = ("notebook", "output", "parameters", "overrides", "grid")

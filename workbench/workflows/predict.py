@@ -1,0 +1,145 @@
+"""Find objects in images: pictures and one COCO file."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from workbench.data.images import read_image
+from workbench.data.mapper import build_mapper
+from workbench.data.vocabulary import Vocabulary
+from workbench.environment.facts import choose_device
+from workbench.errors import WorkbenchError
+from workbench.evaluation.filters import FilterSettings, apply_filters
+from workbench.evaluation.results import to_coco_results
+from workbench.files import write_text
+from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
+from workbench.visualization.drawing import draw_instances
+
+_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+
+
+def predict(
+    ckpt: str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    score_threshold: float | None = None,
+    filters: FilterSettings | str | Path | None = None,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Path]:
+    """Find objects in images: an overlay PNG for each, and one predictions.json for all.
+
+    Args:
+        ckpt: a checkpoint directory, or a run (its best).
+        inputs: image files, folders (searched through) and globs.
+        output: folder for the files; made, and none of the inputs may lie directly in it.
+        score_threshold: instances that score less are left out; 0.5 by default, or what ``filters`` say.
+        filters: which instances are kept, as settings or as the JSON they were saved in.
+        device: cpu, cuda, ... instead of the checkpoint's.
+
+    Returns:
+        the files written. predictions.json is a COCO instances file (images, annotations with ``score`` and
+        ``attributes``, categories, subcategories), so it can be opened, corrected and trained on.
+
+    Raises:
+        WorkbenchError: nothing to read; or some images could not be read, after all others were written.
+    """
+
+    output = Path(output)
+    settings = FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
+    if score_threshold is not None:
+        settings = replace(settings, score=score_threshold)
+    files = find_images(inputs)
+    path = resolve_checkpoint(ckpt)
+    cfg = checkpoint_config(path, [*overrides, *(["MODEL.DEVICE", device] if device else [])])
+    for file in files:
+        if file.parent.resolve() == output.resolve():
+            raise WorkbenchError(f"the output folder {output} holds the input {file}; choose another folder")
+    model, checkpoint = load_model(path, choose_device(cfg.MODEL.DEVICE), config=cfg)
+    vocabulary, mapper = checkpoint.vocabulary, build_mapper(cfg, is_train=False)
+    settings.check(vocabulary)
+    output.mkdir(parents=True, exist_ok=True)
+    images, annotations, written, unreadable = [], [], [], []
+    for number, (file, name) in enumerate(zip(files, _free_names(files), strict=True), start=1):
+        try:
+            picture = read_image(str(file))
+        except WorkbenchError as error:
+            unreadable.append(str(error))
+            continue
+        height, width = picture.shape[:2]
+        with torch.inference_mode():
+            batch = [{"image": mapper.resize(picture), "height": height, "width": width, "image_id": number}]
+            rows = to_coco_results(model(batch)[0], number, vocabulary)
+        rows = apply_filters(rows, settings, vocabulary).rows
+        images.append({"id": number, "file_name": str(file), "height": height, "width": width})
+        annotations += rows
+        target = output / name
+        Image.fromarray(draw_instances(picture, rows, vocabulary)).save(target)
+        written.append(target)
+    for number, row in enumerate(annotations, start=1):
+        row.update(id=number, iscrowd=0, area=float(_area(row["segmentation"])))
+    written.append(_save_coco(output / "predictions.json", images, annotations, vocabulary))
+    if unreadable:
+        rest = f"; the other {len(images)} are in {output}" if images else ""
+        raise WorkbenchError(f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}")
+    return written
+
+
+def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Image files that files, folders (searched through) and globs name, each once, in their order."""
+    found: dict[Path, None] = {}
+    for item in [inputs] if isinstance(inputs, (str, Path)) else inputs:
+        path = Path(item).expanduser()
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in _IMAGES and p.is_file()]
+        elif path.is_file():
+            files = [path]
+        else:
+            matches = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
+            files = [p for p in matches if p.is_file() and p.suffix.lower() in _IMAGES]
+        if not files:
+            kind = "folder" if path.is_dir() else "file, folder or pattern"
+            raise WorkbenchError(f"the {kind} {item} names no image")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def _free_names(files: Sequence[Path]) -> list[str]:
+    """A PNG name for each file, none twice: folders may hold files of the same name."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for file in files:
+        name, number = f"{file.stem}.png", 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{file.stem}_{number}.png"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _area(rle: dict[str, Any]) -> int:
+    return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
+
+
+def _save_coco(path: Path, images: list[dict], annotations: list[dict], vocabulary: Vocabulary) -> Path:
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": i, "name": n} for i, n in zip(vocabulary.category_ids, vocabulary.categories, strict=True)
+        ],
+        "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
+    }
+    write_text(path, json.dumps(content))
+    return path
