@@ -39,9 +39,7 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 def _same(one: list, two: list) -> bool:
     a, b = list(_tensors(one)), list(_tensors(two))
-    return len(a) == len(b) and all(
-        x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True)
-    )
+    return len(a) == len(b) and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_seeds_are_those_of_every_machine() -> None:
@@ -80,9 +78,7 @@ def test_a_later_start_continues(dataset: CocoDataset) -> None:
 
 def test_elements_carry_their_seed(dataset: CocoDataset) -> None:
     for number, batch in enumerate(_train(dataset, 2, start_step=5, rank=1, world_size=2)):
-        assert [item["seed"] for item in batch] == [
-            step_seed(3, 5 + number, position) for position in (3, 4, 5)
-        ]
+        assert [item["seed"] for item in batch] == [step_seed(3, 5 + number, position) for position in (3, 4, 5)]
 
 
 def test_another_seed_is_another_training(dataset: CocoDataset) -> None:

@@ -80,9 +80,7 @@ augmentations = st.fixed_dictionaries(
     seed=st.integers(0, 2**63 - 1),
     augmentation=augmentations,
 )
-def test_image_and_masks_move_together(
-    tmp_path: Path, height: int, width: int, seed: int, augmentation: dict
-) -> None:
+def test_image_and_masks_move_together(tmp_path: Path, height: int, width: int, seed: int, augmentation: dict) -> None:
     record = _painted(tmp_path / "a.png", height, width, seed % 1000, PURE)
     mapped = TrainMapper(**augmentation)(record, seed)
     image, targets = mapped["image"].numpy(), mapped["targets"]
@@ -126,9 +124,7 @@ def test_image_and_masks_move_together_under_colour_jitter(
 
     mapped = TrainMapper(**augmentation, **colour)(record, seed)
     image = mapped["image"].numpy().astype(float)
-    share = np.linalg.lstsq(
-        (became[:3] - became[3]).T, (image - became[3][:, None, None]).reshape(3, -1), rcond=None
-    )
+    share = np.linalg.lstsq((became[:3] - became[3]).T, (image - became[3][:, None, None]).reshape(3, -1), rcond=None)
     share = share[0].reshape(image.shape)
     unclear = (image == PAD_VALUE).all(0)
     for label, mask in zip(mapped["targets"]["labels"], mapped["targets"]["masks"].numpy(), strict=True):
@@ -137,16 +133,11 @@ def test_image_and_masks_move_together_under_colour_jitter(
 
 
 def _mapper(**changes: object) -> TrainMapper:
-    return TrainMapper(
-        **{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes}
-    )
+    return TrainMapper(**{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes})
 
 
 def _same(one: dict, two: dict) -> bool:
-    flat = [
-        [batch["image"], *(v for k, v in batch["targets"].items() if k != "subcategories")]
-        for batch in (one, two)
-    ]
+    flat = [[batch["image"], *(v for k, v in batch["targets"].items() if k != "subcategories")] for batch in (one, two)]
     return all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
 
 
@@ -190,8 +181,7 @@ def test_flips(tmp_path: Path) -> None:
         assert 0 < sum(turned) < 20
         assert all(t or torch.equal(image, original) for t, image in zip(turned, seen, strict=True))
     assert all(
-        torch.equal(TrainMapper(**still, random_flip="none")(record, seed)["image"], original)
-        for seed in range(9)
+        torch.equal(TrainMapper(**still, random_flip="none")(record, seed)["image"], original) for seed in range(9)
     )
     with pytest.raises(WorkbenchError, match="INPUT.RANDOM_FLIP"):
         TrainMapper(**still, random_flip="diagonal")
@@ -199,9 +189,7 @@ def test_flips(tmp_path: Path) -> None:
 
 def test_large_scale_jitter_is_detectron2s(tmp_path: Path) -> None:
     """Sizes are uniform between the scales, proportions stay, padding is right and below and grey."""
-    record = _record(
-        tmp_path / "a.png", np.ones((1, 40, 80), dtype=bool), np.full((40, 80, 3), 10, dtype=np.uint8)
-    )
+    record = _record(tmp_path / "a.png", np.ones((1, 40, 80), dtype=bool), np.full((40, 80, 3), 10, dtype=np.uint8))
     mapper = TrainMapper(image_size=64, min_scale=0.5, max_scale=1.5)
     widths = []
     for seed in range(200):
@@ -233,9 +221,7 @@ def test_objects_that_leave_the_window_and_crowds_are_dropped(tmp_path: Path) ->
 
 
 def test_an_image_without_objects(tmp_path: Path) -> None:
-    record = _record(
-        tmp_path / "a.png", np.zeros((0, 30, 20), dtype=bool), np.zeros((30, 20, 3), dtype=np.uint8)
-    )
+    record = _record(tmp_path / "a.png", np.zeros((0, 30, 20), dtype=bool), np.zeros((30, 20, 3), dtype=np.uint8))
     targets = _mapper()(record, 3)["targets"]
     assert targets["labels"].shape == (0,) and targets["labels"].dtype == torch.int64
     assert targets["masks"].shape == (0, 48, 48) and targets["masks"].dtype == torch.bool

@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from workbench.data.coco import decode_mask, encode_mask, load_dataset
-from workbench.data.shapes.contours import loop_area, mask_to_polygons, trace_loops
 from workbench.data.masks import encode_uncompressed, segmentation_problem
+from workbench.data.shapes.contours import loop_area, mask_to_polygons, trace_loops
 from workbench.errors import WorkbenchError
 
 COCO_100 = Path(__file__).parents[2].parent / "shared" / "data" / "coco_val2014_100" / "instances.json"

@@ -97,9 +97,7 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     except OSError as error:
         raise WorkbenchError(f"The catalog {path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkbenchError(
-            f"The catalog {path} is not valid YAML: {' '.join(str(error).split())}."
-        ) from None
+        raise WorkbenchError(f"The catalog {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -107,12 +105,8 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     entries = {}
     for name, value in content.items():
         if not (isinstance(value, dict) and set(value) == {"annotations", "images"}):
-            raise WorkbenchError(
-                f"The entry {name!r} of {path} must be {{annotations: a JSON, images: a folder}}."
-            )
-        entries[str(name)] = DatasetEntry(
-            str(name), root / str(value["annotations"]), root / str(value["images"])
-        )
+            raise WorkbenchError(f"The entry {name!r} of {path} must be {{annotations: a JSON, images: a folder}}.")
+        entries[str(name)] = DatasetEntry(str(name), root / str(value["annotations"]), root / str(value["images"]))
     return entries
 
 

@@ -82,17 +82,13 @@ def load_dataset(
         raise WorkbenchError("No dataset is named: DATASETS.TRAIN or DATASETS.TEST is empty.")
     entries = [get_entry(name, root) for name in names]
     contents = [read_coco_json(entry.annotations) for entry in entries]
-    found = [
-        read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries, strict=True)
-    ]
+    found = [read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries, strict=True)]
     shared = vocabulary
     if shared is None:
         shared = choose_subcategories(found[0], subcategories)
         for other, entry in zip(found[1:], entries[1:], strict=True):
             shared = merge_vocabularies(shared, choose_subcategories(other, subcategories), entry.annotations)
-    aligned = [
-        align_vocabulary(shared, each, entry.annotations) for each, entry in zip(found, entries, strict=True)
-    ]
+    aligned = [align_vocabulary(shared, each, entry.annotations) for each, entry in zip(found, entries, strict=True)]
 
     dicts: list[dict] = []
     skipped = 0
@@ -128,9 +124,7 @@ def _to_dicts(
     bad_annotations = {fault.annotation_id for fault in faults} - {None}
     bad_images = {fault.image_id for fault in faults if fault.annotation_id is None} - {None}
     labels = {number: label for label, number in enumerate(vocabulary.category_ids)}
-    classes = {
-        name: {c: k for k, c in enumerate(values)} for name, values in vocabulary.subcategories.items()
-    }
+    classes = {name: {c: k for k, c in enumerate(values)} for name, values in vocabulary.subcategories.items()}
 
     dicts: dict[int, dict] = {}
     skipped = 0

@@ -38,9 +38,7 @@ def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize_image(pictures, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize_and_crop_masks(
-    masks: Tensor, size: tuple[int, int], top: int, left: int, crop: tuple[int, int]
-) -> Tensor:
+def resize_and_crop_masks(masks: Tensor, size: tuple[int, int], top: int, left: int, crop: tuple[int, int]) -> Tensor:
     """(N, H, W) bool -> (N, *crop) bool: resized to ``size`` as an image is, then cut at (top, left)."""
     pieces = [masks.new_zeros((0, *crop))]
     for chunk in masks.split(_MASKS_AT_ONCE):
@@ -86,9 +84,7 @@ class LargeScaleJitter(v2.Transform):
             resized = resize_and_crop_masks(inpt.as_subclass(Tensor), size, top, left, crop)
             fill = 0
         else:
-            resized = _resize(inpt.as_subclass(Tensor)[None], size)[
-                0, :, top : top + crop[0], left : left + crop[1]
-            ]
+            resized = _resize(inpt.as_subclass(Tensor)[None], size)[0, :, top : top + crop[0], left : left + crop[1]]
             fill = PAD_VALUE
         padded = resized.new_full((resized.shape[0], self.image_size, self.image_size), fill)
         padded[:, : crop[0], : crop[1]] = resized

@@ -62,9 +62,7 @@ def _polygon_problem(polygons: list, height: int, width: int) -> tuple[str, str]
             )
         if len(set(zip(polygon[::2], polygon[1::2], strict=True))) < 3:
             return "degenerate polygon", f"polygon {number} has fewer than 3 different points"
-        if max(map(abs, polygon)) > 10 * (
-            height + width
-        ):  # drawing it would take time and memory without end
+        if max(map(abs, polygon)) > 10 * (height + width):  # drawing it would take time and memory without end
             return "mask outside image", f"polygon {number} has a coordinate far outside the image"
     return None
 

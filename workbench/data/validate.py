@@ -57,9 +57,7 @@ def report(faults: Iterable[Fault], limit: int | None = None) -> str:
     faults = list(faults)
     if not faults:
         return "No faults found."
-    kinds = ", ".join(
-        f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).most_common()
-    )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).most_common())
     lines = [f"{len(faults)} fault{'s' * (len(faults) > 1)}: {kinds}"]
     for fault in faults[:limit]:
         where = "" if fault.image_id is None else f"image {fault.image_id}"
@@ -95,9 +93,7 @@ def find_faults(
             continue
         number = image["id"]
         if number in seen:
-            faults.append(
-                Fault("duplicate id", f"the image id appears again, for {image['file_name']}", number)
-            )
+            faults.append(Fault("duplicate id", f"the image id appears again, for {image['file_name']}", number))
             continue
         seen.add(number)
         images[number] = (image["height"], image["width"])

@@ -67,14 +67,11 @@ class Vocabulary:
                 category_ids=tuple(int(n) for n in values["category_ids"]),
                 categories=tuple(str(name) for name in values["categories"]),
                 subcategories={
-                    str(name): tuple(str(c) for c in classes)
-                    for name, classes in values["subcategories"].items()
+                    str(name): tuple(str(c) for c in classes) for name, classes in values["subcategories"].items()
                 },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WorkbenchError(
-                f"A list of categories and subcategories cannot be read: {error!r}."
-            ) from error
+            raise WorkbenchError(f"A list of categories and subcategories cannot be read: {error!r}.") from error
 
 
 def class_name(value: object) -> str | None:
@@ -102,19 +99,12 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
     declared = content.get("subcategories")
     if declared is None:
         return None
-    wrong = (
-        f'The top-level "subcategories" of {path} must be a list of '
-        '{"name": "colour", "classes": ["red", ...]}'
-    )
+    wrong = f'The top-level "subcategories" of {path} must be a list of {{"name": "colour", "classes": ["red", ...]}}'
     if not isinstance(declared, list):
         raise WorkbenchError(f"{wrong}, not {type(declared).__name__}.")
     lists: dict[str, tuple[str, ...]] = {}
     for item in declared:
-        if not (
-            isinstance(item, dict)
-            and isinstance(item.get("name"), str)
-            and isinstance(item.get("classes"), list)
-        ):
+        if not (isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("classes"), list)):
             raise WorkbenchError(f"{wrong}; found {str(item)[:80]}.")
         name = item["name"]
         try:
@@ -122,9 +112,7 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
         except TypeError as error:
             raise WorkbenchError(f"{wrong}; in {name!r}, {error}.") from None
         if not name or name in lists or not classes or None in classes or len(set(classes)) < len(classes):
-            raise WorkbenchError(
-                f"{wrong}; {name!r} is empty, appears twice or has an empty or repeated class."
-            )
+            raise WorkbenchError(f"{wrong}; {name!r} is empty, appears twice or has an empty or repeated class.")
         lists[name] = tuple(classes)
     return lists
 
@@ -162,13 +150,9 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
     categories: dict[int, str] = {}
     for item in content["categories"]:
         if not (isinstance(item, dict) and _is_id(item.get("id")) and isinstance(item.get("name"), str)):
-            raise WorkbenchError(
-                f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}."
-            )
+            raise WorkbenchError(f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}.")
         if item["id"] in categories or item["name"] in categories.values():
-            raise WorkbenchError(
-                f"Category {item['id']} {item['name']!r} of {path} appears twice, by id or by name."
-            )
+            raise WorkbenchError(f"Category {item['id']} {item['name']!r} of {path} appears twice, by id or by name.")
         categories[item["id"]] = item["name"]
     if not categories:
         raise WorkbenchError(f"The dataset {path} has no categories.")
@@ -226,8 +210,7 @@ def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Voc
             differences.append(f"{name}: {', '.join(extra)}")
     if differences:
         raise WorkbenchError(
-            f"The dataset {path} has subcategory classes that the checkpoint does not know: "
-            f"{'; '.join(differences)}."
+            f"The dataset {path} has subcategory classes that the checkpoint does not know: {'; '.join(differences)}."
         )
     ids = dict(zip(found.categories, found.category_ids, strict=True))
     return Vocabulary(tuple(ids[name] for name in wanted.categories), wanted.categories, wanted.subcategories)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from workbench.data.shapes.contours import mask_to_polygons
 from workbench.data.masks import decode_mask, encode_mask, encode_uncompressed
+from workbench.data.shapes.contours import mask_to_polygons
 from workbench.data.shapes.rendering import (
     COLOURS,
     SHAPES,
@@ -149,9 +149,7 @@ def _segmentation(mask: np.ndarray, form: float, crowd: bool) -> list | dict:
     return encode_uncompressed(mask) if form > 0.85 else encode_mask(mask)
 
 
-def draw_scene(
-    seed: int, split: str, index: int, *, image_size: int, crowded: bool
-) -> tuple[np.ndarray, list[dict]]:
+def draw_scene(seed: int, split: str, index: int, *, image_size: int, crowded: bool) -> tuple[np.ndarray, list[dict]]:
     """Picture number ``index`` of a split: (image_size, image_size, 3) uint8 RGB and its annotations
     without ids."""
     rng = np.random.default_rng([seed, _SPLITS.index(split), int(crowded), index])
@@ -181,9 +179,7 @@ def _write_split(folder: Path, split: str, count: int, *, seed: int, image_size:
         "info": {"description": f"Generated shapes, split {split}, seed {seed}"},
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": n, "name": shape, "supercategory": "shape"} for n, shape in enumerate(SHAPES, 1)
-        ],
+        "categories": [{"id": n, "name": shape, "supercategory": "shape"} for n, shape in enumerate(SHAPES, 1)],
         "subcategories": [
             {"name": "colour", "classes": list(COLOURS)},
             {"name": "texture", "classes": list(TEXTURES)},
@@ -218,9 +214,7 @@ def generate_shapes(
     settings = {"version": _VERSION, "seed": seed, "train": train, "val": val, "test": test}
     settings |= {"image_size": image_size, "crowded": crowded}
     if seed < 0 or min(train, val, test) < 0 or image_size < 32:
-        raise WorkbenchError(
-            "The seed and the numbers of images must be 0 or more, the image size 32 or more."
-        )
+        raise WorkbenchError("The seed and the numbers of images must be 0 or more, the image size 32 or more.")
     if _holds_same(output, settings):
         return False
     partial = output.with_name(output.name + ".partial")
@@ -232,9 +226,7 @@ def generate_shapes(
         (partial / META_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         partial.replace(output)
     except OSError as error:
-        raise WorkbenchError(
-            f"The shapes dataset cannot be written to {output}: {error.strerror or error}."
-        ) from error
+        raise WorkbenchError(f"The shapes dataset cannot be written to {output}: {error.strerror or error}.") from error
     return True
 
 
@@ -252,17 +244,12 @@ def _holds_same(output: Path, settings: dict) -> bool:
     except (OSError, ValueError):
         there = None
     if not isinstance(there, dict):
-        raise WorkbenchError(
-            f"{output} holds other files; name an empty or new folder for the shapes dataset."
-        )
+        raise WorkbenchError(f"{output} holds other files; name an empty or new folder for the shapes dataset.")
     if there == settings:
         return True
     differ = [
-        f"{key} {there.get(key)} there, {settings[key]} asked"
-        for key in settings
-        if there.get(key) != settings[key]
+        f"{key} {there.get(key)} there, {settings[key]} asked" for key in settings if there.get(key) != settings[key]
     ]
     raise WorkbenchError(
-        f"{output} holds a shapes dataset of other settings ({'; '.join(differ)}); "
-        "delete it or name another folder."
+        f"{output} holds a shapes dataset of other settings ({'; '.join(differ)}); delete it or name another folder."
     )
