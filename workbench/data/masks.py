@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import contourpy
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -26,6 +27,23 @@ def encode_uncompressed(mask: np.ndarray) -> dict:
     if flat.size and flat[0]:
         counts.insert(0, 0)
     return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": counts}
+
+
+def encode_polygons(mask: np.ndarray) -> list[list[float]] | None:
+    """(H, W) bool array -> COCO polygons that decode to exactly this mask, one for each 4-connected part.
+
+    A polygon joins the middles of the pixel sides that bound its part, in COCO's coordinates (pixel (0, 0) covers
+    0..1). None where polygons cannot say it: the mask is empty or has a hole.
+    """
+    height, width = mask.shape
+    padded = np.pad(np.asarray(mask, dtype=np.float32), 1)
+    tracer = contourpy.contour_generator(np.arange(width + 2) - 0.5, np.arange(height + 2) - 0.5, padded)
+    polygons = []
+    for line in tracer.lines(0.51):  # a little above one half, so that pixels that touch at a corner stay apart
+        points = np.round(2 * line[:-1]) / 2
+        steps = np.diff(points, axis=0, append=points[:1])
+        polygons.append(points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)].ravel().tolist())
+    return polygons if polygons and np.array_equal(decode_mask(polygons, height, width), mask) else None
 
 
 def segmentation_problem(segmentation: object, height: int, width: int) -> tuple[str, str] | None:

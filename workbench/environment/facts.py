@@ -35,6 +35,7 @@ PACKAGES = (
     "pycocotools",
     "faster-coco-eval",
     "scipy",
+    "contourpy",
     "pandas",
     "safetensors",
     "jupyterlab",

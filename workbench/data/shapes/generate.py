@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from workbench.data.masks import decode_mask, encode_mask, encode_uncompressed
-from workbench.data.shapes.contours import mask_to_polygons
+from workbench.data.masks import encode_mask, encode_polygons, encode_uncompressed
 from workbench.data.shapes.rendering import (
     COLOURS,
     SHAPES,
@@ -36,8 +35,8 @@ TILT = 30.0  # degrees, either way
 EMPTY_SHARE, CROWD_SHARE, UNLABELLED_SHARE = 0.03, 0.04, 0.05
 
 META_FILE = "shapes.json"
-# Raise it when the pictures change, so that a folder made before is not mistaken for one made now.
-_VERSION = 2
+# Raise it when pictures or annotations change, so that a folder made before is not mistaken for one made now.
+_VERSION = 3
 _SPLITS = ("train", "val", "test")
 
 
@@ -136,16 +135,15 @@ class _Scene:
 
 
 def _segmentation(mask: np.ndarray, form: float, crowd: bool) -> list | dict:
-    """The mask as polygons (70 of 100), compressed or uncompressed RLE. Where polygons would not say it
-    exactly enough (a hole, a tiny part) it is an RLE too; crowds are uncompressed, as in COCO."""
+    """Return the mask as polygons (70 of 100), compressed or uncompressed RLE, each exact to the pixel.
+
+    A mask with a hole is an RLE too; crowds are uncompressed RLEs, as in COCO.
+    """
     if crowd:
         return encode_uncompressed(mask)
-    if form < 0.7:
-        polygons = mask_to_polygons(mask)
-        if polygons is not None:
-            again = decode_mask(polygons, *mask.shape)
-            if (again & mask).sum() >= 0.975 * (again | mask).sum():
-                return polygons
+    polygons = encode_polygons(mask) if form < 0.7 else None
+    if polygons:
+        return polygons
     return encode_uncompressed(mask) if form > 0.85 else encode_mask(mask)
 
 
