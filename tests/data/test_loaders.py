@@ -13,6 +13,7 @@ from workbench.data.coco import CocoDataset, load_dataset
 from workbench.data.loaders import build_test_loader, build_train_loader, epoch_order, step_seed
 from workbench.data.mapper import TestMapper, TrainMapper
 from workbench.errors import WorkbenchError
+from workbench.models.mask2former import check_labels
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,24 @@ def test_tensors_from_workers_can_be_written_to(dataset: CocoDataset) -> None:
     (batch,) = _train(dataset, 1, num_workers=1)
     batch[0]["image"].zero_()
     assert not batch[0]["image"].any()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_wrong_label_names_its_image_and_annotation(dataset: CocoDataset, num_workers: int) -> None:
+    batches = _train(dataset, 3, num_workers=num_workers)
+    counts = dataset.vocabulary.num_subcategory_classes
+    kinds = {a["id"]: a["category_id"] for record in dataset.dicts for a in record["annotations"]}
+    owner = {a["id"]: record["image_id"] for record in dataset.dicts for a in record["annotations"]}
+    for item in (item for batch in batches for item in batch):
+        ids, labels = item["targets"]["annotation_ids"].tolist(), item["targets"]["labels"]
+        assert labels.tolist() == [kinds[number] for number in ids]
+        assert {owner[number] for number in ids} <= {item["image_id"]}
+    batch = next(batch for batch in batches if len(batch[4]["targets"]["labels"]) > 1)
+    check_labels(batch, dataset.vocabulary.num_classes, counts)
+    batch[4]["targets"]["labels"][1] = 99
+    where = rf"image {batch[4]['image_id']} .*, annotation {batch[4]['targets']['annotation_ids'][1]}: label 99"
+    with pytest.raises(WorkbenchError, match=where):
+        check_labels(batch, dataset.vocabulary.num_classes, counts)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -22,12 +22,12 @@ RELAXED = settings(max_examples=150, suppress_health_check=[HealthCheck.function
 
 
 def _record(path: Path, masks: np.ndarray, picture: np.ndarray) -> dict:
-    """A dataset dict of those masks; object k has category k and colour 10 + k."""
+    """A dataset dict of those masks; object k has id 100 + k, category k and colour 10 + k."""
     Image.fromarray(picture).save(path)
     height, width = picture.shape[:2]
     things = [
         {
-            "id": k,
+            "id": 100 + k,
             "category_id": k,
             "iscrowd": 0,
             "segmentation": encode_mask(mask),
@@ -98,9 +98,7 @@ def test_image_and_masks_move_together(tmp_path: Path, height: int, width: int, 
             assert _iou(recovered, mask) >= 0.99
             assert targets["subcategories"]["colour"][number] == 10 + channel
             assert targets["subcategories"]["texture"][number] == -1
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            assert targets["boxes"][number].tolist() == box
+            assert targets["annotation_ids"][number] == 100 + channel
 
 
 @RELAXED
@@ -197,12 +195,12 @@ def test_large_scale_jitter_is_detectron2s(tmp_path: Path) -> None:
         (mask,) = mapped["targets"]["masks"]
         assert torch.equal(mapped["image"] == 10, mask.expand(3, -1, -1))
         assert (mapped["image"][:, ~mask] == PAD_VALUE).all()
-        box = mapped["targets"]["boxes"][0].tolist()
-        assert box[:2] == [0, 0] and mask.sum() == box[2] * box[3]
-        widths.append(box[2])
-        if box[2] < 64:
-            assert abs(box[3] - box[2] / 2) <= 1
-            assert box[2] >= 32
+        width, height = int(mask.any(0).sum()), int(mask.any(1).sum())
+        assert mask[:height, :width].all() and mask.sum() == width * height
+        widths.append(width)
+        if width < 64:
+            assert abs(height - width / 2) <= 1
+            assert width >= 32
     assert 0.4 < np.mean(np.array(widths) == 64) < 0.6  # scale above 1
     smaller = np.array([w for w in widths if w < 64])
     assert 45 < smaller.mean() < 51 and smaller.min() < 36
@@ -214,8 +212,9 @@ def test_objects_that_leave_the_window_and_crowds_are_dropped(tmp_path: Path) ->
     record = _record(tmp_path / "a.png", masks, np.zeros((64, 64, 3), dtype=np.uint8))
     record["annotations"][2]["iscrowd"] = 1
     mapper = TrainMapper(image_size=64, min_scale=3.0, max_scale=3.0, random_flip="none")
-    counts = [len(mapper(record, seed)["targets"]["labels"]) for seed in range(40)]
-    assert max(counts) == 1 and 0 in counts
+    left = [mapper(record, seed)["targets"] for seed in range(100)]
+    kept = {tuple(zip(t["labels"].tolist(), t["annotation_ids"].tolist(), strict=True)) for t in left}
+    assert kept == {(), ((0, 100),), ((1, 101),)}
     everything = TrainMapper(image_size=64, min_scale=1.0, max_scale=1.0)(record, 0)
     assert everything["targets"]["labels"].tolist() == [0, 1]
 
@@ -225,7 +224,7 @@ def test_an_image_without_objects(tmp_path: Path) -> None:
     targets = _mapper()(record, 3)["targets"]
     assert targets["labels"].shape == (0,) and targets["labels"].dtype == torch.int64
     assert targets["masks"].shape == (0, 48, 48) and targets["masks"].dtype == torch.bool
-    assert targets["boxes"].shape == (0, 4)
+    assert targets["annotation_ids"].shape == (0,) and targets["annotation_ids"].dtype == torch.int64
     assert {name: (v.shape, v.dtype) for name, v in targets["subcategories"].items()} == {
         name: (torch.Size([0]), torch.int64) for name in ("colour", "texture")
     }

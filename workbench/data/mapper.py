@@ -120,16 +120,6 @@ def _to_tensor(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
 
-def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, H, W) bool -> (N, 4) float32 XYXY and (N,) bool, which masks are not empty. The box of pixel (0,
-    0) is 0, 0, 1, 1, that of an empty mask is the whole image."""
-    columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
-    width, height = masks.shape[2], masks.shape[1]
-    left, top = columns.argmax(1), rows.argmax(1)
-    right, bottom = width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)
-    return torch.stack([left, top, right, bottom], dim=1).to(torch.float32), rows.any(1).bool()
-
-
 class _Decoded:
     """Decoded images and their object masks (packed to bits), up to ``_CACHE_BYTES`` in each process."""
 
@@ -158,12 +148,12 @@ class _Decoded:
 
 
 class TrainMapper:
-    """Reads and augments one image for training.
+    """Read and augment one image for training.
 
-    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and
-    ``width``, ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N,
-    S, S) bool, ``boxes`` (N, 4) float32 XYXY from the masks, ``subcategories`` {name: (N,) int64, -1
-    unlabelled}. Crowds, and objects of which nothing is left in the window, are not among the N.
+    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and ``width``,
+    ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N, S, S) bool,
+    ``annotation_ids`` (N,) int64 as in the dataset file, ``subcategories`` {name: (N,) int64, -1 unlabelled}. Crowds,
+    and objects of which nothing is left in the window, are not among the N.
 
     Everything random depends on ``seed`` alone; the global random state is left as it was.
     """
@@ -202,7 +192,7 @@ class TrainMapper:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake every accelerator
             image, moved = self.transform(tv_tensors.Image(image), tv_tensors.Mask(masks))
         moved = moved.as_subclass(Tensor)
-        boxes, kept = _boxes(moved)
+        kept = moved.flatten(1).any(dim=1)
         things = [thing for thing, left in zip(things, kept.tolist(), strict=True) if left]
         return {
             "image": image.as_subclass(Tensor),
@@ -214,7 +204,7 @@ class TrainMapper:
             "targets": {
                 "labels": torch.tensor([t["category_id"] for t in things], dtype=torch.int64),
                 "masks": moved[kept],
-                "boxes": boxes[kept],
+                "annotation_ids": torch.tensor([t["id"] for t in things], dtype=torch.int64),
                 "subcategories": {
                     name: torch.tensor([t["subcategories"][name] for t in things], dtype=torch.int64)
                     for name in dataset_dict["subcategories"]
