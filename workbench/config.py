@@ -151,7 +151,8 @@ _DEFAULTS: dict[str, Any] = {
     "DATASETS": {
         "ROOT": "data",  # where the named datasets lie
         "TRAIN": (),
-        "TEST": (),
+        "VAL": (),  # chooses the best checkpoint and thresholds; where it is empty, TEST does
+        "TEST": (),  # reported, and nothing is chosen on it
         "SKIP_FAULTS": False,  # True leaves broken annotations out instead of stopping
     },
     "DATALOADER": {

@@ -19,7 +19,8 @@ import os
 import platform
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,11 @@ from torch import Tensor, nn
 
 from workbench import __version__
 from workbench.config import config_from_dict, config_to_dict, load_config
+from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
-
-    from workbench.data.vocabulary import Vocabulary
 
 WEIGHTS, DESCRIPTION, STATE = "model.safetensors", "model.json", "training_state.pt"
 FORMAT_VERSION = 1
@@ -124,24 +124,45 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         WorkbenchError: it is missing, truncated, garbled, or of a newer format.
     """
-    from workbench.data.vocabulary import Vocabulary
-
     directory = resolve_checkpoint(path)
     description = read_description(directory)
-    try:
-        categories = description["categories"]
-        vocabulary = Vocabulary(
-            category_ids=tuple(int(c["id"]) for c in categories),
-            categories=tuple(str(c["name"]) for c in categories),
-            subcategories={str(s["name"]): tuple(s["classes"]) for s in description["subcategories"]},
-        )
+    with _described(directory):
         config = config_from_dict(description["config"], source=str(directory / DESCRIPTION))
         step, metrics = int(description["step"]), dict(description.get("metrics") or {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WorkbenchError(f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}") from None
+        vocabulary = _vocabulary(description)
     _check_file(directory, WEIGHTS, description)
     state_dict = read_safetensors(directory / WEIGHTS)
     return Checkpoint(directory, config, vocabulary, state_dict, step, metrics, description.get("versions", {}))
+
+
+def load_vocabulary(path: str | Path) -> Vocabulary:
+    """Return the classes of a checkpoint, or of a run's best; only model.json is read.
+
+    Raises:
+        WorkbenchError: as :func:`load_checkpoint`.
+    """
+    directory = resolve_checkpoint(path)
+    description = read_description(directory)
+    with _described(directory):
+        return _vocabulary(description)
+
+
+@contextmanager
+def _described(directory: Path) -> Iterator[None]:
+    """Name model.json in what a missing or garbled key of it raises."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkbenchError(f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}") from None
+
+
+def _vocabulary(description: dict[str, Any]) -> Vocabulary:
+    categories = description["categories"]
+    return Vocabulary(
+        category_ids=tuple(int(c["id"]) for c in categories),
+        categories=tuple(str(c["name"]) for c in categories),
+        subcategories={str(s["name"]): tuple(s["classes"]) for s in description["subcategories"]},
+    )
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """The run directory: one training, everything it leaves behind.
 
 config.yaml   metrics.csv   log.txt   events.out.tfevents.*
-checkpoints/{last,best}   figures/   metrics.json   predictions.json
+checkpoints/{last,best}   figures/   evaluations/<dataset>/{metrics,predictions}.json
+metrics.json   predictions.json: the best checkpoint on the first of DATASETS.TEST
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +21,13 @@ from workbench.files import write_text
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-# Keys that may change between a run and its continuation: they alter no step of the training.
+# Keys that may change between a run and its continuation: they alter no step of the training and not which
+# images choose the best checkpoint. DATASETS.VAL is not among them, nor is DATASETS.TEST where it stands in for VAL.
 _FREE = (
     "OUTPUT_DIR",
     "MODEL.DEVICE",
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
-    "DATASETS.TEST",
     "DATASETS.ROOT",
     "TEST.",
     "INPUT.MIN_SIZE_TEST",
@@ -99,13 +101,54 @@ def run_of(checkpoint: Path) -> Path:
     return run if (run / "config.yaml").is_file() else checkpoint
 
 
+def report_dataset(cfg: CfgNode) -> str | None:
+    """Return the dataset of a run's reported scores: the first of DATASETS.TEST, or else of DATASETS.VAL."""
+    return next(iter([*cfg.DATASETS.TEST[:1], *cfg.DATASETS.VAL[:1]]), None)
+
+
+def selection_dataset(cfg: CfgNode) -> str | None:
+    """Return the dataset that checkpoints, thresholds and anything else are chosen on.
+
+    It is the first of DATASETS.VAL, or of DATASETS.TEST where VAL is empty; the reported scores of what was chosen
+    are then flattering.
+    """
+    return next(iter([*cfg.DATASETS.VAL[:1], *cfg.DATASETS.TEST[:1]]), None)
+
+
+def evaluation_directory(checkpoint: Path, cfg: CfgNode, dataset: str | Path | None) -> Path:
+    """Return where the results of a checkpoint on a dataset belong.
+
+    This is the checkpoint's run for :func:`report_dataset`, and ``evaluations/<dataset>`` in it for any other, so
+    that the run keeps its own scores.
+    """
+    run = run_of(checkpoint)
+    return run if dataset in (None, report_dataset(cfg)) else run / "evaluations" / Path(str(dataset)).stem
+
+
+def saved_metrics(directory: Path, checkpoint: Path, dataset: str | Path) -> dict[str, Any] | None:
+    """Return the metrics.json of a directory if it and predictions.json are current, else None.
+
+    Current means: they belong to this checkpoint and this dataset, and are newer than the checkpoint's files.
+    """
+    scores, predictions = directory / "metrics.json", directory / "predictions.json"
+    try:
+        metrics = json.loads(scores.read_text(encoding="utf-8"))
+        written = min(scores.stat().st_mtime_ns, predictions.stat().st_mtime_ns)
+        trained = max(file.stat().st_mtime_ns for file in checkpoint.iterdir())
+    except (OSError, ValueError):
+        return None
+    same = metrics.get("dataset") == Path(str(dataset)).stem and written >= trained
+    return metrics if same and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve() else None
+
+
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     """Keys that would change the training, each as ``KEY there, here``."""
     there, here = flat(config_to_dict(saved)), flat(config_to_dict(wanted))
+    free = (*_FREE, "DATASETS.TEST") if saved.DATASETS.VAL else _FREE
     return [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted({*there, *here})
-        if there.get(key) != here.get(key) and not any(key == k or k.endswith(".") and key.startswith(k) for k in _FREE)
+        if there.get(key) != here.get(key) and not any(key == k or k.endswith(".") and key.startswith(k) for k in free)
     ]
 
 

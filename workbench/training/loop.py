@@ -25,6 +25,7 @@ from workbench.runs.checkpoint import (
 from workbench.runs.directory import MetricsTable, RunDirectory
 from workbench.training.batch_norm import share_batch_norms
 from workbench.training.distributed import (
+    Processes,
     mean_over_processes,
     rank,
     run_on_all,
@@ -41,7 +42,6 @@ from workbench.training.progress import Progress, log
 from workbench.training.schedule import lr_factor, scaled_lr
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from fvcore.common.config import CfgNode
 
     from workbench.data.vocabulary import Vocabulary
@@ -78,7 +78,7 @@ class Trainer:
         *,
         evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
         on_best: Callable[[], None] | None = None,
-        processes: tuple[Accelerator, torch.device] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.cfg, self.vocabulary, self.run = cfg, vocabulary, run
         self.batches, self.evaluate, self.on_best = batches, evaluate, on_best
@@ -96,7 +96,9 @@ class Trainer:
         self.module = model
         self.average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
         optimizer = build_optimizer(model, cfg)
-        state = run_on_all(self._resume_weights)  # before DDP hands rank 0's weights to all
+        # Every process reads the checkpoint, before DDP sends the weights of process 0 to all. One machine of
+        # several may fail to read what another can.
+        state = run_on_all(self._resume_weights) if run_on_main(lambda: has_checkpoint(run.last)) else None
         self.model = self.accelerator.prepare_model(model)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         if state is not None:
@@ -275,10 +277,8 @@ class Trainer:
             extra={"metrics": self.metrics},
         )
 
-    def _resume_weights(self) -> dict[str, Any] | None:
-        """Take weights, best and step from the run's last checkpoint, if there is one; its training state."""
-        if not has_checkpoint(self.run.last):
-            return None
+    def _resume_weights(self) -> dict[str, Any]:
+        """Take weights, best and step from the run's last checkpoint; return its training state."""
         checkpoint, state = load_checkpoint(self.run.last), load_state(self.run.last)
         check_vocabulary(self.run.last, checkpoint.vocabulary, self.vocabulary)
         with self._fitting():
