@@ -221,7 +221,10 @@ def test_any_backbone_with_these_strides_plugs_in(overrides, strides):
         (("MODEL.MOBILENET.TAPS", "[3,6,10,12]"), "res5 taps layer 12|strides 4, 8, 16, 32"),
         (("MODEL.MOBILENET.NORM", "LN"), "MODEL.MOBILENET.NORM is 'LN'; known are BN"),
         (("MODEL.MOBILENET.WEIGHTS", "/nowhere/w.pth"), "/nowhere/w.pth does not exist"),
-        (("MODEL.BACKBONE.NAME", "D2SwinTransformer"), "known are build_resnet_backbone"),
+        (
+            ("MODEL.BACKBONE.NAME", "build_resnet"),
+            "did you mean build_resnet_backbone.*; known are .*build_small_resnet",
+        ),
         (("MODEL.META_ARCHITECTURE", "MaskRCNN"), "MODEL.META_ARCHITECTURE is 'MaskRCNN'"),
         (("MODEL.MASK_FORMER.NHEADS", "5"), "16 channels cannot be shared among 5 heads"),
     ],

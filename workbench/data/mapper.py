@@ -7,6 +7,7 @@ pixel beside its object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from workbench.config import PUBLISHED_MAPPERS
 from workbench.data.images import read_image
 from workbench.data.masks import decode_mask
 from workbench.errors import WorkbenchError
+from workbench.registry import MAPPERS
 
 PAD_VALUE = 128
 # Decoding a small image and its masks takes longer than augmenting it, so those that fit the budget are kept.
@@ -249,8 +252,14 @@ class TestMapper:
         }
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMapper:
-    """The mapper that the ``INPUT`` keys of a config describe."""
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[..., dict]:
+    """Return the mapper that a config names and its ``INPUT`` keys describe."""
+    return MAPPERS[cfg.INPUT.DATASET_MAPPER_NAME](cfg, is_train)
+
+
+@MAPPERS.register(*PUBLISHED_MAPPERS)
+def build_instance_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMapper:
+    """Return a :class:`TrainMapper`, or for evaluation a :class:`TestMapper`, of the ``INPUT`` keys."""
     keys = cfg.INPUT
     if not is_train:
         return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST)

@@ -34,6 +34,7 @@ from workbench import __version__
 from workbench.config import config_from_dict, config_to_dict, load_config
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
+from workbench.registry import check_parts, imported_parts
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -53,6 +54,7 @@ class Checkpoint:
     step: int
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    imports: list[dict[str, str]] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -94,6 +96,7 @@ def save_checkpoint(
             "categories": _categories(vocabulary),
             "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
             "versions": versions(),
+            "imports": imported_parts(),
             "config": config,
             "files": files,
             **(extra or {}),
@@ -132,7 +135,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         vocabulary = _vocabulary(description)
     _check_file(directory, WEIGHTS, description)
     state_dict = read_safetensors(directory / WEIGHTS)
-    return Checkpoint(directory, config, vocabulary, state_dict, step, metrics, description.get("versions", {}))
+    recorded = description.get("versions", {}), description.get("imports", [])
+    return Checkpoint(directory, config, vocabulary, state_dict, step, metrics, *recorded)
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
@@ -180,10 +184,15 @@ def load_model(
     """Rebuild the model of a checkpoint, in eval mode on ``device``, from the checkpoint alone.
 
     ``config`` takes the place of the checkpoint's own, to change what follows the network (TEST.RANK_BY say).
+
+    Raises:
+        WorkbenchError: the checkpoint was made with a user's parts that have not been imported (see
+            :func:`workbench.registry.import_parts`), or does not fit the model.
     """
     from workbench.models import build_model
 
     checkpoint = load_checkpoint(path)
+    check_parts(checkpoint.imports, f"checkpoint {checkpoint.path}")
     model = build_model(config or checkpoint.config, checkpoint.vocabulary, pretrained=False)
     try:
         model.load_state_dict(checkpoint.state_dict)

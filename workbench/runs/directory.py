@@ -1,6 +1,6 @@
 """The run directory: one training, everything it leaves behind.
 
-config.yaml   metrics.csv   log.txt   events.out.tfevents.*
+config.yaml   imports.json   metrics.csv   log.txt   events.out.tfevents.*
 checkpoints/{last,best}   figures/   evaluations/<dataset>/{metrics,predictions}.json
 metrics.json   predictions.json: the best checkpoint on the first of DATASETS.TEST
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.config import config_to_dict, load_config, to_yaml
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
+from workbench.registry import check_parts, imported_parts
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -43,6 +44,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config, self.metrics, self.log = (self.path / n for n in ("config.yaml", "metrics.csv", "log.txt"))
+        self.imports = self.path / "imports.json"
         self.last, self.best = (self.path / "checkpoints" / n for n in ("last", "best"))
         self.figures = self.path / "figures"
         self.scores, self.predictions = self.path / "metrics.json", self.path / "predictions.json"
@@ -86,10 +88,18 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
                 f"OUTPUT_DIR {run.path} holds another run ({'; '.join(different)}); choose another "
                 f"OUTPUT_DIR, delete it, or continue it with its own {run.config.name}"
             )
+        if run.imports.exists():
+            try:
+                recorded = json.loads(run.imports.read_text(encoding="utf-8"))
+            except ValueError:
+                raise WorkbenchError(f"run file {run.imports} is garbled or cut off") from None
+            check_parts(recorded, f"the run {run.path}")
     try:
         for directory in (run.path / "checkpoints", run.figures):
             directory.mkdir(parents=True, exist_ok=True)
         write_text(run.config, to_yaml(cfg))
+        if parts := imported_parts():
+            write_text(run.imports, json.dumps(parts, indent=1))
     except OSError as error:
         raise WorkbenchError(f"OUTPUT_DIR {run.path} cannot be written: {error.strerror} ({error.filename})") from None
     return run, cfg

@@ -17,6 +17,7 @@ from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.models import build_model
+from workbench.registry import imported_parts
 from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
 from workbench.runs.directory import (
     RunDirectory,
@@ -67,6 +68,8 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
         torch.manual_seed(cfg.SEED)
         model = run_on_all(lambda: _initial_model(cfg, data.train.vocabulary, continued))
         log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+        for part in imported_parts():
+            log.info(f"parts of {part['name']}, sha256 {part['sha256']}")
         _run_steps(cfg, run, model, data, processes)
         if data.report is not None:
             _report(cfg, run, data.report, processes)
