@@ -131,3 +131,11 @@ def test_a_loaded_config_is_frozen_and_the_defaults_are_not_shared():
         load_config(None).SEED = 3
     get_cfg().MODEL.PIXEL_MEAN[0] = 0.0
     assert get_cfg().MODEL.PIXEL_MEAN[0] == 123.675
+
+
+def test_a_scorer_of_earlier_versions_gives_way_with_a_log_line(caplog):
+    """Checkpoints of earlier versions name it in their model.json and must still load."""
+    saved = config_to_dict(load_config(None))
+    saved["TEST"]["SCORER"] = "faster-coco-eval"
+    assert config_from_dict(saved, "checkpoints/best").TEST.SCORER == "hotcoco"
+    assert "checkpoints/best: TEST.SCORER faster-coco-eval is gone; hotcoco takes its place" in caplog.text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import logging
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ _DEFAULTS: dict[str, Any] = {
         "MAX_DETS": [1, 10, 100],
         "RANK_BY": "main",  # main | sum | geometric_mean
         "ONE_CLASS_PER_QUERY": False,
-        "SCORER": "faster-coco-eval",  # faster-coco-eval | pycocotools
+        "SCORER": "hotcoco",  # hotcoco | pycocotools
         "EXPECTED_RESULTS": [],
         "AUG": {
             "ENABLED": False,
@@ -242,8 +243,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
     "TEST.RANK_BY": ("main", "sum", "geometric_mean"),
-    "TEST.SCORER": ("faster-coco-eval", "pycocotools"),
+    "TEST.SCORER": ("hotcoco", "pycocotools"),
 }
+
+# Values that configs and checkpoints of earlier versions hold, and what stands for them now.
+SUCCESSORS = {("TEST.SCORER", "faster-coco-eval"): "hotcoco"}
 
 _POSITIVE = (
     "SOLVER.IMS_PER_BATCH",
@@ -394,7 +398,11 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     if not isinstance(node, CfgNode) or leaf not in node:
         nearest = difflib.get_close_matches(key.upper(), flatten(get_cfg()), n=1, cutoff=0.0)[0]
         raise WorkbenchError(f"{source}: unknown config key {key}; the nearest known key is {nearest}")
-    node[leaf] = _coerce(key, value, node[leaf], source)
+    value = _coerce(key, value, node[leaf], source)
+    successor = SUCCESSORS.get((key, value)) if isinstance(value, str) else None
+    if successor is not None:
+        logging.getLogger(__name__).warning("%s: %s %s is gone; %s takes its place", source, key, value, successor)
+    node[leaf] = value if successor is None else successor
 
 
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:

@@ -33,7 +33,7 @@ PACKAGES = (
     "fvcore",
     "numpy",
     "pycocotools",
-    "faster-coco-eval",
+    "hotcoco",
     "scipy",
     "contourpy",
     "pandas",

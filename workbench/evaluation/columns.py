@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import hotcoco
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -76,18 +77,23 @@ class EvaluationData:
         groups = self.predictions.by_image(len(self.image_ids))
         return [rows[np.argsort(-self.predictions.scores[rows], kind="stable")] for rows in groups]
 
-    def ious(self, image: int, predictions: np.ndarray, iou_type: str = "segm") -> np.ndarray:
-        """(len(predictions), objects of the image) IoU; against a crowd region, COCO's intersection over the
-        prediction's own area."""
-        objects = self.objects_by_image[image]
-        if not len(objects) or not len(predictions):
-            return np.zeros((len(predictions), len(objects)))
-        if iou_type == "segm":
-            ours = [self.predictions.rles[i] for i in predictions]
-            theirs = [self.objects.rles[i] for i in objects]
-        else:
-            ours, theirs = self.predictions.boxes[predictions], self.objects.boxes[objects]
-        return np.asarray(coco_mask.iou(ours, theirs, self.objects.crowd[objects].astype(np.uint8).tolist()))
+    @cached_property
+    def _ious(self) -> dict[tuple[int, str], np.ndarray]:
+        return {}
+
+    def ious(self, image: int, iou_type: str = "segm") -> np.ndarray:
+        """(predictions of the image, best score first, objects of the image) float64 IoU, computed once; against a
+        crowd region, COCO's intersection over the prediction's own area."""
+        if (image, iou_type) not in self._ious:
+            rows = self.predictions_by_image[image], self.objects_by_image[image]
+            shapes = [
+                [side.rles[i] for i in some] if iou_type == "segm" else side.boxes[some]
+                for side, some in zip((self.predictions, self.objects), rows, strict=True)
+            ]
+            # hotcoco cannot tell an empty list of masks from one of boxes.
+            ious = np.zeros([len(some) for some in rows])
+            self._ious[image, iou_type] = hotcoco.mask.iou(*shapes, self.objects.crowd[rows[1]]) if ious.size else ious
+        return self._ious[image, iou_type]
 
 
 def read_inputs(gt: Mapping, results: Sequence[Mapping], *, iou_type: str = "segm") -> EvaluationData:

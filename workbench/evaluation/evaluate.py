@@ -25,7 +25,7 @@ def evaluate_results(
     *,
     max_dets: Sequence[int] = (1, 10, 100),
     rank_by: str = "main",
-    scorer: str = "faster-coco-eval",
+    scorer: str = "hotcoco",
     stats: Mapping | None = None,
 ) -> dict:
     """Scores COCO results against a COCO ground truth and returns what `metrics.json` holds.
