@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,13 +18,15 @@ import yaml
 
 from workbench import registry
 from workbench.cli import main
+from workbench.config import keys_without_effect, load_config
 from workbench.data.mapper import build_mapper
 from workbench.errors import WorkbenchError
 from workbench.models import build_model
 from workbench.registry import BACKBONES, MAPPERS, MODELS, Registry, check_parts, import_parts, imported_parts
 from workbench.runs.checkpoint import load_model, save_checkpoint
-from workbench.runs.directory import RunDirectory
+from workbench.runs.directory import RunDirectory, read_metrics
 
+ROOT = Path(__file__).parents[1]
 BACKBONE = """
 from workbench.models.backbones import SmallResNet
 from workbench.registry import BACKBONES
@@ -244,3 +248,44 @@ def test_a_checkpoint_without_imports_needs_none(tiny_run: Path, tmp_path: Path)
     del description["imports"]  # as older checkpoints are
     (place / "model.json").write_text(json.dumps(description))
     assert load_model(place)[1].imports == []
+
+
+EXAMPLES = dict(
+    re.findall(r"```python\n# (\S+\.py)\n(.*?)```", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.DOTALL)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "weight"),
+    [
+        ("my_backbone.py", ["MODEL.BACKBONE.NAME", "patches"], "backbone.stages.0.weight"),
+        ("my_model.py", ["MODEL.META_ARCHITECTURE", "PooledQueries"], "queries"),
+        ("my_mapper.py", ["INPUT.DATASET_MAPPER_NAME", "noisy", "DATALOADER.NUM_WORKERS", "1"], None),
+    ],
+)
+def test_the_documented_examples_train_and_evaluate(
+    name: str,
+    settings: list[str],
+    weight: str | None,
+    tiny_config: Path,
+    tiny_run: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+) -> None:
+    """docs/extending.md, each example as the whole file that it is, on the command line."""
+    (tmp_path / name).write_text(EXAMPLES[name])
+    imported = ["--import", name]
+    assert main(["train", "--config", str(tiny_config), "--output", "run", *imported, *settings]) == 0
+    rows, plain = (read_metrics(run / "metrics.csv") for run in (tmp_path / "run", tiny_run))
+    assert len(rows) == 4 and all(math.isfinite(float(row["total_loss"])) for row in rows)
+    assert rows[0]["total_loss"] != plain[0]["total_loss"]  # the part was used
+    assert main(["eval", "--ckpt", "run", "--output", "scored", *imported]) == 0
+    assert json.loads((tmp_path / "scored" / "metrics.json").read_text())["images"] == 6
+    assert weight is None or weight in load_model("run")[1].state_dict
+    assert "INPUT.DATASET_MAPPER_NAME" not in keys_without_effect(load_config("run/config.yaml"))
+    picture = str(shapes_root / "shapes" / "val" / "000001.png")
+    assert main(["predict", "--ckpt", "run", "--output", "out", *imported, picture]) == 0
+
+
+def test_every_example_of_the_documentation_is_tested() -> None:
+    assert sorted(EXAMPLES) == ["my_backbone.py", "my_mapper.py", "my_model.py"]

@@ -13,7 +13,7 @@ from workbench.data.coco import CocoDataset, load_dataset
 from workbench.data.loaders import build_test_loader, build_train_loader, epoch_order, step_seed
 from workbench.data.mapper import TestMapper, TrainMapper
 from workbench.errors import WorkbenchError
-from workbench.models.mask2former import check_labels
+from workbench.models.inputs import check_labels
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def test_a_label_outside_its_range_is_named_before_the_device_sees_it(change, me
         target = inputs["targets"] if name == "labels" else inputs["targets"]["subcategories"]
         target[name][1] = value
     model = tiny().train()
-    model._collate_images = None  # nothing may be sent to a device
+    model.raw_outputs = None  # nothing may be computed
     with pytest.raises(WorkbenchError, match=message):
         model([inputs])
 

@@ -122,6 +122,38 @@ def instance_inference(
     }
 
 
+def batch_inference(
+    outputs: Mapping[str, Any],
+    batched_inputs: Sequence[Mapping[str, Any]],
+    image_sizes: Sequence[tuple[int, int]],
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Return the predictions of a batch, one dict an image.
+
+    Args:
+        outputs: raw outputs: ``pred_logits`` (B, Q, K+1), ``pred_masks`` (B, Q, h, w) logits, ``pred_subcategories``
+            {name: (B, Q, K_s+1)}.
+        batched_inputs: ``height`` and ``width`` of the original images (default: ``image_sizes``), ``image_id``.
+        image_sizes: (height, width) of each image within the padded batch.
+        settings: the other arguments of :func:`instance_inference`.
+
+    Returns:
+        for each image what :func:`instance_inference` returns, and its ``image_id`` where the input has one.
+    """
+    predictions = []
+    for index, (inputs, size) in enumerate(zip(batched_inputs, image_sizes, strict=True)):
+        rows = instance_inference(
+            outputs["pred_logits"][index],
+            outputs["pred_masks"][index],
+            {name: head[index] for name, head in outputs["pred_subcategories"].items()},
+            image_size=size,
+            output_size=(inputs.get("height", size[0]), inputs.get("width", size[1])),
+            **settings,
+        )
+        predictions.append(rows | {key: inputs[key] for key in ("image_id",) if key in inputs})
+    return predictions
+
+
 def boxes_of_masks(masks: Tensor) -> Tensor:
     """(N, H, W) bool -> (N, 4) float XYXY in pixels, the right and bottom edges exclusive; zeros for empty masks."""
     if masks.numel() == 0:
