@@ -125,7 +125,7 @@ def _full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("writer", ["save_file", "_save_state", "_sync"])
+@pytest.mark.parametrize("writer", ["save_file", "_save_state", "sync"])
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:

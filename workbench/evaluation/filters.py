@@ -24,6 +24,7 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
 from workbench.evaluation.columns import is_number
 from workbench.evaluation.results import to_coco_results
+from workbench.files import write_json
 
 MEASURES = ("probability", "logit")
 NMS = ("off", "within", "across")
@@ -105,16 +106,12 @@ class FilterSettings:
         return cls.load(path) if path else cls.from_dict(values, "the parameters")
 
     def save(self, path: str | Path) -> Path:
-        """Writes JSON that `load` and `workbench predict --filters` read; whole or not at all."""
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.draft")
+        """Write JSON that `load` and `workbench predict --filters` read; whole or not at all."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
-            draft.replace(path)
+            write_json(Path(path), self.to_dict(), indent=2)
         except OSError as error:
             raise WorkbenchError(f"The settings cannot be saved as {path}: {error.strerror}.") from None
-        return path
+        return Path(path)
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""

@@ -9,7 +9,6 @@ logit of its likeliest class, no-object aside}.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
+from workbench.files import write_text
 from workbench.models.postprocess import RANK_BY, rank_scores
 
 DECIMALS = 8  # keeps the order of float32 scores and halves the file
@@ -128,18 +128,10 @@ def _column(rows: Sequence[Mapping], members: Sequence[int], name: str) -> torch
 
 
 def save_predictions(path: str | Path, results: Sequence[Mapping]) -> Path:
-    """Writes results as JSON, one row a line; the file is complete or absent, never half written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            lines = (json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in results)
-            file.write("[\n" + ",\n".join(lines) + "\n]\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    """Write results as JSON, one row a line; the file is complete or absent, never half written."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in results)
+    write_text(Path(path), "[\n" + ",\n".join(lines) + "\n]\n")
+    return Path(path)
 
 
 def load_predictions(path: str | Path) -> list[dict]:

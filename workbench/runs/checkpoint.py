@@ -34,6 +34,7 @@ from workbench import __version__
 from workbench.config import config_from_dict, config_to_dict, load_config
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
+from workbench.files import sync, write_json
 from workbench.registry import check_parts, imported_parts
 
 if TYPE_CHECKING:
@@ -101,16 +102,15 @@ def save_checkpoint(
             "files": files,
             **(extra or {}),
         }
-        text = json.dumps(description, indent=1)
-        _write(new / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(new / DESCRIPTION, description, indent=1)
         # safetensors lets nobody else read what it writes; the user's own rules shall hold.
         (new / WEIGHTS).chmod((new / DESCRIPTION).stat().st_mode & 0o777)
-        _sync(new)
+        sync(new)
         if directory.exists():  # only then is an `old` one left over from a killed swap not needed any more
             shutil.rmtree(old, ignore_errors=True)
             os.rename(directory, old)
         os.rename(new, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -342,9 +342,9 @@ def _beside(directory: Path, suffix: str) -> Path:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
-    """Write a file through to the disk; its size and CRC-32."""
+    """Write a file through to the disk; return its size and CRC-32."""
     write(path)
-    _sync(path)
+    sync(path)
     return _measure(path)
 
 
@@ -369,14 +369,6 @@ def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None
         )
     if _measure(path) != expected:
         raise WorkbenchError(f"checkpoint file {path} is garbled: its contents are not what was saved")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storable(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

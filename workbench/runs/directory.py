@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.config import config_to_dict, load_config, to_yaml
+from workbench.config import config_to_dict, flatten, load_config, to_yaml
 from workbench.errors import WorkbenchError
-from workbench.files import write_text
+from workbench.files import write_json, write_text
 from workbench.registry import check_parts, imported_parts
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
             directory.mkdir(parents=True, exist_ok=True)
         write_text(run.config, to_yaml(cfg))
         if parts := imported_parts():
-            write_text(run.imports, json.dumps(parts, indent=1))
+            write_json(run.imports, parts, indent=1)
     except OSError as error:
         raise WorkbenchError(f"OUTPUT_DIR {run.path} cannot be written: {error.strerror} ({error.filename})") from None
     return run, cfg
@@ -153,7 +153,7 @@ def saved_metrics(directory: Path, checkpoint: Path, dataset: str | Path) -> dic
 
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     """Keys that would change the training, each as ``KEY there, here``."""
-    there, here = flat(config_to_dict(saved)), flat(config_to_dict(wanted))
+    there, here = flatten(config_to_dict(saved)), flatten(config_to_dict(wanted))
     free = (*_FREE, "DATASETS.TEST") if saved.DATASETS.VAL else _FREE
     return [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
@@ -212,14 +212,3 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     text = path.read_text(encoding="utf-8")
     lines = text.split("\n")[:-1]  # what follows the last line end was cut off
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
-    joined: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            joined.update(flat(value, f"{prefix}{key}."))
-        else:
-            joined[f"{prefix}{key}"] = value
-    return joined

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from workbench.environment.facts import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import FilterSettings, apply_filters
 from workbench.evaluation.results import to_coco_results
-from workbench.files import write_text
+from workbench.files import write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
 from workbench.visualization.drawing import draw_instances
 
@@ -141,5 +140,5 @@ def _save_coco(path: Path, images: list[dict], annotations: list[dict], vocabula
         ],
         "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
     }
-    write_text(path, json.dumps(content))
+    write_json(path, content)
     return path

@@ -25,6 +25,7 @@ from workbench.data.shapes.rendering import (
     render_object,
 )
 from workbench.errors import WorkbenchError
+from workbench.files import write_json
 
 TRAIN_IMAGES, VAL_IMAGES, TEST_IMAGES = 2000, 200, 300
 IMAGE_SIZE, CROWDED_IMAGE_SIZE = 128, 256
@@ -183,9 +184,7 @@ def _write_split(folder: Path, split: str, count: int, *, seed: int, image_size:
             {"name": "texture", "classes": list(TEXTURES)},
         ],
     }
-    path = folder / "annotations" / f"{split}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_json(folder / "annotations" / f"{split}.json", content, separators=(",", ":"))
 
 
 def generate_shapes(
@@ -221,7 +220,7 @@ def generate_shapes(
             shutil.rmtree(partial)
         for split, count in zip(_SPLITS, (train, val, test), strict=True):
             _write_split(partial, split, count, seed=seed, image_size=image_size, crowded=crowded)
-        (partial / META_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(partial / META_FILE, settings, indent=2)
         partial.replace(output)
     except OSError as error:
         raise WorkbenchError(f"The shapes dataset cannot be written to {output}: {error.strerror or error}.") from error
