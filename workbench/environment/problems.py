@@ -1,6 +1,6 @@
-"""From the facts of ``environment.inspect_machine`` to sentences: what is wrong, and what command mends it.
+"""From the facts of ``inspect_machine`` to sentences: what is wrong, and which command mends it.
 
-Every function here is pure: facts in, text out, so each mismatch can be tried on a machine without it.
+Every function is pure: facts in, text out, so that each mismatch can be tested on a machine without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Problem = dict[str, str]  # {"sentence": what is wrong, "command": what mends it
 
 
 def find_problems(machine: dict[str, Any]) -> list[Problem]:
-    """Every mismatch in the facts of ``inspect_machine``, worst first; empty when all is well."""
+    """Return every mismatch in the facts of ``inspect_machine``, worst first."""
     return [
         *_package_problems(machine),
         *_driver_problems(machine),
@@ -27,7 +27,7 @@ def find_problems(machine: dict[str, Any]) -> list[Problem]:
 
 
 def format_report(machine: dict[str, Any]) -> str:
-    """The facts as text for a terminal: one aligned block a subject, problems last."""
+    """Return the facts as text for a terminal: one aligned line a fact, problems last."""
     system, torch, vision, cuda = machine["system"], machine["torch"], machine["torchvision"], machine["cuda"]
     python, problems = machine["python"], machine["problems"]
     detectron2, packages = machine["detectron2"], machine["packages"]

@@ -15,7 +15,7 @@ from torch import nn
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.queries import QueryOutputs, collect_queries, find_duplicates

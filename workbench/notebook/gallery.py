@@ -18,7 +18,7 @@ from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.ground_truth import ground_truth

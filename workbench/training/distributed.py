@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from workbench.data.images import read_image
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import FilterSettings, apply_filters
 from workbench.evaluation.results import to_coco_results
