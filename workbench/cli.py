@@ -354,10 +354,10 @@ def env(args: argparse.Namespace) -> None:
     machine = inspect_machine()
     operators = ""
     if not machine["torch"]["error"]:
-        from workbench.ops import selftest as ops_report
+        from workbench.ops.selftest import format_selftest, run_selftest
 
-        machine["operators"] = ops_report.report()
-        operators = f"\n\n{ops_report.format_report(machine['operators'])}"
+        machine["operators"] = run_selftest()
+        operators = f"\n\n{format_selftest(machine['operators'])}"
     print(json.dumps(machine, indent=2) if args.json else format_report(machine) + operators)
 
 

@@ -218,7 +218,15 @@ def test_any_backbone_with_these_strides_plugs_in(overrides, strides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("MODEL.MOBILENET.TAPS", "[3,6,10,12]"), "res5 taps layer 12|strides 4, 8, 16, 32"),
+        (
+            ("MODEL.MOBILENET.TAPS", "[3,6,10,12]"),
+            "config key MODEL.MOBILENET.TAPS: (res5 taps layer 12|.*strides 4, 8, 16, 32)",
+        ),
+        (
+            ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "20"),
+            "there is no ResNet of depth 20, only of 18, 34, 50, 101",
+        ),
+        (("MODEL.SEM_SEG_HEAD.NORM", "BN"), "norm of the pixel decoder is 'BN'"),
         (("MODEL.MOBILENET.NORM", "LN"), "MODEL.MOBILENET.NORM is 'LN'; known are BN"),
         (("MODEL.MOBILENET.WEIGHTS", "/nowhere/w.pth"), "/nowhere/w.pth does not exist"),
         (

@@ -36,21 +36,21 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class HasClasses(Protocol):
-    """What a model must know of its dataset."""
+    """What a model needs to know of its dataset."""
 
     num_classes: int
     num_subcategory_classes: Mapping[str, int]
 
 
 def build_model(cfg: CfgNode, vocabulary: HasClasses, *, pretrained: bool = True) -> nn.Module:
-    """The model a config describes, for a dataset's categories.
+    """Return the model a config describes, for a dataset's categories.
 
     Args:
         cfg: the config. vocabulary: ``num_classes`` K and ``num_subcategory_classes`` {name: K_s}.
         pretrained: False leaves the backbone's weights random, for a model whose weights are about to be loaded.
 
     Raises:
-        WorkbenchError: the config names something that does not exist or does not fit, or weights cannot be had.
+        WorkbenchError: the config names something that does not exist or does not fit, or weights cannot be read.
     """
     try:
         model = MODELS[cfg.MODEL.META_ARCHITECTURE](cfg, vocabulary, pretrained)
@@ -58,7 +58,7 @@ def build_model(cfg: CfgNode, vocabulary: HasClasses, *, pretrained: bool = True
         raise WorkbenchError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: {error}") from None
     except ValueError as error:
         raise WorkbenchError(f"the config does not describe a model: {error}") from None
-    # Convolutions are faster so: on a CPU a training step of the demo takes three quarters of the time.
+    # Convolutions are faster with channels last: on a CPU the demo's training step takes three quarters of the time.
     return model.to(memory_format=torch.channels_last)
 
 
@@ -152,9 +152,11 @@ def _mask2former(cfg: CfgNode, vocabulary: HasClasses, pretrained: bool) -> Mask
 @BACKBONES.register("build_mobilenet_v3_large_backbone")
 def _mobilenet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     keys = cfg.MODEL.MOBILENET
-    backbone = MobileNetV3Backbone(
-        taps=keys.TAPS, dilated=keys.DILATED, norm_layer=_norm("MODEL.MOBILENET.NORM", keys.NORM)
-    )
+    norm_layer = _norm("MODEL.MOBILENET.NORM", keys.NORM)
+    try:
+        backbone = MobileNetV3Backbone(taps=keys.TAPS, dilated=keys.DILATED, norm_layer=norm_layer)
+    except PyramidError as error:
+        raise WorkbenchError(f"config key MODEL.MOBILENET.TAPS: {error}") from None
     return _with_weights(backbone, "mobilenet_v3_large", keys.WEIGHTS, ("imagenet", "deeplabv3"), pretrained)
 
 

@@ -13,7 +13,7 @@ RANK_BY = ("main", "sum", "geometric_mean")
 
 
 def rank_scores(main: Tensor, subcategories: Sequence[Tensor], rank_by: str = "main") -> Tensor:
-    """The score that rows are ordered by, before the quality of the mask is multiplied in.
+    """Return the score that rows are ordered by, before it is multiplied by the mask's quality.
 
     Args:
         main: (...,) probability of the main category.
@@ -41,7 +41,7 @@ def select_rows(
     rank_by: str = "main",
     one_class_per_query: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ``top_k`` pairs of query and main category with the best score (Mask2Former's instance inference).
+    """Return the ``top_k`` pairs of query and main category with the best score (Mask2Former's instance inference).
 
     Args:
         logits: (Q, K+1) of one image. subcategories: {name: (Q, K_s+1)} probabilities of the same image.
@@ -76,10 +76,10 @@ def instance_inference(
     rank_by: str = "main",
     one_class_per_query: bool = False,
 ) -> dict[str, Any]:
-    """Predictions of one image.
+    """Return the predictions of one image.
 
-    The rows are chosen before any mask is enlarged, and a query that gives several rows is enlarged once, so memory
-    follows the number of rows and not that of queries.
+    Rows are chosen before masks are enlarged, and a query's mask is enlarged once however many rows it gives, so memory
+    depends on the number of rows and not of queries.
 
     Args:
         logits: (Q, K+1). mask_logits: (Q, h, w). subcategory_logits: {name: (Q, K_s+1)}: this image's raw outputs.

@@ -1,5 +1,7 @@
-"""Multi-scale deformable attention in plain PyTorch, on any device and in any floating dtype: the definition,
-which every other back end is measured against."""
+"""Multi-scale deformable attention in plain PyTorch, on any device and in any floating dtype.
+
+It defines the operator: every other back end is compared with it.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,13 @@ def deform_attn_reference_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `deform_attn_reference` with respect to value, sampling_locations and attention_weights.
+    """Return the gradients of :func:`deform_attn_reference` with respect to its three tensors.
 
-    For inside an operator, where autograd records nothing; elsewhere autograd does the same. grad_output is
-    (B, Lq, M*D), the rest as there."""
+    It is for the inside of an operator, where autograd records nothing.
+
+    Args:
+        grad_output: (B, Lq, M*D). value, spatial_shapes, sampling_locations, attention_weights: as in the forward.
+    """
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
