@@ -88,7 +88,7 @@ def test_nothing_in_a_yaml_is_evaluated(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["SOLVER.BSE_LR", "1"], "unknown config key SOLVER.BSE_LR; the nearest known key is SOLVER.BASE_LR"),
+        (["SOLVER.BSE_LR", "1"], r"unknown config key SOLVER.BSE_LR \(did you mean 'SOLVER.BASE_LR'\?\)"),
         (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR must be a number, not 'fast'"),
         (["SOLVER.MAX_ITER", "1.5"], "SOLVER.MAX_ITER must be a whole number, not 1.5"),
         (["MODEL.MASK_ON", "1"], "MODEL.MASK_ON must be True or False"),

@@ -96,7 +96,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
     kinds.register("large_resnet")(list)
     with pytest.raises(WorkbenchError) as error:
         kinds["smal_resnet"]
-    assert "MODEL.KIND is 'smal_resnet' (did you mean small_resnet?)" in str(error.value)
+    assert "MODEL.KIND is 'smal_resnet' (did you mean 'small_resnet'?)" in str(error.value)
     assert "small_resnet, large_resnet" in str(error.value) and "--import" in str(error.value)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from workbench import __version__
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, nearest
 from workbench.registry import import_parts
 
 OVERRIDES = "KEY VALUE"
@@ -419,9 +418,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         for word in argv[1:]:
             name = word.partition("=")[0]
             if name.startswith("-") and name not in known and not re.match(r"--?$|-[\d.]", name):
-                nearest = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {nearest[0]}?" if nearest else ""
-                sub.error(f"there is no option {name}{hint}")
+                sub.error(f"there is no option {name}{nearest(name, known)}")
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:
         sub.error(f"{' '.join(rest)} is not understood")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import logging
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, is_number, nearest
 
 _MODEL: dict[str, Any] = {
     "META_ARCHITECTURE": "MaskFormer",
@@ -396,8 +395,7 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     for part in parents:
         node = node.get(part) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node:
-        nearest = difflib.get_close_matches(key.upper(), flatten(get_cfg()), n=1, cutoff=0.0)[0]
-        raise WorkbenchError(f"{source}: unknown config key {key}; the nearest known key is {nearest}")
+        raise WorkbenchError(f"{source}: unknown config key {key}{nearest(key.upper(), flatten(get_cfg()), cutoff=0)}")
     value = _coerce(key, value, node[leaf], source)
     successor = SUCCESSORS.get((key, value)) if isinstance(value, str) else None
     if successor is not None:
@@ -416,7 +414,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
             with contextlib.suppress(ValueError):
                 value = float(value)
-        fits = isinstance(value, (int, float))
+        fits = is_number(value)
         value = float(value) if fits else value
     elif isinstance(default, (list, tuple)):
         fits = isinstance(value, (list, tuple))

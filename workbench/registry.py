@@ -16,7 +16,6 @@ imported because a config or a checkpoint names it. docs/extending.md has comple
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -27,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, nearest
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
@@ -64,11 +63,9 @@ class Registry:
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """Return what is registered as ``name``, or raise a WorkbenchError that lists the known names."""
         if name not in self._entries:
-            nearest = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
             raise WorkbenchError(
-                f"config key {self.key} is {name!r}{hint}; known are {', '.join(self)}, and what a file given to "
-                "--import registers"
+                f"config key {self.key} is {name!r}{nearest(name, self)}; known are {', '.join(self)}, and what a file "
+                "given to --import registers"
             )
         return self._entries[name]
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 from torch import nn
 
 from tests.evaluation.scenes import VOCABULARY, add, one_hot, random_case, row, scene, square
 from workbench.data.coco import load_dataset
-from workbench.data.masks import segmentation_problem
-from workbench.data.runs import covered_pixels
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results, metrics_frames, metrics_table, save_metrics
@@ -215,25 +211,3 @@ def test_calibration_by_hand():
     assert table.loc[9, ["mean_score", "precision"]].tolist() == pytest.approx([0.93, 0.5])
     assert table.attrs["expected_calibration_error"] == pytest.approx((2 * 0.43 + 0.1) / 3)
     assert calibration_table(gt, []).attrs["expected_calibration_error"] is None
-
-
-def test_covered_pixels_finds_every_kind_of_damage():
-    """Against the check of one mask at a time, on whole and on damaged encodings."""
-    rng = np.random.default_rng(0)
-    encodings, sizes = [], []
-    for _ in range(400):
-        height, width = rng.integers(1, 40, 2)
-        mask = rng.random((height, width)) < rng.choice([0, 0.01, 0.5, 1])
-        counts = bytearray(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
-        for _ in range(rng.integers(0, 3)):
-            counts[rng.integers(len(counts))] = rng.integers(40, 115)
-        encodings.append(bytes(counts[: rng.integers(len(counts) + 1)] if rng.random() < 0.2 else counts))
-        sizes.append((int(height), int(width)))
-    covered = covered_pixels(encodings)
-    sound = 0
-    for counts, size, found in zip(encodings, sizes, covered, strict=True):
-        problem = segmentation_problem({"size": size, "counts": counts}, *size)
-        assert (found == size[0] * size[1]) == (problem is None)
-        sound += problem is None
-    assert 100 < sound < 300
-    assert covered_pixels([]).tolist() == []

@@ -231,7 +231,7 @@ def test_any_backbone_with_these_strides_plugs_in(overrides, strides):
         (("MODEL.MOBILENET.WEIGHTS", "/nowhere/w.pth"), "/nowhere/w.pth does not exist"),
         (
             ("MODEL.BACKBONE.NAME", "build_resnet"),
-            "did you mean build_resnet_backbone.*; known are .*build_small_resnet",
+            "did you mean 'build_resnet_backbone'.*; known are .*build_small_resnet",
         ),
         (("MODEL.META_ARCHITECTURE", "MaskRCNN"), "MODEL.META_ARCHITECTURE is 'MaskRCNN'"),
         (("MODEL.MASK_FORMER.NHEADS", "5"), "16 channels cannot be shared among 5 heads"),

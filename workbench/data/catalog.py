@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
 from workbench.data.reading import image_path, read_coco_json
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, nearest
 
 CATALOG_FILE = "catalog.yaml"
 
@@ -80,11 +79,9 @@ def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEnt
     if text in _BUILTIN:
         annotations, images = _BUILTIN[text]
         return DatasetEntry(text, root / annotations, root / images)
-    nearest = get_close_matches(text, known_names(root), n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     raise WorkbenchError(
-        f"No dataset is called {text!r}{hint} A dataset of your own is the path of its JSON, or a line "
-        f"'{text}: {{annotations: labels.json, images: pictures}}' in {root / CATALOG_FILE}."
+        f"No dataset is called {text!r}{nearest(text, known_names(root))}. A dataset of your own is the path of its "
+        f"JSON, or a line '{text}: {{annotations: labels.json, images: pictures}}' in {root / CATALOG_FILE}."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workbench.data.catalog import DatasetEntry, get_entry
 from workbench.data.masks import decode_mask, encode_mask
-from workbench.data.reading import image_path, read_coco_json
+from workbench.data.reading import image_path, is_integer, read_coco_json
 from workbench.data.validate import DatasetError, Fault, find_faults, report
 from workbench.data.vocabulary import (
     Vocabulary,
@@ -130,7 +130,7 @@ def _to_dicts(
     skipped = 0
     for image in content["images"]:
         number = image.get("id") if isinstance(image, dict) else None
-        if not isinstance(number, int) or number in bad_images:
+        if not is_integer(number) or number in bad_images:
             skipped += 1
             continue
         dicts[number] = {
@@ -143,7 +143,7 @@ def _to_dicts(
         }
     for annotation in content["annotations"]:
         number = annotation.get("id") if isinstance(annotation, dict) else None
-        if not isinstance(number, int) or number in bad_annotations or annotation["image_id"] not in dicts:
+        if not is_integer(number) or number in bad_annotations or annotation["image_id"] not in dicts:
             skipped += 1
             continue
         attributes = annotation.get("attributes") or {}

@@ -45,6 +45,11 @@ def read_coco_json(path: Path | str) -> dict:
     return content
 
 
+def is_integer(value: object) -> bool:
+    """Return whether a value read from a file is a whole number of at most 64 bits; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
 def image_path(images: Path | str, file_name: str) -> str | None:
     """Path of an image named in a dataset file, or None where the name leads out of the ``images`` folder.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
-from workbench.errors import WorkbenchError
+from workbench.data.reading import is_integer
+from workbench.errors import WorkbenchError, is_number, nearest
 
 # Attributes that annotation tools add to every object of their own accord; they describe the annotating.
 BOOKKEEPING = frozenset(
@@ -86,7 +85,7 @@ def class_name(value: object) -> str | None:
         return None if value in UNSET else value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if is_number(value):
         return str(int(value)) if value == int(value) else repr(value)
     raise TypeError(f"{value!r} is no class")
 
@@ -149,7 +148,7 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
     """
     categories: dict[int, str] = {}
     for item in content["categories"]:
-        if not (isinstance(item, dict) and _is_id(item.get("id")) and isinstance(item.get("name"), str)):
+        if not (isinstance(item, dict) and is_integer(item.get("id")) and isinstance(item.get("name"), str)):
             raise WorkbenchError(f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}.")
         if item["id"] in categories or item["name"] in categories.values():
             raise WorkbenchError(f"Category {item['id']} {item['name']!r} of {path} appears twice, by id or by name.")
@@ -165,10 +164,6 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
     )
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabulary:
     """Keep the named subcategories; ``("all",)`` keeps every one, ``()`` none. WorkbenchError on an unknown
     name."""
@@ -177,9 +172,9 @@ def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabu
     known = vocabulary.subcategories
     for name in names:
         if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(known) or 'none'}."
-            raise WorkbenchError(f"The dataset has no subcategory {name!r}{hint}")
+            raise WorkbenchError(
+                f"The dataset has no subcategory {name!r}{nearest(name, known)}; it has {', '.join(known) or 'none'}."
+            )
     chosen = {name: known[name] for name in names}
     return Vocabulary(vocabulary.category_ids, vocabulary.categories, chosen)
 

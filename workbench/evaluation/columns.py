@@ -7,7 +7,6 @@ caller's objects.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ import hotcoco
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from workbench.data.masks import segmentation_problem, to_rle
-from workbench.data.runs import covered_pixels
-from workbench.errors import WorkbenchError
+from workbench.data.masks import covered_pixels, segmentation_problem, to_rle
+from workbench.errors import WorkbenchError, is_number
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -145,11 +143,6 @@ def _size(image: Mapping) -> tuple[int, int]:
     return height, width
 
 
-def is_number(value: object) -> bool:
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _columns(
     rows: Sequence[Mapping],
     image_ids: list,
@@ -221,7 +214,7 @@ def _shape(
         problem = segmentation_problem(segmentation, *size)
         if problem:
             raise WorkbenchError(f"{_where(number, row, predicted)}: {problem[1]}.")
-        return to_rle(segmentation, *size), box, known
+        return to_rle(segmentation, *size, checked=True), box, known
     if box is None:
         raise WorkbenchError(f"{_where(number, row, predicted)} has neither a bbox nor a segmentation.")
     return None, box, area if not predicted and is_number(area) else box[2] * box[3]
@@ -246,7 +239,7 @@ def _check_compressed(
     """All compressed masks at once; one at a time they would take most of an evaluation."""
     places = [i for i, rle in enumerate(rles) if rle is not None]
     counts = [rles[i]["counts"] for i in places]
-    covered = covered_pixels([c.encode("utf-8") if isinstance(c, str) else c for c in counts])
+    covered = covered_pixels(counts)
     wanted = np.array([sizes[image[i]][0] * sizes[image[i]][1] for i in places], dtype=np.int64)
     for k in np.flatnonzero(covered != wanted)[:1]:
         number = places[k]

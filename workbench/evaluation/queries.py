@@ -171,9 +171,7 @@ def find_duplicates(results: Sequence[Mapping], *, iou: float = 0.7, score_thres
     rows = []
     for image_id, members in groups.items():
         members = sorted(members, key=lambda row: -row["score"])
-        rles = [
-            {"size": m["segmentation"]["size"], "counts": m["segmentation"]["counts"].encode("ascii")} for m in members
-        ]
+        rles = [row["segmentation"] for row in members]
         ious = np.asarray(coco_mask.iou(rles, rles, [0] * len(rles)))
         overlaps = np.triu(ious > iou, k=1)
         for i, row in enumerate(members):

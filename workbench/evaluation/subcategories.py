@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.data.vocabulary import Vocabulary, class_name
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, is_number
 from workbench.evaluation.coco import COCO_IOUS, COCO_LIMIT, average_precision, main_task, mean_in_percent
-from workbench.evaluation.columns import EvaluationData, is_number, read_inputs
+from workbench.evaluation.columns import EvaluationData, read_inputs
 from workbench.evaluation.matching import Matches, match_predictions
 from workbench.evaluation.scorers import UNSCORED_AREA, Task, accumulate
 

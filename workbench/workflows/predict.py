@@ -6,14 +6,13 @@ import glob
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from workbench.data.images import read_image
 from workbench.data.mapper import build_mapper
+from workbench.data.masks import mask_areas
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
@@ -85,8 +84,9 @@ def predict(
         target = output / name
         Image.fromarray(draw_instances(picture, rows, vocabulary)).save(target)
         written.append(target)
-    for number, row in enumerate(annotations, start=1):
-        row.update(id=number, iscrowd=0, area=float(_area(row["segmentation"])))
+    areas = mask_areas([row["segmentation"] for row in annotations]).tolist()
+    for number, (row, area) in enumerate(zip(annotations, areas, strict=True), start=1):
+        row.update(id=number, iscrowd=0, area=float(area))
     written.append(_save_coco(output / "predictions.json", images, annotations, vocabulary))
     if unreadable:
         rest = f"; the other {len(images)} are in {output}" if images else ""
@@ -125,10 +125,6 @@ def _free_names(files: Sequence[Path]) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
-
-
-def _area(rle: dict[str, Any]) -> int:
-    return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
 
 
 def _save_coco(path: Path, images: list[dict], annotations: list[dict], vocabulary: Vocabulary) -> Path:
