@@ -148,18 +148,11 @@ def validate(args: argparse.Namespace) -> None:
 
     faulty = []
     for name in args.dataset:
-        hint = ""
-        try:
-            entry = get_entry(name, root=args.root)
-        except WorkbenchError as error:
-            if not name.endswith(".json"):
-                raise
-            entry = get_entry(f"{name}@{os.path.dirname(name) or '.'}")  # the annotations can be checked all the same
-            hint = "" if args.no_images else f" {error}"
+        entry = get_entry(name, root=args.root)
         faults = find_faults(entry, check_images=not args.no_images)
         print(f"{entry.annotations}: {list_faults(faults)}")
         if faults:
-            faulty.append(f"faults were found in {entry.annotations}.{hint}")
+            faulty.append(f"faults were found in {entry.annotations}.")
     if faulty:
         raise WorkbenchError(" ".join(faulty))
 

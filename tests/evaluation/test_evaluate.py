@@ -1,4 +1,4 @@
-"""metrics.json and its tables, running a model, ground truth of a dataset, scores of single images."""
+"""metrics.json and its tables, running a model, scores of single images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import torch
 from torch import nn
 
 from tests.evaluation.scenes import VOCABULARY, add, one_hot, random_case, row, scene, square
-from workbench.data.coco import load_dataset
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results, metrics_frames, metrics_table, save_metrics
-from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.per_image import calibration_table, per_image_scores
 from workbench.evaluation.predict import run_inference
 
@@ -134,31 +131,6 @@ def test_run_inference_restores_the_mode_after_an_error():
     with pytest.raises(KeyError):
         run_inference(model, [[{}]], VOCABULARY, progress=False)
     assert model.training
-
-
-def test_ground_truth_is_the_file_less_what_loading_left_out(tmp_path):
-    gt, _ = random_case(6)
-    gt["subcategories"] = [{"name": name, "classes": list(c)} for name, c in VOCABULARY.subcategories.items()]
-    gt["annotations"][0]["area"] = 1234.5
-    bad = gt["annotations"][1]["id"]
-    gt["annotations"][1]["segmentation"] = []
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(gt))
-    dataset = load_dataset(f"{path}@{tmp_path}", skip_faults=True, check_images=False)
-    truth = ground_truth(dataset)
-    assert [a["id"] for a in truth["annotations"]] == [a["id"] for a in gt["annotations"] if a["id"] != bad]
-    assert truth["annotations"][0]["area"] == 1234.5
-    assert truth["images"] == gt["images"]
-    assert evaluate_results(truth, [], dataset.vocabulary)["images"] == 6
-
-
-def test_ground_truth_of_two_files_with_the_same_image_ids_is_refused(tmp_path):
-    gt, _ = random_case(6)
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(gt))
-    dataset = load_dataset([f"{tmp_path}/{name}.json@{tmp_path}" for name in "ab"], check_images=False)
-    with pytest.raises(WorkbenchError, match="same image ids"):
-        ground_truth(dataset)
 
 
 def test_per_image_scores_by_hand():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from workbench.data.reading import image_path, read_coco_json
+from workbench.data.reading import image_path
 from workbench.errors import WorkbenchError, nearest
 
 CATALOG_FILE = "catalog.yaml"
@@ -15,11 +15,14 @@ CATALOG_FILE = "catalog.yaml"
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """Where a dataset lies: its COCO instances JSON and the folder its file names are relative to."""
+    """Where a dataset lies: its COCO instances JSON and the folder its file names are relative to.
+
+    ``images`` is None where the folder is to be looked for near the JSON, see :func:`find_images`.
+    """
 
     name: str
     annotations: Path
-    images: Path
+    images: Path | None
 
 
 def _builtin() -> dict[str, tuple[str, str]]:
@@ -59,18 +62,18 @@ def known_names(root: Path | str = "data") -> list[str]:
 
 
 def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEntry:
-    """The dataset of that name, or at that path.
+    """Return the dataset of that name, or at that path. No dataset file is read.
 
-    A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in
-    places below ``root``. A path ends in ``.json``; its images are looked for near it, or named after an
-    ``@`` (``labels.json@pictures``). WorkbenchError where nothing is found, naming the nearest known name.
+    A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in places below
+    ``root``. A path ends in ``.json``, and may be followed by ``@`` and the folder of its images
+    (``labels.json@pictures``). WorkbenchError for an unknown name, with the nearest known one.
     """
     text, root = str(name_or_path), Path(root)
     annotations, at, images = text.rpartition("@")
     if at and annotations.endswith(".json"):
         return DatasetEntry(Path(annotations).stem, Path(annotations), Path(images))
     if text.endswith(".json"):
-        return DatasetEntry(Path(text).stem, Path(text), _find_images(Path(text)))
+        return DatasetEntry(Path(text).stem, Path(text), None)
     if text in _REGISTERED:
         return _REGISTERED[text]
     catalog = _read_catalog(root)
@@ -107,10 +110,12 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     return entries
 
 
-def _find_images(annotations: Path) -> Path:
-    """The folder in which an image of a dataset file is found, of the usual ones near it: the first image, or
-    where that is missing the next one that is not."""
-    content = read_coco_json(annotations)
+def find_images(annotations: Path, content: dict) -> Path:
+    """Return the folder, of the usual ones near a dataset file, that holds its first image, or where that is missing
+    the next one that is not. ``content`` is what :func:`read_coco_json` returns for the file.
+
+    WorkbenchError where no folder holds any of them.
+    """
     names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
     names = [name for name in names if isinstance(name, str)]
     here = annotations.absolute().parent

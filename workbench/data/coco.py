@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.data.catalog import DatasetEntry, get_entry
+from fvcore.common.config import CfgNode
+
+from workbench.data.catalog import DatasetEntry, find_images, get_entry
 from workbench.data.masks import decode_mask, encode_mask
 from workbench.data.reading import image_path, is_integer, read_coco_json
 from workbench.data.validate import DatasetError, Fault, find_faults, report
@@ -42,10 +44,11 @@ _FAULTS_SHOWN = 50
 class CocoDataset:
     """One or several datasets, read.
 
-    ``dicts`` are detectron2's dataset dicts: ``file_name`` (a path), ``height``, ``width``, ``image_id``,
-    ``subcategories`` (the names that every annotation holds) and ``annotations``, each ``{"id",
-    "category_id" (0..K-1), "bbox", "bbox_mode", "iscrowd", "segmentation", "subcategories" {name: class
-    number, -1 unlabelled}}``. ``skipped`` counts the annotations and images left out for their faults.
+    ``dicts`` are detectron2's dataset dicts: ``file_name`` (a path), ``name`` (as the dataset file writes it),
+    ``height``, ``width``, ``image_id``, ``subcategories`` (the names that every annotation holds) and ``annotations``,
+    each ``{"id", "category_id" (0..K-1), "area" and "bbox" (the file's own, or None), "bbox_mode", "iscrowd",
+    "segmentation", "subcategories" {name: class number, -1 unlabelled}}``. ``skipped`` counts the annotations and
+    images left out for their faults.
     """
 
     entries: list[DatasetEntry]
@@ -82,6 +85,10 @@ def load_dataset(
         raise WorkbenchError("No dataset is named: DATASETS.TRAIN or DATASETS.TEST is empty.")
     entries = [get_entry(name, root) for name in names]
     contents = [read_coco_json(entry.annotations) for entry in entries]
+    entries = [
+        replace(entry, images=find_images(entry.annotations, content)) if entry.images is None else entry
+        for entry, content in zip(entries, contents, strict=True)
+    ]
     found = [read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries, strict=True)]
     shared = vocabulary
     if shared is None:
@@ -135,6 +142,7 @@ def _to_dicts(
             continue
         dicts[number] = {
             "file_name": image_path(entry.images, image["file_name"]),
+            "name": image["file_name"],
             "height": image["height"],
             "width": image["width"],
             "image_id": number,
@@ -155,6 +163,7 @@ def _to_dicts(
             {
                 "id": number,
                 "category_id": labels[annotation["category_id"]],
+                "area": annotation.get("area"),
                 "bbox": annotation.get("bbox"),
                 "bbox_mode": XYWH_ABS,
                 "iscrowd": int(annotation.get("iscrowd", 0)),
@@ -163,3 +172,17 @@ def _to_dicts(
             }
         )
     return list(dicts.values()), skipped
+
+
+def load_data(
+    cfg: CfgNode, names: Sequence[str | Path], vocabulary: Vocabulary | None, for_training: bool = False
+) -> CocoDataset:
+    """Read the datasets ``names`` as a config says; with ``vocabulary`` they must have its classes."""
+    return load_dataset(
+        names,
+        root=cfg.DATASETS.ROOT,
+        vocabulary=vocabulary,
+        subcategories=tuple(cfg.MODEL.SUBCATEGORIES),
+        skip_faults=cfg.DATASETS.SKIP_FAULTS,
+        filter_empty=for_training and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageOps
 
-from workbench.data.catalog import DatasetEntry
+from workbench.data.catalog import DatasetEntry, find_images
 from workbench.data.masks import covered_pixels, mask_areas, segmentation_problem, to_rle
 from workbench.data.reading import image_path, is_integer, read_coco_json
 from workbench.data.vocabulary import Vocabulary, class_name, read_vocabulary
@@ -41,13 +41,23 @@ class DatasetError(WorkbenchError):
 
 
 def validate(entry: DatasetEntry, check_images: bool = True) -> list[Fault]:
-    """Every fault of a dataset, in the order of its file. ``check_images`` also decodes every image file.
+    """Return every fault of a dataset, in the order of its file. ``check_images`` also decodes every image file.
 
     WorkbenchError where the file cannot be read as a COCO dataset at all.
     """
     content = read_coco_json(entry.annotations)
     vocabulary = read_vocabulary(content, entry.annotations)
-    return find_faults(content, entry, vocabulary, check_images=check_images, decode_images=check_images)
+    faults = []
+    if entry.images is None:
+        images = entry.annotations.parent
+        if check_images:
+            try:
+                images = find_images(entry.annotations, content)
+            except WorkbenchError as error:  # the annotations can be checked all the same
+                faults.append(Fault("missing image", str(error)))
+                check_images = False
+        entry = replace(entry, images=images)
+    return faults + find_faults(content, entry, vocabulary, check_images=check_images, decode_images=check_images)
 
 
 def report(faults: Iterable[Fault], limit: int | None = None) -> str:

@@ -36,13 +36,12 @@ from workbench.visualization.drawing import (
     prediction_panel,
     side_by_side,
 )
-from workbench.workflows.data import load_data
 from workbench.workflows.evaluate import evaluate
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from workbench.data.coco import CocoDataset
+    from workbench.data.coco import CocoDataset, load_data
     from workbench.data.vocabulary import Vocabulary
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from workbench.data.coco import CocoDataset, load_dataset
+from workbench.data.coco import CocoDataset, load_data, load_dataset
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
@@ -41,7 +41,6 @@ from workbench.visualization.drawing import (
     side_by_side,
     titled,
 )
-from workbench.workflows.data import load_data
 from workbench.workflows.predict import find_images
 
 if TYPE_CHECKING:

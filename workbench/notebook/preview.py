@@ -12,12 +12,11 @@ from workbench.config import config_to_dict, flatten, get_cfg
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.visualization.drawing import draw_instances, drawables_of_targets
-from workbench.workflows.data import load_data
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from workbench.data.coco import CocoDataset
+    from workbench.data.coco import CocoDataset, load_data
 
 
 def training_data(cfg: CfgNode) -> CocoDataset:

@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from workbench.config import load_config
-from workbench.data.coco import CocoDataset
+from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.reading import read_coco_json
@@ -25,7 +25,6 @@ from workbench.runs.checkpoint import checkpoint_config, load_model, load_vocabu
 from workbench.runs.directory import evaluation_directory, report_dataset, saved_metrics, selection_dataset
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.progress import log_machine, logging_to
-from workbench.workflows.data import load_data
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from workbench.config import keys_without_effect
-from workbench.data.coco import CocoDataset
+from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
@@ -32,7 +32,6 @@ from workbench.training.loop import Trainer, check_batch_size
 from workbench.training.progress import log, log_machine, logging_to
 from workbench.training.schedule import lr_arithmetic
 from workbench.training.weights import load_weights
-from workbench.workflows.data import load_data
 from workbench.workflows.evaluate import DatasetEvaluation, evaluate_checkpoint
 
 
