@@ -31,10 +31,9 @@ Each command has its own help: workbench train --help"""
 
 
 class Command(NamedTuple):
-    """A command: its function, its help, and the arguments of ``add_argument`` for each of its options."""
+    """A command: its function, whose docstring is its help, and the arguments of ``add_argument`` of its options."""
 
     run: Callable[[argparse.Namespace], None]
-    about: str
     examples: str
     options: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
     overrides: bool
@@ -48,19 +47,18 @@ def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any
     return names, settings
 
 
-def command(name: str, about: str, examples: str, *options: Any, overrides: bool = False) -> Callable:
-    """Return a decorator that makes a function of the parsed arguments a command.
+def command(name: str, examples: str, *options: Any, overrides: bool = False) -> Callable:
+    """Return a decorator that makes a function of the parsed arguments a command; its docstring is the help.
 
     Args:
         name: what the user types.
-        about: one sentence for the help.
         examples: whole command lines, one a line.
         options: the results of :func:`option`.
         overrides: whether config keys and values may follow, as ``args.overrides``.
     """
 
     def add(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-        COMMANDS[name] = Command(run, about, examples, options, overrides)
+        COMMANDS[name] = Command(run, examples, options, overrides)
         return run
 
     return add
@@ -107,7 +105,6 @@ IMPORT = option(
 
 @command(
     "shapes",
-    "Make the shapes dataset: generated pictures with shapes, colours and textures, in COCO's format.",
     """
   workbench shapes                       into data/shapes, where configs/shapes/demo.yaml looks
   workbench shapes --crowded             up to 100 objects an image, into data/shapes_crowded
@@ -119,7 +116,7 @@ IMPORT = option(
     option("--image-size", type=int, metavar="N", help="side of an image in pixels"),
 )
 def shapes(args: argparse.Namespace) -> None:
-    """Generate the shapes dataset."""
+    """Make the shapes dataset: generated pictures with shapes, colours and textures, in COCO's format."""
     from workbench.data.shapes.generate import generate_shapes
 
     output = args.output or os.path.join("data", "shapes_crowded" if args.crowded else "shapes")
@@ -131,7 +128,6 @@ def shapes(args: argparse.Namespace) -> None:
 
 @command(
     "validate",
-    "List every fault of a dataset, with image and annotation ids. Exit code 2 when there is one.",
     """
   workbench validate my/annotations.json           images are looked for near the file
   workbench validate my/annotations.json@pictures  or where the @ says
@@ -141,7 +137,7 @@ def shapes(args: argparse.Namespace) -> None:
     option("--no-images", action="store_true", help="do not open the image files (faster)"),
 )
 def validate(args: argparse.Namespace) -> None:
-    """List every fault of a dataset."""
+    """List every fault of a dataset, with image and annotation ids. Exit code 2 when there is one."""
     from workbench.data.catalog import get_entry
     from workbench.data.validate import report as list_faults
     from workbench.data.validate import validate as find_faults
@@ -159,7 +155,6 @@ def validate(args: argparse.Namespace) -> None:
 
 @command(
     "train",
-    "Train a model into a run directory, or continue the run that is there.",
     """
   workbench train --config configs/shapes/demo.yaml --output outputs/demo
   workbench train --config configs/shapes/demo.yaml --output outputs/gpu MODEL.DEVICE cuda
@@ -177,7 +172,7 @@ def validate(args: argparse.Namespace) -> None:
     overrides=True,
 )
 def train(args: argparse.Namespace) -> None:
-    """Train, or continue, one run."""
+    """Train a model into a run directory, or continue the run that is there."""
     from workbench.config import load_config
     from workbench.workflows import train as workflow
 
@@ -188,7 +183,6 @@ def train(args: argparse.Namespace) -> None:
 
 @command(
     "eval",
-    "Score a checkpoint on a dataset, or an existing COCO results file against annotations.",
     """
   workbench eval --ckpt outputs/demo/checkpoints/best
   workbench eval --ckpt outputs/demo --dataset my/val.json --output outputs/on_mine
@@ -204,7 +198,7 @@ def train(args: argparse.Namespace) -> None:
     overrides=True,
 )
 def evaluate(args: argparse.Namespace) -> None:
-    """Score a checkpoint on a dataset, or a results file against annotations."""
+    """Score a checkpoint on a dataset, or an existing COCO results file against annotations."""
     from workbench.evaluation.evaluate import metrics_table
     from workbench.workflows import evaluate as workflow
 
@@ -232,7 +226,6 @@ def evaluate(args: argparse.Namespace) -> None:
 
 @command(
     "predict",
-    "Find objects in images: an overlay PNG for each and one predictions.json for all.",
     """
   workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures photo.jpg
   workbench predict --ckpt outputs/demo --output outputs/pictures photos/ 'more/*.png'
@@ -246,7 +239,7 @@ def evaluate(args: argparse.Namespace) -> None:
     option("input", nargs="+", metavar="INPUT", help="images, folders or globs"),
 )
 def predict(args: argparse.Namespace) -> None:
-    """Draw and write what a checkpoint sees in images."""
+    """Find objects in images: an overlay PNG for each and one predictions.json for all."""
     from workbench.workflows import predict as workflow
 
     import_parts(args.imports)
@@ -263,12 +256,11 @@ def predict(args: argparse.Namespace) -> None:
 
 @command(
     "show",
-    "Print the scores of a run and where its checkpoint, figures and notebooks are.",
     "\n  workbench show outputs/demo",
     option("run_directory", metavar="RUN", help="a run directory"),
 )
 def show(args: argparse.Namespace) -> None:
-    """Print the scores of a run and where its files are."""
+    """Print the scores of a run and where its checkpoint, figures and notebooks are."""
     from workbench.runs.table import describe_run
 
     print(describe_run(args.run_directory))
@@ -276,12 +268,11 @@ def show(args: argparse.Namespace) -> None:
 
 @command(
     "report",
-    "Join the executed notebooks of a run into one HTML file that stands alone.",
     "\n  workbench report outputs/demo",
     option("run_directory", metavar="RUN", help="a run directory"),
 )
 def report(args: argparse.Namespace) -> None:
-    """Make an HTML report out of a run's executed notebooks."""
+    """Join the executed notebooks of a run into one HTML file that stands alone."""
     from workbench.runs.report import write_report
 
     print(f"report     {write_report(args.run_directory)}")
@@ -289,7 +280,6 @@ def report(args: argparse.Namespace) -> None:
 
 @command(
     "runs",
-    "List runs with their settings and key numbers.",
     """
   workbench runs                       all runs below outputs
   workbench runs outputs/sweeps --csv > runs.csv""",
@@ -297,7 +287,7 @@ def report(args: argparse.Namespace) -> None:
     option("--csv", action="store_true", help="print CSV, for scripts"),
 )
 def runs(args: argparse.Namespace) -> None:
-    """List runs with their key numbers."""
+    """List runs with their settings and key numbers."""
     from workbench.runs.table import find_runs, runs_frame
 
     frame = runs_frame(find_runs(args.directory))
@@ -311,7 +301,6 @@ def runs(args: argparse.Namespace) -> None:
 
 @command(
     "sweep",
-    "Run a notebook over a grid of settings; finished runs are not repeated.",
     """
   workbench sweep configs/sweeps/queries_lr.yaml
   workbench sweep configs/sweeps/queries_lr.yaml --jobs 2""",
@@ -319,7 +308,7 @@ def runs(args: argparse.Namespace) -> None:
     option("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (1)"),
 )
 def sweep(args: argparse.Namespace) -> None:
-    """Run a notebook over a grid of settings."""
+    """Run a notebook over a grid of settings; finished runs are not repeated."""
     from workbench.workflows.sweep import TABLE, load_sweep, run_sweep
 
     plan = load_sweep(args.sweep)
@@ -334,12 +323,11 @@ def sweep(args: argparse.Namespace) -> None:
 
 @command(
     "env",
-    "Say what this machine can run, and what to do about whatever does not fit together.",
     "\n  workbench env\n  workbench env --json > machine.json",
     option("--json", action="store_true", help="print JSON, for scripts"),
 )
 def env(args: argparse.Namespace) -> None:
-    """Say what this machine can run."""
+    """Say what this machine can run, and what to do about whatever does not fit together."""
     from workbench.environment.facts import inspect_machine
     from workbench.environment.problems import format_report
 
@@ -355,12 +343,11 @@ def env(args: argparse.Namespace) -> None:
 
 @command(
     "build-ops",
-    "Compile the operators now rather than on first use, and check each against float64.",
     "\n  workbench build-ops\n  workbench build-ops --force          compile again what the cache has",
     option("--force", action="store_true", help="compile again what the cache has"),
 )
 def build_ops(args: argparse.Namespace) -> None:
-    """Compile the operators for this machine and check them."""
+    """Compile the operators now rather than on first use, and check each against float64."""
     from workbench.ops.selftest import build_ops as build
 
     print(build(force=args.force))
@@ -388,7 +375,8 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("--version", action="version", version=f"workbench {__version__}")
     added = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, entry in COMMANDS.items():
-        sub = added.add_parser(name, help=entry.about, description=entry.about, epilog=f"examples:{entry.examples}")
+        about = entry.run.__doc__
+        sub = added.add_parser(name, help=about, description=about, epilog=f"examples:{entry.examples}")
         sub.set_defaults(run=entry.run, takes_overrides=entry.overrides)
         for names, settings in entry.options:
             sub.add_argument(*names, **settings)

@@ -122,12 +122,7 @@ _DEFAULTS: dict[str, Any] = {
         "MIN_SIZE_TEST": 800,  # 0 keeps the image's own size
         "MAX_SIZE_TEST": 1333,
         "MASK_FORMAT": "polygon",
-        "CROP": {
-            "ENABLED": False,
-            "TYPE": "relative_range",
-            "SIZE": [0.9, 0.9],
-            "SINGLE_CATEGORY_MAX_AREA": 1.0,
-        },
+        "CROP": {"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9], "SINGLE_CATEGORY_MAX_AREA": 1.0},
     },
     "DATASETS": {
         "ROOT": "data",  # where the named datasets lie
@@ -182,12 +177,7 @@ _DEFAULTS: dict[str, Any] = {
         "ONE_CLASS_PER_QUERY": False,
         "SCORER": "hotcoco",  # hotcoco | pycocotools
         "EXPECTED_RESULTS": [],
-        "AUG": {
-            "ENABLED": False,
-            "MIN_SIZES": (400, 500, 600, 700, 800, 900),
-            "MAX_SIZE": 4000,
-            "FLIP": True,
-        },
+        "AUG": {"ENABLED": False, "MIN_SIZES": (400, 500, 600, 700, 800, 900), "MAX_SIZE": 4000, "FLIP": True},
     },
     "OUTPUT_DIR": "./output",
     "SEED": -1,
@@ -197,30 +187,13 @@ _DEFAULTS: dict[str, Any] = {
 
 # Legal in a published YAML, and without effect here. Setting one away from its default is reported, not hidden.
 WITHOUT_EFFECT = (
-    "MODEL.MASK_ON",
-    "MODEL.RESNETS.STEM",
-    "MODEL.RESNETS.RES2",
-    "MODEL.RESNETS.RES5_MULTI_GRID",
-    "MODEL.RESNETS.NUM_GROUPS",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "MODEL.RESNETS.OUT_FEATURES",
-    "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
-    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
-    "MODEL.MASK_FORMER.ENC_LAYERS",
-    "MODEL.MASK_FORMER.TEST.",
-    "INPUT.MIN_SIZE_TRAIN",
-    "INPUT.MAX_SIZE_TRAIN",
-    "INPUT.MASK_FORMAT",
-    "INPUT.CROP.",
-    "INPUT.SIZE_DIVISIBILITY",
-    "DATALOADER.ASPECT_RATIO_GROUPING",
-    "DATALOADER.REPEAT_THRESHOLD",
-    "SOLVER.REFERENCE_WORLD_SIZE",
-    "TEST.EXPECTED_RESULTS",
-    "TEST.AUG.",
-    "VIS_PERIOD",
+    *(f"MODEL.RESNETS.{key}" for key in ("STEM", "RES2", "RES5_MULTI_GRID", "NUM_GROUPS", "WIDTH_PER_GROUP")),
+    *(f"MODEL.RESNETS.{key}" for key in ("OUT_FEATURES", "STRIDE_IN_1X1")),
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("NUM_CLASSES", "IGNORE_VALUE", "LOSS_WEIGHT")),
+    *(f"MODEL.{key}" for key in ("MASK_ON", "MASK_FORMER.ENC_LAYERS", "MASK_FORMER.TEST.")),
+    *(f"INPUT.{key}" for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MASK_FORMAT", "CROP.", "SIZE_DIVISIBILITY")),
+    *(f"DATALOADER.{key}" for key in ("ASPECT_RATIO_GROUPING", "REPEAT_THRESHOLD")),
+    *("SOLVER.REFERENCE_WORLD_SIZE", "TEST.EXPECTED_RESULTS", "TEST.AUG.", "VIS_PERIOD"),
 )
 
 # Mask2Former's names of mappers stand for one mapper here, which the other INPUT keys describe.

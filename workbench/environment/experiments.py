@@ -64,11 +64,7 @@ def thread_trial(most: int | None = None, seconds: float = 0.5) -> pd.DataFrame:
     most = most or usable_cores()
     counts = sorted({*(2**n for n in range(most.bit_length())), most})
     network = nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3, 1, 1),
+        nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1)
     )
     images = torch.rand(8, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     before, rates = torch.get_num_threads(), []

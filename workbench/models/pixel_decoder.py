@@ -45,11 +45,7 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self,
-        query: Tensor,
-        reference_points: Tensor,
-        value: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
+        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
         """query (B, Lq, C), reference_points (Lq, 2) as (x, y) in [0, 1], value (B, S, C) -> (B, Lq, C)."""
         batch, length, _ = query.shape

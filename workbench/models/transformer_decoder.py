@@ -58,12 +58,7 @@ class DecoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(
-        self,
-        queries: Tensor,
-        query_position: Tensor,
-        memory: Tensor,
-        memory_position: Tensor,
-        allowed: Tensor,
+        self, queries: Tensor, query_position: Tensor, memory: Tensor, memory_position: Tensor, allowed: Tensor
     ) -> Tensor:
         """queries (B, Q, C), query_position (Q, C), memory (B, S, C), memory_position (S, C), allowed (B, Q, S)."""
         keys = memory + memory_position

@@ -19,9 +19,7 @@ CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-
 
 
 def cuda_recipe(
-    capabilities: Sequence[tuple[int, int]] | None = None,
-    name: str = "cuda",
-    file: Path | None = None,
+    capabilities: Sequence[tuple[int, int]] | None = None, name: str = "cuda", file: Path | None = None
 ) -> Recipe:
     """Return how to build the CUDA library.
 
@@ -51,16 +49,7 @@ def cuda_recipe(
         suffixes=(".h", ".cu"),
         compiler=(nvcc, version, version_text(cxx_compiler())),
         compile=((*start, "-c", f"{{source}}/{file.relative_to(folder)}", "-o", "{out}/deform_attn.o"),),
-        link=(
-            *start,
-            "-shared",
-            "-cudart",
-            "static",
-            *libraries,
-            "{out}/deform_attn.o",
-            "-o",
-            "{out}/library.so",
-        ),
+        link=(*start, "-shared", "-cudart", "static", *libraries, "{out}/deform_attn.o", "-o", "{out}/library.so"),
         why=why,
     )
 

@@ -12,10 +12,7 @@ from workbench.ops.reference import deform_attn_reference, deform_attn_reference
 
 
 def deform_attn(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """Sample each head's feature maps at a few points a query and add them up, weighted.
 
@@ -53,10 +50,7 @@ def _is_reference(value: Tensor) -> bool:
 
 
 def _check(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> list[int]:
     """Return the flattened spatial shapes; ValueError or TypeError where the arguments do not fit together."""
     if value.dim() != 4 or min(value.shape[2:]) < 1:

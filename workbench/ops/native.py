@@ -18,16 +18,7 @@ from workbench.ops.build import Build
 ABI = 1  # WB_ABI
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _SIZES = ("batch", "pixels", "heads", "channels", "queries", "levels", "points")
-_TENSORS = (
-    "value",
-    "locations",
-    "weights",
-    "output",
-    "grad_output",
-    "grad_value",
-    "grad_locations",
-    "grad_weights",
-)
+_TENSORS = ("value", "locations", "weights", "output", "grad_output", "grad_value", "grad_locations", "grad_weights")
 _FAILURES = {
     -1: "its library has another ABI",
     -2: "out of memory",

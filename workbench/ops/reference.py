@@ -13,10 +13,7 @@ from torch import Tensor
 
 
 def deform_attn_reference(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """Sample each head's feature maps at a few points a query and add them up, weighted.
 
