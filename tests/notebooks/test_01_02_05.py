@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
 
+import papermill
 import pytest
 
 from tests.notebooks.running import NOTEBOOKS, pictures, run, run_here
 from workbench.errors import WorkbenchError
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +80,7 @@ def test_05_without_ground_truth(tiny_run: Path, shapes_root: Path, tmp_path: Pa
     assert "No object of this dataset is whole" in said
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_every_notebook_is_a_story_with_typed_and_explained_parameters(path: Path) -> None:
     cells = json.loads(path.read_text())["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
@@ -84,7 +88,30 @@ def test_every_notebook_is_a_story_with_typed_and_explained_parameters(path: Pat
     for line in filter(str.strip, tagged[0]["source"]):
         name, _, rest = line.partition(":")
         assert name.isidentifier() and "=" in rest and "  # " in rest, line
+        assert '= ""' not in rest, f"{name} is None where it names nothing"
+    known = papermill.inspect_notebook(path)
+    assert len(known) == len(list(filter(str.strip, tagged[0]["source"])))
+    assert all(each["inferred_type_name"] not in ("None", "") and each["help"] for each in known.values())
     assert cells[0]["cell_type"] == "markdown" and cells[0]["source"][0].startswith(f"# {path.stem[1]} ")
     assert "".join(cells[-1]["source"]).startswith("## What to try next")
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
     assert json.loads(path.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+
+
+# A cell assigns what it calls for, shows it, and decides nothing.
+ALLOWED = (
+    *(ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.Assign, ast.AnnAssign, ast.Expr, ast.With, ast.withitem),
+    *(ast.Call, ast.keyword, ast.Name, ast.Attribute, ast.Constant, ast.JoinedStr, ast.FormattedValue),
+    *(ast.List, ast.Tuple, ast.Dict, ast.Starred, ast.Subscript, ast.Slice, ast.UnaryOp, ast.USub),
+    *(ast.Load, ast.Store),
+)
+IMPORTS = {"workbench", "workbench.notebook", "workbench.visualization"}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_cells_import_little_and_hold_no_logic(path: Path) -> None:
+    for number, cell in enumerate(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"):
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            assert isinstance(node, ALLOWED), f"code cell {number}: {ast.unparse(node)}"
+            assert not isinstance(node, ast.Import), f"code cell {number}: {ast.unparse(node)}"
+            assert not isinstance(node, ast.ImportFrom) or node.module in IMPORTS, f"code cell {number}: {node.module}"

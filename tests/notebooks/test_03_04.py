@@ -47,7 +47,6 @@ def test_04_shows_and_keeps_figures_and_tables(tiny_run: Path, tmp_path: Path) -
         ckpt=tiny_run / "checkpoints" / "best",
         output=output,
         images=2,
-        score_threshold=0.0,
     )
     for name in (
         "precision_recall_50",
@@ -88,6 +87,7 @@ def test_04_without_ground_truth(tiny_run: Path, shapes_root: Path, tmp_path: Pa
 
 def test_04_keeps_a_runs_own_scores_when_asked_about_other_data(tiny_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_run, tmp_path / "run")
+    run_here("04_eval", ckpt=copy, images=1)
     before = (copy / "metrics.json").read_bytes()
     run_here("04_eval", ckpt=copy / "checkpoints" / "best", dataset="shapes_test", images=1)
     assert (copy / "metrics.json").read_bytes() == before

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from workbench.errors import WorkbenchError
@@ -36,6 +37,10 @@ def test_it_filters_counts_draws_and_suggests(tiny_run: Path, tmp_path: Path) ->
     assert saved.subcategories["colour"] == SubcategoryFilter(0.1, drop_no_object=True)
     assert (saved.score, saved.nms, saved.categories) == (0.0, "across", None)
     assert (tmp_path / "out" / "filters_suggested.json").is_file()
+    figures = tmp_path / "out" / "figures"
+    compared = pd.read_csv(figures / "thresholds_compared.csv", index_col="thresholds")
+    assert compared.drawn["in use"] == pd.read_csv(figures / "filter_counts.csv").left.iloc[-1]
+    assert list(compared) == ["drawn", "precision", "recall", "F1"] and "suggested" in compared.index
 
 
 def test_nothing_above_the_threshold_one_image_and_no_ground_truth(
@@ -47,7 +52,8 @@ def test_nothing_above_the_threshold_one_image_and_no_ground_truth(
     )
     said = running.text(notebook)
     assert "There is no ground truth beside them: single images have none." in said
-    assert "so no thresholds can be suggested" in said
+    assert "On shapes_val: " in said  # thresholds are chosen there, whatever is looked at
+    assert "no ground truth to compare the thresholds on" in said
 
 
 def test_a_dataset_with_other_classes_shows_its_images(tiny_run: Path, shapes_root: Path, tmp_path: Path) -> None:

@@ -101,8 +101,10 @@ def test_scores_by_setting_shows_every_run_and_the_mean_of_each_value() -> None:
 
 def test_the_saturation_chart_shows_what_so_many_queries_must_miss() -> None:
     table = pd.DataFrame({"visible": [1, 40], "repeat": 0, "missed": [0, 20], "share": [0.0, 50.0], "merged": 0.0})
-    figure = query_charts.saturation_chart({"the same object": {"a": table}}, {"a": 20})
+    table = table.assign(experiment="the same object", run="a", queries=20)
+    figure = query_charts.saturation_chart(table)
     least = next(line for line in figure.axes[0].lines if line.get_linestyle() == ":" and len(line.get_xdata()))
     at_40 = least.get_ydata()[list(least.get_xdata()).index(40)]
     assert at_40 == pytest.approx(50)
     assert "a: 20 queries" in _words(figure)
+    assert "nothing to show" in _words(query_charts.saturation_chart(pd.DataFrame()))

@@ -21,8 +21,6 @@ from workbench.visualization.drawing import (
     drawables_of_annotations,
     drawables_of_predictions,
     drawables_of_targets,
-    ground_truth_panel,
-    prediction_panel,
     side_by_side,
     titled,
 )
@@ -97,8 +95,7 @@ def test_images_of_every_form_are_understood():
 def test_nothing_to_draw_and_empty_masks_do_no_harm():
     blank = draw_masks(IMAGE, [], captions=[])
     assert (draw_masks(IMAGE, [np.zeros((64, 64), bool)], captions=["gone"]) == blank).all()
-    assert (prediction_panel(IMAGE, [], VOCABULARY) == blank).all()
-    assert (ground_truth_panel(IMAGE, [], VOCABULARY) == blank).all()
+    assert (draw_instances(IMAGE, [], VOCABULARY) == blank).all()
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -199,6 +196,9 @@ def test_captions_name_what_is_known_and_nothing_else():
 def test_model_predictions_and_their_rows_draw_the_same():
     predictions = {
         "scores": torch.tensor([0.6, 0.9, 0.2]),
+        "main_scores": torch.tensor([0.6, 0.9, 0.2]),
+        "mask_scores": torch.ones(3),
+        "query": torch.tensor([2, 0, 1]),
         "labels": torch.tensor([0, 1, 0]),
         "masks": torch.from_numpy(np.stack([square(0, 0), square(30, 30), square(5, 40)])),
         "subcategories": {
@@ -211,10 +211,10 @@ def test_model_predictions_and_their_rows_draw_the_same():
         row(square(30, 30), 0.9, attributes={"colour": None, "texture": "dots"}),
         {**row(square(5, 40), 0.2, attributes={"colour": "red", "texture": "dots"}), "category_id": 3},
     ]
-    panels = [prediction_panel(IMAGE, each, VOCABULARY, title="t") for each in (predictions, rows)]
-    assert (panels[0] == panels[1]).all()
     assert (draw_instances(IMAGE, predictions, VOCABULARY) == draw_instances(IMAGE, rows, VOCABULARY)).all()
-    assert not (panels[0] == prediction_panel(IMAGE, rows, VOCABULARY, score_threshold=0.1, title="t")).all()
+    of_model, of_rows = (drawables_of_predictions(each, VOCABULARY, 0.5) for each in (predictions, rows))
+    assert [d.caption(VOCABULARY) for d in of_model] == [d.caption(VOCABULARY) for d in of_rows]
+    assert len(of_model) == 2
 
 
 def test_panels_of_different_sizes_stand_beside_each_other():

@@ -1,1 +1,44 @@
-"""What only notebooks need: display, previews, opened evaluations, the gallery, the widget browser, surgery."""
+"""Everything a notebook calls: ``from workbench import notebook``.
+
+Names and modules are imported when they are first used, so that a notebook that needs no model starts quickly.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {  # module of the package: the names of it that notebooks use
+    "environment.device": "choose_device verify_device",
+    "environment.experiments": "thread_trial",
+    "environment.facts": "inspect_machine",
+    "environment.problems": "format_report",
+    "evaluation.coco": "category_table coco_curves",
+    "evaluation.evaluate": "metrics_frames",
+    "evaluation.filters": "FilterSettings",
+    "evaluation.per_image": "calibration_table per_image_scores",
+    "evaluation.queries": "detection_limits objects_per_image right_and_wrong",
+    "evaluation.subcategories": "confusion_matrices",
+    "evaluation.summary": "summarise",
+    "notebook.browser": "PredictionBrowser",
+    "notebook.display": "Page live_curves start",
+    "notebook.evaluation": "compare_saturation open_evaluation open_evaluations query_comparison query_summary "
+    "saturation_examples suggest",
+    "notebook.gallery": "counts_table dropped_table open_gallery",
+    "notebook.machine": "visible_gpus",
+    "notebook.preview": "config_table contents learning_rates mapped_samples training_config training_data",
+    "ops.selftest": "build_ops",
+    "runs.table": "describe_run",
+    "training.schedule": "lr_arithmetic",
+    "workflows.train": "train",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = [*_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    return getattr(import_module(f"workbench.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

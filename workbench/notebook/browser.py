@@ -106,7 +106,7 @@ class PredictionBrowser(widgets.HBox):
     def export(self) -> Path:
         """Write the picture as PNG into the gallery's figures, and return its path."""
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(self.scene.name).stem)
-        path = self._gallery.figures / f"visualize_{name}.png"
+        path = self._gallery.page.figures / f"visualize_{name}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(self.scene.picture(self.settings)).save(path)

@@ -1,110 +1,186 @@
-"""What every notebook begins with, and how it shows and keeps what it finds.
-
-A notebook holds parameters, calls and words. It runs in JupyterLab, whose kernel starts in ``notebooks/``, and
-under papermill, which is started anywhere; :func:`start` makes the two alike.
-"""
+"""What every notebook begins with, and how it shows its results and writes them into the run's figures."""
 
 from __future__ import annotations
 
 import html
 import io
+import json
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from IPython import display as ipython
+from IPython import get_ipython
+from PIL import Image
 
 from workbench.errors import WorkbenchError
+from workbench.files import write_text
+from workbench.registry import import_parts
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
-DPI = 144
-_SHOWN_DPI = 84  # what the front end shows an inch of a figure as
+DPI = 144  # of the PNG files
+_SHOWN_DPI = 84  # at which the notebook shows them
+_WIDEST = 1100  # pixels
 
 
 def repository_root(start: str | Path | None = None) -> Path | None:
-    """The nearest folder at or above ``start`` (the working directory) that holds the notebooks and the
-    configs; None outside a repository."""
+    """Return the nearest folder at or above ``start`` (the working directory) that holds ``notebooks/`` and
+    ``configs/``; None outside a repository."""
     here = Path(start or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "notebooks").is_dir() and (folder / "configs").is_dir():
-            return folder
-    return None
+    return next((f for f in (here, *here.parents) if (f / "notebooks").is_dir() and (f / "configs").is_dir()), None)
 
 
-def start() -> None:
-    """Prepare the kernel of a notebook.
+def start(run: str | Path | None = None, *, imports: Sequence[str] = ()) -> Page:
+    """Prepare the kernel of a notebook, and return the page that shows results and writes them.
 
-    The working directory becomes the repository's root, where there is one; a WorkbenchError shows as one
-    sentence without a traceback; charts get the workbench's look.
+    The working directory becomes the repository's root, so that relative paths mean the same under JupyterLab,
+    which starts kernels in ``notebooks/``, and under papermill. A WorkbenchError shows as one sentence without
+    a traceback. Charts get the workbench's style.
+
+    Args:
+        run: the directory whose ``figures/`` the results go to; None shows them and writes nothing.
+        imports: files or modules that add backbones, models or mappers, see :func:`workbench.registry.import_parts`.
     """
-    import os
-
     from workbench.visualization.charts import use_style
 
     root = repository_root()
     if root is not None:
         os.chdir(root)
     use_style()
-    shell = _shell()
+    shell = get_ipython()
     if shell is not None:
-        shell.set_custom_exc((WorkbenchError,), _say)
+        shell.set_custom_exc((WorkbenchError,), _show_error)
+    import_parts([str(name) for name in imports])
+    return Page(None if run is None else Path(run))
 
 
-def show(picture: Figure | np.ndarray, path: str | Path) -> None:
-    """Write a figure, or an (H, W, 3) uint8 picture, as PNG to ``path`` and show it in the notebook."""
-    from IPython.display import display
-
-    display(_save(picture, Path(path)))
-
-
-def table(
-    frame: pd.DataFrame,
-    path: str | Path,
-    *,
-    decimals: int = 1,
-    best: Mapping[str, str] | None = None,
-) -> None:
-    """Write a table as CSV to ``path`` and show it, "-" for what could not be measured.
-
-    ``best``: columns whose best row is set in bold, each with "max" or "min".
-    """
-    from IPython.display import display
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=bool(frame.index.name) or frame.index.dtype == object)
-    whole = [name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()]
-    style = frame.style.format(precision=decimals, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
-    for column, which in (best or {}).items():
-        values = frame[column].dropna()
-        if len(values) > 1:
-            top = values.max() if which == "max" else values.min()
-            style = style.set_properties(
-                subset=(frame.index[frame[column] == top], [column]), **{"font-weight": "bold"}
-            )
-    display(style)
+def _show_error(shell: Any, kind: type, error: Exception, trace: Any, tb_offset: int | None = None) -> list[str]:
+    """Show an error as its sentence; the cell, and papermill, still fail."""
+    sentence = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, sentence)
+    return sentence
 
 
-class live_curves:  # a context manager, named like one
-    """Redraws a run's learning curves in the notebook while the ``with`` block trains it, and keeps them.
+@dataclass(frozen=True)
+class Page:
+    """Shows pictures and tables in the notebook and writes each into ``figures/`` of a directory under a name
+    without a suffix. ``directory`` None: nothing is written."""
 
-    What is drawn is the run's metrics.csv; the last picture is written to ``figures/learning_curves.png``.
-    """
+    directory: Path | None = None
+
+    @property
+    def figures(self) -> Path | None:
+        return self.directory and self.directory / "figures"
+
+    def show(self, picture: Figure | np.ndarray | Mapping | None, name: str, *, empty: str = "") -> None:
+        """Show a figure, or an (H, W, 3) uint8 picture, and write it as ``name``.png.
+
+        Several may be given as {key: picture}; each is written as ``name``_key.png. Where there is none, the
+        sentence ``empty`` is shown.
+        """
+        pictures = picture if isinstance(picture, Mapping) else {} if picture is None else {"": picture}
+        for key, each in pictures.items():
+            ipython.display(self.image(each, f"{name}_{key}" if key else name))
+        if not pictures:
+            self.note(empty)
+
+    def image(self, picture: Figure | np.ndarray, name: str) -> ipython.Image:
+        """Write a picture as :meth:`show` does, and return what the notebook shows of it.
+
+        Arrays are shown as JPEG, which keeps notebooks and reports small, and figures as PNG.
+        """
+        from workbench.visualization.painting import encode_jpeg
+
+        data = io.BytesIO()
+        if isinstance(picture, np.ndarray):
+            Image.fromarray(picture).save(data, format="PNG")
+            shown, kind, width = encode_jpeg(picture), "jpeg", picture.shape[1]
+        else:
+            picture.savefig(data, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
+            shown, kind, width = data.getvalue(), "png", round(Image.open(data).size[0] * _SHOWN_DPI / DPI)
+        if path := self._path(f"{name}.png"):
+            path.write_bytes(data.getvalue())
+        return ipython.Image(data=shown, format=kind, width=min(width, _WIDEST), alt=name.replace("_", " "))
+
+    def table(
+        self,
+        frame: pd.DataFrame | Sequence[Mapping] | None,
+        name: str,
+        *,
+        rows: int | Sequence[int] | None = None,
+        decimals: int = 1,
+        best: str | None = None,
+        empty: str = "",
+    ) -> None:
+        """Show a table, "-" for missing values, and write it as ``name``.csv.
+
+        Args:
+            frame: a DataFrame, or dictionaries, one a row, whose first key names the row.
+            name: the name of the file.
+            rows: show only the first so many, or those at these places; all are written.
+            decimals: of numbers that are not whole.
+            best: "max" or "min", which is bold in each column.
+            empty: the sentence that stands for a table without rows.
+        """
+        if frame is None or not len(frame):
+            self.note(empty)
+            return
+        if not isinstance(frame, pd.DataFrame):
+            frame = pd.DataFrame(list(frame)).set_index(next(iter(frame[0])))
+        self.save(frame, name)
+        if rows is not None:
+            frame = frame.head(rows) if isinstance(rows, int) else frame.iloc[list(rows)]
+        whole = [name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()]
+        style = frame.style.format(precision=decimals, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
+        if best:
+            style = style.apply(_bold, extreme=best)
+        ipython.display(style)
+
+    def save(self, content: pd.DataFrame | Mapping, name: str) -> None:
+        """Write a table as ``name``.csv, or a dictionary as ``name``.json, and show nothing."""
+        if isinstance(content, pd.DataFrame):
+            if path := self._path(f"{name}.csv"):
+                content.to_csv(path, index=bool(content.index.name) or content.index.dtype == object)
+        elif path := self._path(f"{name}.json"):
+            write_text(path, json.dumps(content, indent=2))
+
+    def note(self, text: str) -> None:
+        """Show a sentence that was computed."""
+        if text:
+            ipython.display(ipython.HTML(f"<p>{html.escape(text)}</p>"))
+
+    def _path(self, file: str) -> Path | None:
+        if self.figures is None:
+            return None
+        self.figures.mkdir(parents=True, exist_ok=True)
+        return self.figures / file
+
+
+def _bold(values: pd.Series, extreme: str) -> list[str]:
+    known = values.dropna()
+    top = getattr(known, extreme)() if len(known) > 1 else None
+    return ["font-weight: bold" if value == top else "" for value in values]
+
+
+class live_curves:  # a context manager, named like a function
+    """Redraw a run's learning curves while the ``with`` block trains it; the last ones are written to its figures."""
 
     def __init__(self, run: str | Path, every: float = 15.0) -> None:
+        """``every``: least seconds between two drawings."""
         self.run, self.every = Path(run), every
         self._stop = threading.Event()
 
     def __enter__(self) -> live_curves:
-        from IPython.display import HTML, display
-
-        self._handle = display(HTML("The curves appear after the first steps."), display_id=True)
+        self._handle = ipython.display(ipython.HTML("The curves appear after the first steps."), display_id=True)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="learning curves")
         self._thread.start()
         return self
@@ -128,49 +204,8 @@ class live_curves:  # a context manager, named like one
         from workbench.runs.table import metrics_frame
         from workbench.visualization.charts import learning_curves
 
-        run = RunDirectory(self.run)
-        frame = metrics_frame(run.metrics)
+        frame = metrics_frame(RunDirectory(self.run).metrics)
         if not frame.empty:
-            image = _save(learning_curves(frame), run.figures / "learning_curves.png")
+            image = Page(self.run).image(learning_curves(frame), "learning_curves")
             if self._handle is not None:  # None outside a notebook
                 self._handle.update(image)
-
-
-def _save(picture: Figure | np.ndarray, path: Path) -> Any:
-    """Writes the PNG; what the notebook shows of it. A picture goes into the notebook, and the report, as JPEG."""
-    from IPython.display import Image
-    from PIL import Image as Picture
-
-    from workbench.visualization.painting import encode_jpeg
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(picture, np.ndarray):
-        Picture.fromarray(picture).save(path, format="PNG")
-        shown, width = {"data": encode_jpeg(picture), "format": "jpeg"}, picture.shape[1]
-    else:
-        data = io.BytesIO()
-        picture.savefig(data, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
-        path.write_bytes(data.getvalue())
-        shown = {"data": data.getvalue(), "format": "png"}
-        width = round(Picture.open(data).size[0] * _SHOWN_DPI / DPI)
-    return Image(**shown, width=min(width, 1100), alt=path.stem.replace("_", " "))
-
-
-def _shell() -> Any:
-    from IPython import get_ipython
-
-    return get_ipython()
-
-
-def _say(shell: Any, kind: type, error: Exception, trace: Any, tb_offset: int | None = None) -> list[str]:
-    """Shows an error as its sentence; the cell and papermill still fail."""
-    sentence = [f"{kind.__name__}: {error}"]
-    shell._showtraceback(kind, error, sentence)
-    return sentence
-
-
-def note(text: str) -> None:
-    """Show a sentence that the data, not the author, wrote."""
-    from IPython.display import HTML, display
-
-    display(HTML(f"<p>{html.escape(text)}</p>"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,17 @@ from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.environment.device import choose_device
+from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results
+from workbench.evaluation.filters import FilterSettings
 from workbench.evaluation.ground_truth import ground_truth
-from workbench.evaluation.queries import QueryOutputs, collect_queries, find_duplicates
+from workbench.evaluation.queries import QueryOutputs, collect_queries, duplicate_counts, find_duplicates
 from workbench.evaluation.results import load_predictions
-from workbench.evaluation.saturation import Tile, choose_objects, cut_tile, saturation
-from workbench.evaluation.thresholds import suggest_thresholds
+from workbench.evaluation.saturation import Tile, choose_objects, cut_tile, draw_grid, saturation
+from workbench.evaluation.thresholds import Suggestion, suggest_thresholds
 from workbench.models.postprocess import RANK_BY
+from workbench.notebook.display import Page
+from workbench.notebook.gallery import Gallery
 from workbench.runs.checkpoint import (
     check_vocabulary,
     checkpoint_config,
@@ -30,13 +34,9 @@ from workbench.runs.checkpoint import (
     load_vocabulary,
     resolve_checkpoint,
 )
-from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics
-from workbench.visualization.drawing import (
-    ground_truth_panel,
-    prediction_panel,
-    side_by_side,
-)
-from workbench.workflows.evaluate import evaluate
+from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics, selection_dataset
+from workbench.visualization.drawing import contact_sheet
+from workbench.workflows.evaluate import evaluate, evaluate_for_selection
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 class Evaluation:
     """A checkpoint's predictions on a dataset beside the ground truth, and where its results belong.
 
-    directory: with metrics.json, predictions.json and figures/. truth: a COCO dict; results: COCO results;
-    files: the image file of each image id; data: the dataset.
+    directory: with metrics.json, predictions.json and figures/. truth: a COCO dict; results: COCO results; data:
+    the dataset.
     """
 
     checkpoint: Path
@@ -61,14 +61,22 @@ class Evaluation:
     results: list[dict[str, Any]]
     metrics: dict[str, Any]
     data: CocoDataset
+    overrides: Sequence[str] = ()
+
+    @property
+    def page(self) -> Page:
+        """Shows results and writes them into ``figures/`` of the evaluation's directory."""
+        return Page(self.directory)
 
     @cached_property
-    def files(self) -> dict[int, str]:
-        return {item["image_id"]: item["file_name"] for item in self.data.dicts}
+    def gallery(self) -> Gallery:
+        """The images with predictions and ground truth, ready to be drawn."""
+        files = {item["image_id"]: item["file_name"] for item in self.data.dicts}
+        return Gallery(self.vocabulary, files, self.results, self.truth, self.directory)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The checkpoint's model, on the device that its config asks for."""
+        """The checkpoint's model, on the device that its config names."""
         return load_model(self.checkpoint, choose_device(self.config.MODEL.DEVICE), config=self.config)[0]
 
     @property
@@ -82,55 +90,66 @@ class Evaluation:
         """How many queries the model has."""
         return self.config.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
 
-    @property
-    def figures(self) -> Path:
-        return self.directory / "figures"
+    def ranked(self) -> pd.DataFrame:
+        """Return the key scores, in percent, of the same predictions in each order of TEST.RANK_BY: one row each."""
+        settings = {"max_dets": list(self.config.TEST.MAX_DETS), "scorer": self.config.TEST.SCORER}
+        rows = {}
+        for rank_by in RANK_BY:
+            metrics = evaluate_results(self.truth, self.results, self.vocabulary, rank_by=rank_by, **settings)
+            segm, joint = metrics["segm"] or {}, metrics.get("joint") or {}
+            rows[rank_by] = {
+                **{name: segm.get(name) for name in ("AP", "AP50", "AP75")},
+                **{f"joint {name}": joint.get(name) for name in ("AP", "AP50")},
+            }
+        return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("ranked by")
 
-    def picture(self, image_id: int) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        return read_image(self.files[image_id])
+    def threshold(self, given: float | None = None) -> float:
+        """Return the least score of what is drawn: ``given``, or where that is None the one with the best F1 on the
+        images that thresholds are chosen on; 0.5 where that cannot be known."""
+        return self._best_threshold if given is None else given
 
-    def annotations(self, image_id: int) -> list[dict]:
-        return [a for a in self.truth["annotations"] if a["image_id"] == image_id]
+    @cached_property
+    def _best_threshold(self) -> float:
+        suggestion = suggest(self.checkpoint, overrides=self.overrides, subcategories=False)
+        return suggestion.settings.score if suggestion.curves else 0.5
 
-    def predictions(self, image_id: int) -> list[dict]:
-        return [r for r in self.results if r["image_id"] == image_id]
-
-    def compare(self, image_id: int, *, score_threshold: float = 0.5, title: str = "") -> np.ndarray:
-        """Ground truth and prediction of one image beside each other."""
-        image = self.picture(image_id)
-        name = f"image {image_id}{f': {title}' if title else ''}"
-        return side_by_side(
-            [
-                ground_truth_panel(image, self.annotations(image_id), self.vocabulary, title=f"{name} · truth"),
-                prediction_panel(
-                    image,
-                    self.predictions(image_id),
-                    self.vocabulary,
-                    score_threshold=score_threshold,
-                    title=f"predicted (score ≥ {score_threshold:.3g})",
-                ),
-            ]
-        )
+    def contact_sheet(self, scores: pd.DataFrame, score_threshold: float = 0.5) -> np.ndarray:
+        """Draw the images of a table of :func:`per_image_scores`, ground truth beside prediction, two in a row."""
+        settings = FilterSettings(score=score_threshold)
+        pictures = [
+            self.gallery.scene(row.image_id).picture(
+                settings, title=f"image {row.image_id}: {row.matched} of {row.n_gt} found, {row.false} false"
+            )
+            for row in scores.itertuples()
+        ]
+        return contact_sheet(pictures, columns=2)
 
     def query_outputs(self, most: int = 200) -> QueryOutputs:
-        """What every query does in the first ``most`` images."""
+        """Run the model on the first ``most`` images and return what every query does."""
         some = replace(self.data, dicts=self.data.dicts[:most])
-        mapper = build_mapper(self.config, is_train=False)
-        return collect_queries(self.model, build_test_loader(some, mapper))
+        return collect_queries(self.model, build_test_loader(some, build_mapper(self.config, is_train=False)))
 
-    def best_found(self, most: int = 20) -> list[Tile]:
-        """The objects found best, cut out for the saturation experiment; empty where no object is whole."""
+    def duplicates(self, iou: float, score_threshold: float) -> pd.DataFrame:
+        """Count the duplicates of each kind among all predictions, and among those above the threshold."""
+        tables = {
+            "all predictions": find_duplicates(self.results, iou=iou),
+            f"score ≥ {score_threshold:.2g}": find_duplicates(self.results, iou=iou, score_threshold=score_threshold),
+        }
+        return duplicate_counts(tables)
+
+    def tiles(self, most: int = 20) -> list[Tile]:
+        """Cut out the objects found best, for the saturation experiment; empty where no object is whole."""
         sizes = {item["image_id"]: (item["height"], item["width"]) for item in self.data.dicts}
         tiles = []
         for chosen in choose_objects(self.truth, self.results, sizes, most):
             image_id = chosen["image_id"]
             label = self.vocabulary.category_ids.index(chosen["category_id"])
-            tiles.append(cut_tile(self.picture(image_id), chosen, label, self.annotations(image_id)))
+            annotations = self.gallery.annotations[image_id]
+            tiles.append(cut_tile(read_image(self.gallery.files[image_id]), chosen, label, annotations))
         return tiles
 
-    def saturation(self, tiles: Sequence[Tile], **how: Any) -> pd.DataFrame:
-        """`evaluation.saturation.saturation` of this model, at the size that evaluation shows it images in.
+    def saturation(self, tiles: Sequence[Tile], **settings: Any) -> pd.DataFrame:
+        """Run :func:`saturation` with this model, at the image size of evaluation.
 
         Every query may be reported, once.
         """
@@ -139,71 +158,37 @@ class Evaluation:
         kept = self.model.top_k, self.model.one_class_per_query
         self.model.top_k, self.model.one_class_per_query = max(kept[0], self.queries), True
         try:
-            return saturation(self.model, tiles, scale=scale, **how)
+            return saturation(self.model, tiles, scale=scale, **settings)
         finally:
             self.model.top_k, self.model.one_class_per_query = kept
 
-    def best_threshold(self) -> float:
-        """The score with the best F1 here; 0.5 where that cannot be known."""
-        plain = replace(self.vocabulary, subcategories={})
-        suggestion = suggest_thresholds(self.truth, self.results, plain)
-        return suggestion.settings.score if suggestion.curves else 0.5
-
-    def compare_all(self, ranking: pd.DataFrame, score_threshold: float = 0.5) -> list[np.ndarray]:
-        """:meth:`compare` of the images of a table that `per_image_scores` made, with their scores."""
-        return [
-            self.compare(
-                row.image_id,
-                score_threshold=score_threshold,
-                title=f"{row.matched} of {row.n_gt} found, {row.false} false",
-            )
-            for row in ranking.itertuples()
-        ]
-
-    def ranked(self) -> pd.DataFrame:
-        """The key scores, in percent, of the same predictions in each order of TEST.RANK_BY: one row each."""
-        how = {"max_dets": list(self.config.TEST.MAX_DETS), "scorer": self.config.TEST.SCORER}
-        rows = {}
-        for rank_by in RANK_BY:
-            found = evaluate_results(self.truth, self.results, self.vocabulary, rank_by=rank_by, **how)
-            segm, joint = found["segm"] or {}, found.get("joint") or {}
-            rows[rank_by] = {
-                "AP": segm.get("AP"),
-                "AP50": segm.get("AP50"),
-                "AP75": segm.get("AP75"),
-                "joint AP": joint.get("AP"),
-                "joint AP50": joint.get("AP50"),
-            }
-        return pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis("ranked by")
-
 
 def query_summary(objects: pd.Series, claims: pd.Series, queries: int) -> str:
-    """What the numbers of objects and of claiming queries in each image say about the number of queries."""
+    """Say in words whether the number of queries fits: from the objects, and the queries that claim one, of each
+    image."""
     most, high = int(objects.max()), float(objects.quantile(0.99))
-    said = (
+    counts = (
         f"An image holds {objects.mean():.1f} objects on average and {most} at most. Of the {queries} queries "
         f"{claims.mean():.1f} claim an object on average and {int(claims.max())} at most; "
-        f"{100 * (1 - claims.mean() / queries):.0f} % say no object."
+        f"{100 * (1 - claims.mean() / queries):.0f} % predict no object."
     )
     if not most:
-        return f"{said} Without ground truth nothing can be said about how many are needed."
+        return f"{counts} Without ground truth nothing can be said about how many are needed."
     if most > queries:
-        return f"{said} {int((objects > queries).sum())} images hold more objects than there are queries: take more."
+        return f"{counts} {int((objects > queries).sum())} images hold more objects than there are queries: take more."
     if queries < 1.5 * high:
-        return f"{said} The fullest images leave little room: try {int(np.ceil(2 * high))} queries."
+        return f"{counts} The fullest images leave little room: try {int(np.ceil(2 * high))} queries."
     if queries > 6 * high:
-        return f"{said} That is many more than the fullest images need: try {int(np.ceil(3 * high))}."
-    return f"{said} The number fits the dataset."
+        return f"{counts} That is many more than the fullest images need: try {int(np.ceil(3 * high))}."
+    return f"{counts} The number fits the dataset."
 
 
-def query_comparison(
-    evaluations: Mapping[str, Evaluation], most: int = 200, duplicate_iou: float = 0.7
-) -> pd.DataFrame:
-    """One row an evaluation, by its name: number of queries, key scores, how many queries claim an object in an
-    image, and the share of real duplicates (percent) among the predictions that the best F1 draws."""
+def query_comparison(evaluations: Sequence[Evaluation], most: int = 200, duplicate_iou: float = 0.7) -> pd.DataFrame:
+    """Return one row an evaluation: number of queries, key scores, how many queries claim an object in an image, and
+    the share of real duplicates (percent) among the predictions above the best threshold."""
     rows = {}
-    for name, each in evaluations.items():
-        drawn = find_duplicates(each.results, iou=duplicate_iou, score_threshold=each.best_threshold())
+    for name, each in _by_name(evaluations).items():
+        drawn = find_duplicates(each.results, iou=duplicate_iou, score_threshold=each.threshold())
         twice = (drawn.duplicate == "other query, same category").mean() if len(drawn) else float("nan")
         segm = each.metrics["segm"] or {}
         rows[name] = {
@@ -215,6 +200,49 @@ def query_comparison(
             "duplicates in percent": 100 * twice,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+
+
+def saturation_examples(tiles: Sequence[Tile], counts: Sequence[int] = (1, 20, 100)) -> np.ndarray | None:
+    """Draw grids with ``counts`` visible cells: a row with one object repeated, a row with different objects. None
+    without tiles."""
+    if not tiles:
+        return None
+    cells = np.random.default_rng(0).permutation(100)
+    grids = [draw_grid(shown, cells[:n])[0] for shown in (tiles[:1], tiles) for n in counts]
+    return contact_sheet(grids, columns=len(counts))
+
+
+def compare_saturation(evaluations: Sequence[Evaluation], tiles: Sequence[Tile], **settings: Any) -> pd.DataFrame:
+    """Run the saturation experiment with one object repeated and with different objects.
+
+    Returns the rows of :func:`saturation` with the columns "experiment", "run" and "queries" before them; none without
+    tiles.
+    """
+    tables = [
+        each.saturation(shown, **settings).assign(experiment=experiment, run=name, queries=each.queries)
+        for experiment, shown in (("the same object", tiles[:1]), ("different objects", tiles))
+        for name, each in _by_name(evaluations).items()
+        if shown
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _by_name(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
+    """Name each evaluation by its label, or by its checkpoint where several have one label."""
+    labels = [each.label for each in evaluations]
+    return {each.label if labels.count(each.label) == 1 else str(each.checkpoint): each for each in evaluations}
+
+
+def open_evaluations(
+    checkpoints: Sequence[str | Path], dataset: str | Path | None = None, output: str | Path | None = None
+) -> list[Evaluation]:
+    """Open the evaluations of several checkpoints, without evaluating again what is evaluated; ``output`` is the first
+    one's, see :func:`open_evaluation`."""
+    outputs = [output, *[None] * len(checkpoints)]
+    return [
+        open_evaluation(ckpt, dataset=dataset, output=place, again=False)
+        for ckpt, place in zip(checkpoints, outputs, strict=False)
+    ]
 
 
 def open_evaluation(
@@ -237,6 +265,7 @@ def open_evaluation(
             this dataset, and newer than it; overrides always evaluate.
     """
     path = resolve_checkpoint(ckpt)
+    overrides = [*map(str, overrides)]
     cfg = checkpoint_config(path, overrides)
     wanted = dataset or report_dataset(cfg)
     directory = Path(output) if output is not None else evaluation_directory(path, cfg, wanted)
@@ -247,4 +276,28 @@ def open_evaluation(
     data = load_data(cfg, [wanted], vocabulary)
     check_vocabulary(path, vocabulary, data.vocabulary)
     results = load_predictions(directory / "predictions.json")
-    return Evaluation(path, directory, cfg, data.vocabulary, ground_truth(data), results, metrics, data)
+    return Evaluation(path, directory, cfg, data.vocabulary, ground_truth(data), results, metrics, data, overrides)
+
+
+def suggest(
+    ckpt: str | Path,
+    settings: FilterSettings | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    subcategories: bool = True,
+) -> Suggestion:
+    """Suggest thresholds for a checkpoint, see :func:`suggest_thresholds`, from the images that it is chosen on.
+
+    These are DATASETS.VAL, or DATASETS.TEST where that is empty. Their evaluation is kept in the run and evaluated
+    only once. Where they cannot be evaluated, the note of the suggestion says why.
+    """
+    overrides = [*map(str, overrides)]
+    try:
+        directory = evaluate_for_selection(ckpt, overrides=overrides)
+        name = selection_dataset(checkpoint_config(resolve_checkpoint(ckpt), overrides))
+        chosen_on = open_evaluation(ckpt, dataset=name, output=directory, again=False)
+    except WorkbenchError as error:
+        return Suggestion(settings or FilterSettings(), {}, f"No thresholds can be suggested: {error}")
+    words = chosen_on.vocabulary if subcategories else replace(chosen_on.vocabulary, subcategories={})
+    suggestion = suggest_thresholds(chosen_on.truth, chosen_on.results, words, settings)
+    return replace(suggestion, note=f"On {name}: {suggestion.note}")

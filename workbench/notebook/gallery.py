@@ -22,8 +22,10 @@ from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.ground_truth import ground_truth
+from workbench.evaluation.per_image import per_image_scores
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.results import load_predictions
+from workbench.notebook.display import Page
 from workbench.runs.checkpoint import (
     check_vocabulary,
     checkpoint_config,
@@ -62,8 +64,9 @@ class Gallery:
     note: str = ""
 
     @property
-    def figures(self) -> Path:
-        return self.directory / "figures"
+    def page(self) -> Page:
+        """Shows results and writes them into ``figures/`` of the gallery's directory."""
+        return Page(self.directory)
 
     @cached_property
     def image_ids(self) -> list[int]:
@@ -77,7 +80,8 @@ class Gallery:
         return groups
 
     @cached_property
-    def _annotations(self) -> dict[int, list[Mapping]]:
+    def annotations(self) -> dict[int, list[Mapping]]:
+        """The ground truth of each image."""
         groups = defaultdict(list)
         for annotation in (self.truth or {}).get("annotations", ()):
             groups[annotation["image_id"]].append(annotation)
@@ -92,9 +96,30 @@ class Gallery:
         """What the filters do to all images."""
         return apply_filters(self.candidates, settings, self.vocabulary)
 
+    def rates(self, **settings: FilterSettings) -> pd.DataFrame | None:
+        """Return, one row for each of several settings, how many instances are drawn, and their precision, recall and
+        F1 in percent; None without ground truth."""
+        if self.truth is None:
+            return None
+        rows = {}
+        for name, each in settings.items():
+            images = per_image_scores(self.truth, self.filtered(each).rows, score_threshold=0.0)
+            matched, false, objects = (int(images[column].sum()) for column in ("matched", "false", "n_gt"))
+            rows[name.replace("_", " ")] = {
+                "drawn": matched + false,
+                "precision": 100 * matched / max(matched + false, 1),
+                "recall": 100 * matched / max(objects, 1),
+                "F1": 200 * matched / max(matched + false + objects, 1),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("thresholds")
+
+    def save(self, settings: FilterSettings, name: str) -> Path:
+        """Write settings as ``name``.json into the gallery's directory, and return the path."""
+        return settings.save(self.directory / f"{name}.json")
+
     def scene(self, image_id: int) -> Scene:
         """One image, ready to be drawn."""
-        annotations = None if self.truth is None else self._annotations[image_id]
+        annotations = None if self.truth is None else self.annotations[image_id]
         return Scene(image_id, self.files[image_id], self._rows[image_id], annotations, self.vocabulary)
 
     def contact_sheet(self, settings: FilterSettings, count: int = 6, columns: int = 2) -> np.ndarray:
@@ -140,13 +165,19 @@ class Scene:
         """What the filters do to this image's rows."""
         return apply_filters(self.candidates, settings, self.vocabulary)
 
-    def picture(self, settings: FilterSettings, font_size: int | None = None) -> np.ndarray:
-        """(h, w, 3) uint8: the ground truth, where there is one, beside the predictions kept."""
-        panels = [] if self._annotations is None else [self._truth_panel(font_size)]
+    def picture(self, settings: FilterSettings, font_size: int | None = None, title: str = "") -> np.ndarray:
+        """Draw the ground truth, where there is one, beside the predictions kept: (h, w, 3) uint8.
+
+        ``title`` replaces the file name and the number of objects.
+        """
         kept = self.filtered(settings).kept
         panel = draw_instances(self.image, [self._drawable(i) for i in kept], self.vocabulary, font_size=font_size)
-        title = f"prediction: {len(kept)} of {len(self.candidates)} kept"
-        return side_by_side([*panels, titled(panel, title if panels else f"{self.name} · {title}")])
+        predicted = f"prediction: {len(kept)} of {len(self.candidates)} rows (score ≥ {settings.score:.3g})"
+        if self._annotations is None:
+            return titled(panel, f"{title or self.name} · {predicted}")
+        count = f"{self.objects} object{'' if self.objects == 1 else 's'}"
+        truth = titled(self._truth_panel(font_size), f"{title or f'{self.name}: {count}'} · ground truth")
+        return side_by_side([truth, titled(panel, predicted)])
 
     def _drawable(self, i: int) -> Drawable:
         if i not in self._drawables:
@@ -156,16 +187,19 @@ class Scene:
     def _truth_panel(self, font_size: int | None) -> np.ndarray:
         if font_size not in self._truth:
             there = drawables_of_annotations(self._annotations, self.vocabulary, *self.image.shape[:2])
-            panel = draw_instances(self.image, there, self.vocabulary, font_size=font_size)
-            count = f"{self.objects} object{'' if self.objects == 1 else 's'}"
-            self._truth[font_size] = titled(panel, f"{self.name} · ground truth: {count}")
+            self._truth[font_size] = draw_instances(self.image, there, self.vocabulary, font_size=font_size)
         return self._truth[font_size]
 
 
+def dropped_table(filtered: Filtered) -> pd.DataFrame:
+    """Return the rows that filters dropped, each with the rule and the reason."""
+    rows = filtered.table()
+    return rows[~rows.kept].drop(columns="kept")
+
+
 def counts_table(filtered: Filtered) -> pd.DataFrame:
-    """One row a rule, in the order they are applied: what it asks for, how many rows it dropped, how many were
-    left.
-    """
+    """Return one row a rule, in the order they are applied: its condition, how many rows it dropped, how many were
+    left."""
     left, lines = len(filtered.candidates), []
     for rule, count in filtered.counts.items():
         left -= count
@@ -195,6 +229,7 @@ def open_gallery(
         overrides: config keys and values in turn; with any the model is run.
     """
     path = resolve_checkpoint(ckpt)
+    overrides = [*map(str, overrides)]
     cfg = checkpoint_config(path, overrides)
     vocabulary = load_vocabulary(path)
     wanted = dataset or report_dataset(cfg)

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from workbench.config import config_to_dict, flatten, get_cfg
+from workbench.config import config_to_dict, flatten, get_cfg, load_config
+from workbench.data.coco import load_data
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
-from workbench.visualization.drawing import draw_instances, drawables_of_targets
+from workbench.training.schedule import lr_factor, scaled_lr
+from workbench.visualization.drawing import contact_sheet, draw_instances, drawables_of_targets
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from workbench.data.coco import CocoDataset, load_data
+    from workbench.data.coco import CocoDataset
+
+
+def training_config(config: str | Path, output: str | Path, overrides: Sequence = ()) -> CfgNode:
+    """Return a config file's settings with overrides, keys and values in turn, for a run in ``output``."""
+    return load_config(config, [*map(str, overrides), "OUTPUT_DIR", str(output)])
 
 
 def training_data(cfg: CfgNode) -> CocoDataset:
-    """The datasets that DATASETS.TRAIN names, checked as before training."""
+    """Return the datasets that DATASETS.TRAIN names, checked as before training."""
     return load_data(cfg, cfg.DATASETS.TRAIN, None, for_training=True)
 
 
 def config_table(cfg: CfgNode) -> pd.DataFrame:
-    """What a config sets away from the defaults, one row a key."""
+    """Return the values of a config that differ from the defaults, one row a key."""
     default = flatten(config_to_dict(get_cfg()))
     rows = {
         key: {"value": str(value), "default": str(default[key])}
@@ -35,22 +43,27 @@ def config_table(cfg: CfgNode) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "default"]).rename_axis("key")
 
 
-def mapped_pictures(cfg: CfgNode, dataset: CocoDataset, count: int = 8) -> list[np.ndarray]:
-    """The first ``count`` training samples after the mapper, with the masks and classes they are trained on.
+def mapped_samples(cfg: CfgNode, dataset: CocoDataset, count: int = 8) -> np.ndarray:
+    """Draw the first ``count`` training samples after the mapper, with the masks and classes they are trained on.
 
-    They are those of a run with the config's SEED (0 where it is drawn).
+    They are those of a run with the config's SEED; with 0 where SEED is -1.
     """
-    loader = build_train_loader(
-        dataset, build_mapper(cfg, is_train=True), batch_size=count, seed=max(cfg.SEED, 0), num_workers=0
+    mapper = build_mapper(cfg, is_train=True)
+    loader = build_train_loader(dataset, mapper, batch_size=count, seed=max(cfg.SEED, 0), num_workers=0)
+    words = dataset.vocabulary
+    return contact_sheet(
+        [draw_instances(item["image"], drawables_of_targets(item["targets"], words), words) for item in next(loader)]
     )
-    return [
-        draw_instances(item["image"], drawables_of_targets(item["targets"], dataset.vocabulary), dataset.vocabulary)
-        for item in next(loader)
-    ]
+
+
+def learning_rates(cfg: CfgNode, most: int = 500) -> pd.Series:
+    """Return the learning rate by step, of about ``most`` steps spread over the training."""
+    steps = range(0, cfg.SOLVER.MAX_ITER, max(1, cfg.SOLVER.MAX_ITER // most))
+    return pd.Series({step: scaled_lr(cfg) * lr_factor(cfg, step) for step in steps}, dtype=float)
 
 
 def contents(dataset: CocoDataset) -> dict[str, pd.DataFrame]:
-    """How many objects of each main category, and of each class of each subcategory, a dataset has."""
+    """Count a dataset's objects of each main category, and of each class of each subcategory."""
     words = dataset.vocabulary
     objects = [a for d in dataset.dicts for a in d["annotations"] if not a["iscrowd"]]
     tables = {"main category": _counts([a["category_id"] for a in objects], words.categories)}
@@ -60,5 +73,5 @@ def contents(dataset: CocoDataset) -> dict[str, pd.DataFrame]:
 
 
 def _counts(numbers: Sequence[int], names: Sequence[str]) -> pd.DataFrame:
-    found = np.bincount([n % len(names) for n in numbers], minlength=len(names))  # -1, unlabelled, is last
-    return pd.DataFrame({"objects": found}, index=pd.Index(names, name="class"))
+    counts = np.bincount([n % len(names) for n in numbers], minlength=len(names))  # -1, unlabelled, is last
+    return pd.DataFrame({"objects": counts}, index=pd.Index(names, name="class"))

@@ -8,7 +8,7 @@ says so in a sentence.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -23,14 +23,7 @@ from workbench.visualization.drawing import PALETTE
 if TYPE_CHECKING:
     from workbench.evaluation.thresholds import Suggestion
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, QUIET = "#222222", "#777777"
 LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 DASHES = ("-", "--", "-.", ":")
@@ -226,10 +219,7 @@ def heat_table(
     axes.imshow(np.nan_to_num(shades.to_numpy(float)), cmap="Blues", vmin=0, vmax=110, aspect="auto")
     slanted = max(len(str(name)) for name in values.columns) > 8
     axes.set_xticks(
-        range(values.shape[1]),
-        values.columns,
-        rotation=35 if slanted else 0,
-        ha="right" if slanted else "center",
+        range(values.shape[1]), values.columns, rotation=35 if slanted else 0, ha="right" if slanted else "center"
     )
     axes.set_yticks(range(values.shape[0]), values.index)
     for (row, column), shade in np.ndenumerate(np.nan_to_num(shades.to_numpy(float))):
@@ -273,6 +263,17 @@ def confusion(counts: pd.DataFrame) -> Figure:
     shares = counts.div(total.where(total > 0), axis=0) * 100
     text = counts.map(lambda v: f"{v:d}" if v else "")
     return heat_table(counts, title=f"{name}: objects by true and predicted class", shades=shares, text=text)
+
+
+def confusions(matrices: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Draw a :func:`confusion` matrix for each subcategory."""
+    return {name: confusion(counts) for name, counts in matrices.items()}
+
+
+def size_table(categories: pd.DataFrame) -> Figure:
+    """Draw AP by main category and object size; ``categories`` is the result of `category_table`."""
+    sizes = categories[["APs", "APm", "APl"]].set_axis(["small", "medium", "large"], axis=1)
+    return heat_table(sizes.rename_axis(None), title="AP (%) by category and size")
 
 
 def calibration(table: pd.DataFrame) -> Figure:
@@ -320,15 +321,7 @@ def grouped_bars(table: pd.DataFrame, *, title: str, ylabel: str = "percent") ->
     for i, name in enumerate(values):
         places = np.arange(len(values)) + (i - (values.shape[1] - 1) / 2) * width
         heights = values[name].fillna(0)
-        axes.bar(
-            places,
-            heights,
-            width * 0.92,
-            color=LINES[i % len(LINES)],
-            label=name,
-            edgecolor=INK,
-            linewidth=0.5,
-        )
+        axes.bar(places, heights, width * 0.92, color=LINES[i % len(LINES)], label=name, edgecolor=INK, linewidth=0.5)
         for x, y in zip(places, values[name], strict=True):
             if not math.isnan(y):
                 axes.text(x, y, f"{y:.1f}", ha="center", va="bottom", fontsize=8)
@@ -340,11 +333,11 @@ def grouped_bars(table: pd.DataFrame, *, title: str, ylabel: str = "percent") ->
     return figure
 
 
-def schedule(steps: Sequence[int], rates: Sequence[float]) -> Figure:
-    """The learning rate of every step of a training to come."""
+def schedule(rates: pd.Series) -> Figure:
+    """Draw the learning rate of a training to come, by step."""
     figure = Figure(figsize=(6, 2.6))
     axes = figure.subplots()
-    axes.plot(steps, rates, color=BLUE)
+    axes.plot(rates.index, rates, color=BLUE)
     _rate_axis(axes)
     return figure
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from workbench.data.masks import decode_mask
 from workbench.data.vocabulary import Vocabulary, class_name
+from workbench.evaluation.results import to_coco_results
 from workbench.visualization.captions import BLACK, WHITE, Colour, place_plates, plate
 from workbench.visualization.painting import Piece, blit, cut_out, lead, paint
 
@@ -91,11 +92,7 @@ def draw_masks(
 
 
 def _caption(
-    canvas: np.ndarray,
-    objects: Sequence[Piece],
-    captioned: Sequence[Piece],
-    plates: Sequence[np.ndarray],
-    size: int,
+    canvas: np.ndarray, objects: Sequence[Piece], captioned: Sequence[Piece], plates: Sequence[np.ndarray], size: int
 ) -> None:
     """Puts a plate beside each captioned object, and a note in the corner where some have no place."""
     height, width = canvas.shape[:2]
@@ -147,7 +144,7 @@ def drawables_of_predictions(
     Subcategories for which no-object is the likeliest are left out.
     """
     if isinstance(predictions, Mapping):
-        return _drawables_of_model(predictions, vocabulary, score_threshold)
+        predictions = to_coco_results(predictions, 0, vocabulary)
     label_of = {key: k for k, key in enumerate(vocabulary.category_ids)}
     rows = sorted((r for r in predictions if r["score"] >= score_threshold), key=lambda r: -r["score"])
     return [
@@ -158,25 +155,6 @@ def drawables_of_predictions(
             float(row["score"]),
         )
         for row in rows
-    ]
-
-
-def _drawables_of_model(predictions: Mapping, vocabulary: Vocabulary, score_threshold: float) -> list[Drawable]:
-    scores = predictions["scores"].detach().cpu()
-    best = {name: p.argmax(dim=1).tolist() for name, p in predictions["subcategories"].items()}
-    return [
-        Drawable(
-            predictions["masks"][i].detach().cpu().numpy(),
-            int(predictions["labels"][i]),
-            {
-                name: vocabulary.subcategories[name][classes[i]]
-                for name, classes in best.items()
-                if classes[i] < len(vocabulary.subcategories[name])
-            },
-            float(scores[i]),
-        )
-        for i in scores.argsort(descending=True, stable=True).tolist()
-        if scores[i] >= score_threshold
     ]
 
 
@@ -235,34 +213,6 @@ def draw_instances(
         colours=[GREY if each.crowd else PALETTE[each.label % len(PALETTE)] for each in instances],
         **how,
     )
-
-
-def prediction_panel(
-    image: np.ndarray | torch.Tensor,
-    predictions: Sequence[Mapping] | Mapping,
-    vocabulary: Vocabulary,
-    *,
-    score_threshold: float = 0.5,
-    title: str | None = None,
-    **how: object,
-) -> np.ndarray:
-    """Picture of one image's predictions scoring at least `score_threshold`."""
-    panel = draw_instances(image, drawables_of_predictions(predictions, vocabulary, score_threshold), vocabulary, **how)
-    return panel if title is None else titled(panel, title)
-
-
-def ground_truth_panel(
-    image: np.ndarray | torch.Tensor,
-    annotations: Sequence[Mapping],
-    vocabulary: Vocabulary,
-    *,
-    title: str | None = None,
-    **how: object,
-) -> np.ndarray:
-    """Picture of one image's ground truth; crowd regions are grey."""
-    height, width = as_image(image).shape[:2]
-    panel = draw_instances(image, drawables_of_annotations(annotations, vocabulary, height, width), vocabulary, **how)
-    return panel if title is None else titled(panel, title)
 
 
 def titled(panel: np.ndarray, title: str) -> np.ndarray:

@@ -14,7 +14,7 @@ STAGE_COLOURS = dict(zip(("res2", "res3", "res4", "res5"), (ORANGE, GREEN, PURPL
 
 
 def feature_maps(features: Mapping[str, Tensor], image: np.ndarray, channels: int = 6) -> Figure:
-    """The strongest ``channels`` of each stage, a row each, beside the image (H, W, 3).
+    """Draw the ``channels`` of each stage that vary most, a row each, beside the image (H, W, 3).
 
     ``features``: {"res2": (1, C, h, w), ...}. A map is shaded from its own least to its own largest value.
     """
@@ -36,26 +36,23 @@ def feature_maps(features: Mapping[str, Tensor], image: np.ndarray, channels: in
 def staircase(
     networks: Mapping[str, Sequence], taps: Mapping[str, int], *, names: Sequence[str] | None = None
 ) -> Figure:
-    """Stride and channels of every layer; ``networks``: {label: layers}, as `measure_layers` gives them.
+    """Draw stride and channels of every layer; ``networks``: {label: layers}, as `measure_layers` gives them, drawn
+    as far as the first one goes.
 
     ``taps``: {stage: layer number} of the first network, marked. ``names``: what stands below the layers.
     """
     figure = Figure(figsize=(8.4, 4.4))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
-    for (label, layers), dash, colour in zip(networks.items(), ("-", "--"), (BLUE, INK), strict=False):
-        upper.step(
-            [layer.index for layer in layers],
-            [layer.stride for layer in layers],
-            dash,
-            where="mid",
-            color=colour,
-            linewidth=2,
-            label=label,
-        )
     layers = next(iter(networks.values()))
+    indices = [layer.index for layer in layers]
+    for (label, each), dash, colour in zip(networks.items(), ("-", "--"), (BLUE, INK), strict=False):
+        drawn = each[: len(layers)]
+        upper.step(
+            indices, [layer.stride for layer in drawn], dash, where="mid", color=colour, linewidth=2, label=label
+        )
     marked = {tap: stage for stage, tap in taps.items()}
     lower.bar(
-        [layer.index for layer in layers],
+        indices,
         [layer.channels for layer in layers],
         color=[STAGE_COLOURS.get(marked.get(layer.index), "#d0d0d0") for layer in layers],
         edgecolor=INK,
@@ -83,7 +80,7 @@ def staircase(
                 ha="right",
                 fontweight="bold",
             )
-    strides = sorted({layer.stride for found in networks.values() for layer in found})
+    strides = sorted({layer.stride for each in networks.values() for layer in each[: len(layers)]})
     upper.set(yscale="log", ylabel="stride", title="Stride of each layer's output")
     upper.set_yticks(strides, [f"1/{stride}" for stride in strides])
     upper.minorticks_off()
@@ -91,7 +88,7 @@ def staircase(
     upper.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     lower.set(ylabel="channels", xlabel="layer", title="Channels")
     lower.margins(y=0.2)
-    lower.set_xticks([layer.index for layer in layers], names or [layer.index for layer in layers])
+    lower.set_xticks(indices, names or indices)
     if names:
         lower.tick_params(axis="x", rotation=90)
     lower.grid(axis="x", visible=False)
@@ -99,7 +96,7 @@ def staircase(
 
 
 def layer_differences(comparisons: Mapping[str, Sequence]) -> Figure:
-    """How far two networks are apart after each layer; ``comparisons``: {label: what `compare_layers` gave}.
+    """Draw the difference of two networks after each layer; ``comparisons``: {label: result of `compare_layers`}.
 
     A cross on the upper edge marks layers whose outputs have different sizes.
     """

@@ -76,10 +76,7 @@ def paint(
             inner[1:-1, 1:-1] = _shrink(inner)
         top, left = max(y - 1, 0), max(x - 1, 0)
         region = codes[top : y + h + 1, left : x + w + 1]
-        here = (
-            slice(top - y + 1, top - y + 1 + region.shape[0]),
-            slice(left - x + 1, left - x + 1 + region.shape[1]),
-        )
+        here = (slice(top - y + 1, top - y + 1 + region.shape[0]), slice(left - x + 1, left - x + 1 + region.shape[1]))
         np.copyto(region, 1, where=around[here])
         np.copyto(region, 2 * i + 3, where=within[here] & spacious[1:-1, 1:-1][here])
         np.copyto(region, 2 * i + 2, where=inner[here])

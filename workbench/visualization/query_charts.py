@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.evaluation.queries import QueryOutputs
-from workbench.visualization.charts import (
-    BLUE,
-    GREEN,
-    INK,
-    LINES,
-    ORANGE,
-    QUIET,
-    SKY,
-    VERMILION,
-    sentence,
-)
+from workbench.visualization.charts import BLUE, GREEN, INK, LINES, ORANGE, QUIET, SKY, VERMILION, sentence
 
 OUTCOMES = {"right": GREEN, "duplicate": ORANGE, "wrong": VERMILION, "crowd": QUIET}
 
@@ -38,12 +26,7 @@ def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> 
         if queries <= 1.5 * most:
             axes.axvline(queries, color=VERMILION, linewidth=2)
             axes.text(
-                queries,
-                0.85,
-                f"{queries} queries ",
-                color=VERMILION,
-                ha="right",
-                transform=axes.get_xaxis_transform(),
+                queries, 0.85, f"{queries} queries ", color=VERMILION, ha="right", transform=axes.get_xaxis_transform()
             )
         axes.set(xlabel=f"{name} in an image", title=name.capitalize())
     left.set_ylabel("images")
@@ -157,30 +140,31 @@ def score_histogram(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def saturation_chart(tables: Mapping[str, Mapping[str, pd.DataFrame]], queries: Mapping[str, int]) -> Figure:
-    """Share of missed objects against the number visible, mean and standard deviation over the repeats.
+def saturation_chart(table: pd.DataFrame) -> Figure:
+    """Draw the share of missed objects against the number visible: mean and standard deviation over the repeats.
 
-    ``tables``: {panel: {label: what `saturation` returned}}; ``queries``: {label: number of queries}. Dashed:
-    those among the missed that a prediction covers together with others. Dotted: what a model with so many
-    queries must miss at least.
+    ``table`` is the result of `compare_saturation`; each experiment is a panel. Dashed: missed objects that a
+    prediction covers together with others. Dotted: the share that a model with so many queries misses at least.
     """
-    figure = Figure(figsize=(2.2 + 3.9 * len(tables), 3.6))
-    panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-    for axes, (panel, found) in zip(panels, tables.items(), strict=True):
-        for i, (label, table) in enumerate(found.items()):
+    if table.empty:
+        return sentence("No object is whole, so the saturation experiment has nothing to show.")
+    experiments = table.groupby("experiment", sort=False)
+    figure = Figure(figsize=(2.2 + 3.9 * len(experiments), 3.6))
+    panels = figure.subplots(1, len(experiments), sharey=True, squeeze=False)[0]
+    for axes, (title, rows) in zip(panels, experiments, strict=True):
+        for i, ((run, queries), repeats) in enumerate(rows.groupby(["run", "queries"], sort=False)):
             colour, marker = LINES[i % len(LINES)], "osD^v"[i % 5]
-            share = table.groupby("visible").share.agg(["mean", "std"]).fillna(0)
+            share = repeats.groupby("visible").share.agg(["mean", "std"]).fillna(0)
             low, high = share["mean"] - share["std"], share["mean"] + share["std"]
             axes.fill_between(share.index, low.clip(0), high.clip(upper=100), color=colour, alpha=0.2, linewidth=0)
-            name = f"{label}: {queries[label]} queries"
-            axes.plot(share.index, share["mean"], marker=marker, color=colour, label=name)
-            axes.plot(share.index, table.groupby("visible").merged.mean(), "--", color=colour, linewidth=1.3)
+            axes.plot(share.index, share["mean"], marker=marker, color=colour, label=f"{run}: {queries} queries")
+            axes.plot(share.index, repeats.groupby("visible").merged.mean(), "--", color=colour, linewidth=1.3)
             visible = np.arange(1, 101)
-            least = 100 * np.maximum(0, 1 - queries[label] / visible)
+            least = 100 * np.maximum(0, 1 - queries / visible)
             axes.plot(visible[least > 0], least[least > 0], ":", color=colour, linewidth=1.6)
-        axes.set(title=panel, xlabel="objects visible on a 10 × 10 grid", xlim=(0, 102), ylim=(-3, 103))
+        axes.set(title=title.capitalize(), xlabel="objects visible on a 10 × 10 grid", xlim=(0, 102), ylim=(-3, 103))
     panels[0].set_ylabel("percent missed")
     panels[-1].plot([], [], "--", color=QUIET, label="of these, merged")
-    panels[-1].plot([], [], ":", color=QUIET, label="for want of queries")
+    panels[-1].plot([], [], ":", color=QUIET, label="fewer queries than objects")
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
