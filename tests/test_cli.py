@@ -122,13 +122,13 @@ def test_predict_hands_on_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> Non
         ("", "required: COMMAND"),
         ("trian", "invalid choice: 'trian'"),
         ("train", "required: --config"),
-        ("train --confg x", "there is no option --confg; did you mean --config?"),
-        ("train --config x --outptu=y", "did you mean --output?"),
+        ("train --confg x", "there is no option --confg (did you mean '--config'?)"),
+        ("train --config x --outptu=y", "did you mean '--output'?"),
         ("train --config x -v", "there is no option -v"),
         ("shapes --seed many", "invalid int value: 'many'"),
         ("shapes extra", "extra is not understood"),
-        ("eval", "--ckpt --predictions is required"),
-        ("eval --ckpt a --predictions b", "not allowed with argument"),
+        ("eval", "either --ckpt or --predictions"),
+        ("eval --ckpt a --predictions b", "either --ckpt or --predictions"),
         ("eval --predictions a.json", "--predictions needs --annotations"),
         ("eval --ckpt a --annotations b.json", "--annotations goes with --predictions"),
         ("eval --predictions a --annotations b --dataset c", "--dataset goes with --ckpt"),
@@ -169,7 +169,7 @@ def test_errors_of_the_work_are_one_sentence(
     assert said in _refused(capsys, "train", "--config", str(tiny_config))
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny_config: Path) -> None:
+def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny_config: Path) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
@@ -178,14 +178,14 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, 
         cli.main(["train", "--config", str(tiny_config)])
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_broken_pipe_is_no_error() -> None:
     """``workbench shapes --help | head -1``: the pipe is closed before anything is written to it."""
     code = (
         "import sys, types; from workbench import cli\n"
         "def run(args):\n"
         "    sys.stdin.readline()\n"  # until the reader is gone
         "    print('x' * 200000)\n"
-        "cli.env = run\n"
+        "cli.COMMANDS['env'] = cli.COMMANDS['env']._replace(run=run)\n"
         "sys.exit(cli.main(['env']))"
     )
     process = subprocess.Popen(

@@ -5,6 +5,7 @@ import pytest
 from workbench.config import (
     config_from_dict,
     config_to_dict,
+    flatten,
     get_cfg,
     keys_without_effect,
     load_config,
@@ -33,7 +34,7 @@ def test_a_config_survives_its_own_yaml(tmp_path):
 
 
 def test_a_published_yaml_loads_unchanged(tmp_path):
-    """Keys of the published instance-segmentation configs, base and all, the evaluated list included."""
+    """Keys of the published instance-segmentation configs, base and all, the tuples included."""
     (tmp_path / "base.yaml").write_text(
         """
 MODEL:
@@ -46,7 +47,8 @@ SOLVER:
   STEPS: (135000, 150000)
   CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: "full_model", CLIP_VALUE: 0.01}
 INPUT:
-  MIN_SIZE_TRAIN: !!python/object/apply:eval ["[int(x * 0.1 * 640) for x in range(5, 21)]"]
+  MIN_SIZE_TRAIN: (320, 384)
+  DATASET_MAPPER_NAME: mask_former_instance
 """
     )
     (tmp_path / "published.yaml").write_text(
@@ -55,22 +57,38 @@ INPUT:
     cfg = load_config(tmp_path / "published.yaml")
     assert cfg.DATASETS.TRAIN == ("ade20k_instance_train",)
     assert cfg.SOLVER.STEPS == (135000, 150000)
-    assert cfg.INPUT.MIN_SIZE_TRAIN[:2] == (320, 384)
-    assert "INPUT.MIN_SIZE_TRAIN" in keys_without_effect(cfg)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (320, 384)
+    assert {"INPUT.MIN_SIZE_TRAIN", "INPUT.DATASET_MAPPER_NAME"} <= set(keys_without_effect(cfg))
+
+
+def test_a_published_swin_config_says_that_swin_is_missing(tmp_path):
+    path = tmp_path / "swin.yaml"
+    path.write_text("MODEL: {BACKBONE: {NAME: D2SwinTransformer}, SWIN: {EMBED_DIM: 96, DEPTHS: [2, 2, 18, 2]}}\n")
+    with pytest.raises(WorkbenchError, match="MODEL.BACKBONE.NAME is 'D2SwinTransformer': there is no Swin backbone"):
+        load_config(path)
+    path.write_text("MODEL: {SWIN: {EMBED_DIM: 96}}\n")  # as saved configs held them
+    assert load_config(path) == load_config(None)
+
+
+def test_flatten_joins_nested_keys():
+    nested = {"a": {"b": {"c": 1}, "d": [2]}, "e": {}, "f": None}
+    assert flatten(nested) == {"a.b.c": 1, "a.d": [2], "f": None}
+    assert flatten(nested, "/") == {"a/b/c": 1, "a/d": [2], "f": None}
+    assert flatten(get_cfg())["TEST.AUG.FLIP"] is True
 
 
 def test_nothing_in_a_yaml_is_evaluated(tmp_path):
     path = tmp_path / "bad.yaml"
     for code in ("!!python/object/apply:eval ['print(1)']", "!!python/object/apply:os.system ['true']"):
         path.write_text(f"INPUT: {{MIN_SIZE_TRAIN: {code}}}\n")
-        with pytest.raises(WorkbenchError, match="not readable YAML"):
+        with pytest.raises(WorkbenchError, match="not readable YAML.*write the value out"):
             load_config(path)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["SOLVER.BSE_LR", "1"], "unknown config key SOLVER.BSE_LR; the nearest known key is SOLVER.BASE_LR"),
+        (["SOLVER.BSE_LR", "1"], r"unknown config key SOLVER.BSE_LR \(did you mean 'SOLVER.BASE_LR'\?\)"),
         (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR must be a number, not 'fast'"),
         (["SOLVER.MAX_ITER", "1.5"], "SOLVER.MAX_ITER must be a whole number, not 1.5"),
         (["MODEL.MASK_ON", "1"], "MODEL.MASK_ON must be True or False"),
@@ -113,3 +131,11 @@ def test_a_loaded_config_is_frozen_and_the_defaults_are_not_shared():
         load_config(None).SEED = 3
     get_cfg().MODEL.PIXEL_MEAN[0] = 0.0
     assert get_cfg().MODEL.PIXEL_MEAN[0] == 123.675
+
+
+def test_a_scorer_of_earlier_versions_gives_way_with_a_log_line(caplog):
+    """Checkpoints of earlier versions name it in their model.json and must still load."""
+    saved = config_to_dict(load_config(None))
+    saved["TEST"]["SCORER"] = "faster-coco-eval"
+    assert config_from_dict(saved, "checkpoints/best").TEST.SCORER == "hotcoco"
+    assert "checkpoints/best: TEST.SCORER faster-coco-eval is gone; hotcoco takes its place" in caplog.text

@@ -1,30 +1,71 @@
-"""The ``workbench`` command: thin, one function a command. Heavy imports stay inside those functions, so that
-``workbench --help`` answers at once.
+"""The ``workbench`` command: one function a command, its arguments beside it.
 
-What a user can mend is one sentence on stderr and exit code 2, never a traceback.
+Heavy imports stay inside the functions, so that ``workbench --help`` answers at once. An error that a user can mend is
+one sentence on stderr and exit code 2, without a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from workbench import __version__
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, nearest
+from workbench.registry import import_parts
 
 OVERRIDES = "KEY VALUE"
+TOUR = """a first tour:
+  workbench env                                    what this machine can run
+  workbench shapes                                 make a small dataset to try things on
+  workbench train --config configs/shapes/demo.yaml --output outputs/demo
+  workbench eval --ckpt outputs/demo/checkpoints/best
+  workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures data/shapes/test
+
+Each command has its own help: workbench train --help"""
+
+
+class Command(NamedTuple):
+    """A command: its function, whose docstring is its help, and the arguments of ``add_argument`` of its options."""
+
+    run: Callable[[argparse.Namespace], None]
+    examples: str
+    options: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+    overrides: bool
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the arguments of ``ArgumentParser.add_argument`` for :func:`command`."""
+    return names, settings
+
+
+def command(name: str, examples: str, *options: Any, overrides: bool = False) -> Callable:
+    """Return a decorator that makes a function of the parsed arguments a command; its docstring is the help.
+
+    Args:
+        name: what the user types.
+        examples: whole command lines, one a line.
+        options: the results of :func:`option`.
+        overrides: whether config keys and values may follow, as ``args.overrides``.
+    """
+
+    def add(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+        COMMANDS[name] = Command(run, examples, options, overrides)
+        return run
+
+    return add
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the process's exit code: 0, 1 (the reader of our output went away) or 2 (an
-    error, told on stderr)."""
+    """Run one command and return the exit code: 0, 1 (broken pipe) or 2 (an error, printed to stderr)."""
     os.environ.setdefault("MPLBACKEND", "agg")  # no command opens a window
     try:
         args = _parse(sys.argv[1:] if argv is None else list(argv))
@@ -40,13 +81,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno is None:  # not the operating system's, so not a matter of files and rights
+        if error.errno is None:  # raised by a library, not by the operating system
             raise
         return _fail(f"{error.strerror}: {error.filename or 'while reading or writing'}")
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return number
+
+
+IMPORT = option(
+    "--import",
+    dest="imports",
+    action="append",
+    default=[],
+    metavar="FILE|MODULE",
+    help="Python with parts of your own, which the config may name (docs/extending.md); repeatable",
+)
+
+
+@command(
+    "shapes",
+    """
+  workbench shapes                       into data/shapes, where configs/shapes/demo.yaml looks
+  workbench shapes --crowded             up to 100 objects an image, into data/shapes_crowded
+  workbench shapes --train 50 --val 10 --test 10 --output data/tiny""",
+    option("--output", metavar="DIR", help="where to write it (data/shapes[_crowded])"),
+    option("--crowded", action="store_true", help="up to 100 small objects an image"),
+    option("--seed", type=int, metavar="N", help="the same seed gives the same bytes (0)"),
+    *(option(f"--{s}", type=int, metavar="N", help=f"number of {s} images") for s in ("train", "val", "test")),
+    option("--image-size", type=int, metavar="N", help="side of an image in pixels"),
+)
 def shapes(args: argparse.Namespace) -> None:
-    """Generate the shapes dataset."""
+    """Make the shapes dataset: generated pictures with shapes, colours and textures, in COCO's format."""
     from workbench.data.shapes.generate import generate_shapes
 
     output = args.output or os.path.join("data", "shapes_crowded" if args.crowded else "shapes")
@@ -56,52 +126,93 @@ def shapes(args: argparse.Namespace) -> None:
     print(f"The shapes dataset is in {output}" + ("" if written else ", complete since an earlier call"))
 
 
+@command(
+    "validate",
+    """
+  workbench validate my/annotations.json           images are looked for near the file
+  workbench validate my/annotations.json@pictures  or where the @ says
+  workbench validate shapes_train""",
+    option("dataset", nargs="+", metavar="A.json|NAME", help="a COCO JSON, or a dataset's name"),
+    option("--root", default="data", metavar="DIR", help="where named datasets lie (data)"),
+    option("--no-images", action="store_true", help="do not open the image files (faster)"),
+)
 def validate(args: argparse.Namespace) -> None:
-    """List every fault of a dataset."""
+    """List every fault of a dataset, with image and annotation ids. Exit code 2 when there is one."""
     from workbench.data.catalog import get_entry
     from workbench.data.validate import report as list_faults
     from workbench.data.validate import validate as find_faults
 
     faulty = []
     for name in args.dataset:
-        hint = ""
-        try:
-            entry = get_entry(name, root=args.root)
-        except WorkbenchError as error:
-            if not name.endswith(".json"):
-                raise
-            entry = get_entry(f"{name}@{os.path.dirname(name) or '.'}")  # its other faults can be told all the same
-            hint = "" if args.no_images else f" {error}"
+        entry = get_entry(name, root=args.root)
         faults = find_faults(entry, check_images=not args.no_images)
         print(f"{entry.annotations}: {list_faults(faults)}")
         if faults:
-            faulty.append(f"faults were found in {entry.annotations}.{hint}")
+            faulty.append(f"faults were found in {entry.annotations}.")
     if faulty:
         raise WorkbenchError(" ".join(faulty))
 
 
+@command(
+    "train",
+    """
+  workbench train --config configs/shapes/demo.yaml --output outputs/demo
+  workbench train --config configs/shapes/demo.yaml --output outputs/gpu MODEL.DEVICE cuda
+  workbench train --config my.yaml --import my_backbone.py MODEL.BACKBONE.NAME my_backbone
+  accelerate launch --num_processes 4 -m workbench.cli train --config ... --output ...""",
+    option("--config", "--config-file", required=True, metavar="YAML", help="the config, in detectron2's keys"),
+    option("--output", metavar="DIR", help="the run directory (the config's OUTPUT_DIR)"),
+    option(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="continue the run found in the run directory (the default); --no-resume refuses to",
+    ),
+    IMPORT,
+    overrides=True,
+)
 def train(args: argparse.Namespace) -> None:
-    """Train, or continue, one run."""
+    """Train a model into a run directory, or continue the run that is there."""
     from workbench.config import load_config
     from workbench.workflows import train as workflow
 
+    import_parts(args.imports)
     output = [] if args.output is None else ["OUTPUT_DIR", args.output]
     workflow.train(load_config(args.config, [*output, *args.overrides]), resume=args.resume)
 
 
+@command(
+    "eval",
+    """
+  workbench eval --ckpt outputs/demo/checkpoints/best
+  workbench eval --ckpt outputs/demo --dataset my/val.json --output outputs/on_mine
+  workbench eval --ckpt outputs/demo TEST.MAX_DETS '[1, 10, 300]' TEST.RANK_BY geometric_mean
+  workbench eval --predictions predictions.json --annotations my/val.json""",
+    option("--ckpt", metavar="CKPT", help="a checkpoint directory, or a run (its best is taken)"),
+    option("--predictions", metavar="R.json", help="a COCO results file to score instead"),
+    option("--annotations", metavar="A.json", help="the ground truth for --predictions"),
+    option("--dataset", metavar="NAME|A.json", help="the data for --ckpt (DATASETS.TEST)"),
+    option("--output", metavar="DIR", help="where metrics.json and predictions.json go"),
+    option("--json", action="store_true", help="print metrics.json instead of tables"),
+    IMPORT,
+    overrides=True,
+)
 def evaluate(args: argparse.Namespace) -> None:
-    """Score a checkpoint on a dataset, or a results file against annotations."""
+    """Score a checkpoint on a dataset, or an existing COCO results file against annotations."""
     from workbench.evaluation.evaluate import metrics_table
     from workbench.workflows import evaluate as workflow
 
+    if (args.ckpt is None) == (args.predictions is None):
+        raise WorkbenchError("eval takes either --ckpt or --predictions.")
     if args.ckpt is not None and args.annotations is not None:
         raise WorkbenchError("--annotations goes with --predictions; with --ckpt it is --dataset.")
     if args.ckpt is None and args.annotations is None:
         raise WorkbenchError("--predictions needs --annotations, the COCO JSON it is scored against.")
     if args.ckpt is None and args.dataset is not None:
         raise WorkbenchError("--dataset goes with --ckpt; with --predictions it is --annotations.")
+    import_parts(args.imports)
     options = {"output": args.output, "overrides": args.overrides}
-    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # the log is no JSON
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # stdout holds nothing but the JSON
         if args.ckpt is not None:
             metrics = workflow.evaluate(args.ckpt, dataset=args.dataset, **options)
         else:
@@ -113,10 +224,25 @@ def evaluate(args: argparse.Namespace) -> None:
         print(metrics_table(metrics))
 
 
+@command(
+    "predict",
+    """
+  workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures photo.jpg
+  workbench predict --ckpt outputs/demo --output outputs/pictures photos/ 'more/*.png'
+  workbench predict --ckpt outputs/demo --filters settings.json --output outputs/pictures photos/""",
+    option("--ckpt", required=True, metavar="CKPT", help="a checkpoint directory, or a run"),
+    option("--output", required=True, metavar="DIR", help="where the files go"),
+    option("--score-threshold", type=float, metavar="S", help="leave out what scores less (0.5, or the filters')"),
+    option("--filters", metavar="JSON", help="what is kept, as saved in notebook 06 (scores, overlaps, ...)"),
+    option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; the best there is"),
+    IMPORT,
+    option("input", nargs="+", metavar="INPUT", help="images, folders or globs"),
+)
 def predict(args: argparse.Namespace) -> None:
-    """Draw and write what a checkpoint sees in images."""
+    """Find objects in images: an overlay PNG for each and one predictions.json for all."""
     from workbench.workflows import predict as workflow
 
+    import_parts(args.imports)
     files = workflow.predict(
         args.ckpt,
         args.input,
@@ -128,22 +254,40 @@ def predict(args: argparse.Namespace) -> None:
     print(f"Wrote {len(files) - 1} pictures and {files[-1]}")
 
 
+@command(
+    "show",
+    "\n  workbench show outputs/demo",
+    option("run_directory", metavar="RUN", help="a run directory"),
+)
 def show(args: argparse.Namespace) -> None:
-    """Print the scores of a run and where its files are."""
+    """Print the scores of a run and where its checkpoint, figures and notebooks are."""
     from workbench.runs.table import describe_run
 
     print(describe_run(args.run_directory))
 
 
+@command(
+    "report",
+    "\n  workbench report outputs/demo",
+    option("run_directory", metavar="RUN", help="a run directory"),
+)
 def report(args: argparse.Namespace) -> None:
-    """Make an HTML report out of a run's executed notebooks."""
+    """Join the executed notebooks of a run into one HTML file that stands alone."""
     from workbench.runs.report import write_report
 
     print(f"report     {write_report(args.run_directory)}")
 
 
+@command(
+    "runs",
+    """
+  workbench runs                       all runs below outputs
+  workbench runs outputs/sweeps --csv > runs.csv""",
+    option("directory", nargs="*", default=["outputs"], metavar="DIR", help="where (outputs)"),
+    option("--csv", action="store_true", help="print CSV, for scripts"),
+)
 def runs(args: argparse.Namespace) -> None:
-    """List runs with their key numbers."""
+    """List runs with their settings and key numbers."""
     from workbench.runs.table import find_runs, runs_frame
 
     frame = runs_frame(find_runs(args.directory))
@@ -155,8 +299,16 @@ def runs(args: argparse.Namespace) -> None:
         print(frame.to_string(index=False, na_rep="-", float_format=lambda number: f"{number:.4g}"))
 
 
+@command(
+    "sweep",
+    """
+  workbench sweep configs/sweeps/queries_lr.yaml
+  workbench sweep configs/sweeps/queries_lr.yaml --jobs 2""",
+    option("sweep", metavar="YAML", help="notebook, output, parameters and grid; see configs/sweeps"),
+    option("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (1)"),
+)
 def sweep(args: argparse.Namespace) -> None:
-    """Run a notebook over a grid of settings."""
+    """Run a notebook over a grid of settings; finished runs are not repeated."""
     from workbench.workflows.sweep import TABLE, load_sweep, run_sweep
 
     plan = load_sweep(args.sweep)
@@ -169,23 +321,33 @@ def sweep(args: argparse.Namespace) -> None:
         raise WorkbenchError(f"{count} (papermill.log says why): {', '.join(failed)}.")
 
 
+@command(
+    "env",
+    "\n  workbench env\n  workbench env --json > machine.json",
+    option("--json", action="store_true", help="print JSON, for scripts"),
+)
 def env(args: argparse.Namespace) -> None:
-    """Say what this machine can run."""
+    """Say what this machine can run, and what to do about whatever does not fit together."""
     from workbench.environment.facts import inspect_machine
     from workbench.environment.problems import format_report
 
     machine = inspect_machine()
     operators = ""
     if not machine["torch"]["error"]:
-        from workbench.ops import selftest as ops_report
+        from workbench.ops.selftest import format_selftest, run_selftest
 
-        machine["operators"] = ops_report.report()
-        operators = f"\n\n{ops_report.format_report(machine['operators'])}"
+        machine["operators"] = run_selftest()
+        operators = f"\n\n{format_selftest(machine['operators'])}"
     print(json.dumps(machine, indent=2) if args.json else format_report(machine) + operators)
 
 
+@command(
+    "build-ops",
+    "\n  workbench build-ops\n  workbench build-ops --force          compile again what the cache has",
+    option("--force", action="store_true", help="compile again what the cache has"),
+)
 def build_ops(args: argparse.Namespace) -> None:
-    """Compile the operators for this machine and check them."""
+    """Compile the operators now rather than on first use, and check each against float64."""
     from workbench.ops.selftest import build_ops as build
 
     print(build(force=args.force))
@@ -203,194 +365,46 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """Return the parser of all COMMANDS, and each command's own."""
     parser = _Parser(
         prog="workbench",
         description="Multi-task instance segmentation with Mask2Former: every object gets a mask, a main\n"
         "category and a value for each subcategory (colour, texture, ...).",
-        epilog="a first tour:\n"
-        "  workbench env                                    what this machine can run\n"
-        "  workbench shapes                                 make a small dataset to try things on\n"
-        "  workbench train --config configs/shapes/demo.yaml --output outputs/demo\n"
-        "  workbench eval --ckpt outputs/demo/checkpoints/best\n"
-        "  workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures "
-        "data/shapes/test\n\nEach command has its own help: workbench train --help",
+        epilog=TOUR,
     )
     parser.add_argument("--version", action="version", version=f"workbench {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def add(name: str, function: Callable, about: str, examples: str, *, overrides: bool = False) -> _Parser:
-        command = commands.add_parser(name, help=about, description=about, epilog=f"examples:\n{examples}")
-        if overrides:
-            command.usage = f"workbench {name} [options] [{OVERRIDES} ...]"
-            command.epilog += (
+    added = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, entry in COMMANDS.items():
+        about = entry.run.__doc__
+        sub = added.add_parser(name, help=about, description=about, epilog=f"examples:{entry.examples}")
+        sub.set_defaults(run=entry.run, takes_overrides=entry.overrides)
+        for names, settings in entry.options:
+            sub.add_argument(*names, **settings)
+        if entry.overrides:
+            sub.usage = f"workbench {name} [options] [{OVERRIDES} ...]"
+            sub.epilog += (
                 f"\n\n{OVERRIDES} pairs change the config, as in detectron2:\n"
                 "  SOLVER.BASE_LR 0.0005 TEST.MAX_DETS '[1, 10, 100]'"
             )
-        command.set_defaults(run=function, takes_overrides=overrides)
-        return command
-
-    command = add(
-        "shapes",
-        shapes,
-        "Make the shapes dataset: generated pictures with shapes, colours and textures, in COCO's format.",
-        "  workbench shapes                       into data/shapes, where configs/shapes/demo.yaml looks\n"
-        "  workbench shapes --crowded             up to 100 objects an image, into data/shapes_crowded\n"
-        "  workbench shapes --train 50 --val 10 --test 10 --output data/tiny",
-    )
-    command.add_argument("--output", metavar="DIR", help="where to write it (data/shapes[_crowded])")
-    command.add_argument("--crowded", action="store_true", help="up to 100 small objects an image")
-    command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same bytes (0)")
-    for split in ("train", "val", "test"):
-        command.add_argument(f"--{split}", type=int, metavar="N", help=f"number of {split} images")
-    command.add_argument("--image-size", type=int, metavar="N", help="side of an image in pixels")
-
-    command = add(
-        "validate",
-        validate,
-        "List every fault of a dataset, with image and annotation ids. Exit code 2 when there is one.",
-        "  workbench validate my/annotations.json           images are looked for near the file\n"
-        "  workbench validate my/annotations.json@pictures  or where the @ says\n"
-        "  workbench validate shapes_train",
-    )
-    command.add_argument("dataset", nargs="+", metavar="A.json|NAME", help="a COCO JSON, or a dataset's name")
-    command.add_argument("--root", default="data", metavar="DIR", help="where named datasets lie (data)")
-    command.add_argument("--no-images", action="store_true", help="do not open the image files (faster)")
-
-    command = add(
-        "train",
-        train,
-        "Train a model into a run directory, or continue the run that is there.",
-        "  workbench train --config configs/shapes/demo.yaml --output outputs/demo\n"
-        "  workbench train --config configs/shapes/demo.yaml --output outputs/gpu MODEL.DEVICE cuda\n"
-        "  accelerate launch --num_processes 4 -m workbench.cli train --config ... --output ...",
-        overrides=True,
-    )
-    command.add_argument(
-        "--config", "--config-file", required=True, metavar="YAML", help="the config, in detectron2's keys"
-    )
-    command.add_argument("--output", metavar="DIR", help="the run directory (the config's OUTPUT_DIR)")
-    command.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="continue the run found in the run directory (the default); --no-resume refuses to",
-    )
-
-    command = add(
-        "eval",
-        evaluate,
-        "Score a checkpoint on a dataset, or an existing COCO results file against annotations.",
-        "  workbench eval --ckpt outputs/demo/checkpoints/best\n"
-        "  workbench eval --ckpt outputs/demo --dataset my/val.json --output outputs/on_mine\n"
-        "  workbench eval --ckpt outputs/demo TEST.MAX_DETS '[1, 10, 300]' TEST.RANK_BY geometric_mean\n"
-        "  workbench eval --predictions predictions.json --annotations my/val.json",
-        overrides=True,
-    )
-    what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--ckpt", metavar="CKPT", help="a checkpoint directory, or a run (its best is taken)")
-    what.add_argument("--predictions", metavar="R.json", help="a COCO results file to score instead")
-    command.add_argument("--annotations", metavar="A.json", help="the ground truth for --predictions")
-    command.add_argument("--dataset", metavar="NAME|A.json", help="the data for --ckpt (DATASETS.TEST)")
-    command.add_argument("--output", metavar="DIR", help="where metrics.json and predictions.json go")
-    command.add_argument("--json", action="store_true", help="print metrics.json instead of tables")
-
-    command = add(
-        "predict",
-        predict,
-        "Find objects in images: an overlay PNG for each and one predictions.json for all.",
-        "  workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures photo.jpg\n"
-        "  workbench predict --ckpt outputs/demo --output outputs/pictures photos/ 'more/*.png'\n"
-        "  workbench predict --ckpt outputs/demo --filters settings.json --output outputs/pictures photos/",
-    )
-    command.add_argument("--ckpt", required=True, metavar="CKPT", help="a checkpoint directory, or a run")
-    command.add_argument("--output", required=True, metavar="DIR", help="where the files go")
-    command.add_argument(
-        "--score-threshold", type=float, metavar="S", help="leave out what scores less (0.5, or the filters')"
-    )
-    command.add_argument(
-        "--filters", metavar="JSON", help="what is kept, as saved in notebook 06 (scores, overlaps, ...)"
-    )
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; the best there is")
-    command.add_argument("input", nargs="+", metavar="INPUT", help="images, folders or globs")
-
-    command = add(
-        "show",
-        show,
-        "Print the scores of a run and where its checkpoint, figures and notebooks are.",
-        "  workbench show outputs/demo",
-    )
-    command.add_argument("run_directory", metavar="RUN", help="a run directory")
-
-    command = add(
-        "report",
-        report,
-        "Join the executed notebooks of a run into one HTML file that stands alone.",
-        "  workbench report outputs/demo",
-    )
-    command.add_argument("run_directory", metavar="RUN", help="a run directory")
-
-    command = add(
-        "runs",
-        runs,
-        "List runs with their settings and key numbers.",
-        "  workbench runs                       all runs below outputs\n"
-        "  workbench runs outputs/sweeps --csv > runs.csv",
-    )
-    command.add_argument("directory", nargs="*", default=["outputs"], metavar="DIR", help="where (outputs)")
-    command.add_argument("--csv", action="store_true", help="print CSV, for scripts")
-
-    command = add(
-        "sweep",
-        sweep,
-        "Run a notebook over a grid of settings; what is done is not repeated.",
-        "  workbench sweep configs/sweeps/queries_lr.yaml\n  workbench sweep configs/sweeps/queries_lr.yaml --jobs 2",
-    )
-    command.add_argument("sweep", metavar="YAML", help="notebook, output and grid; see configs/sweeps")
-    command.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (1)")
-
-    command = add(
-        "env",
-        env,
-        "Say what this machine can run, and what to do about whatever does not fit together.",
-        "  workbench env\n  workbench env --json > machine.json",
-    )
-    command.add_argument("--json", action="store_true", help="print JSON, for scripts")
-
-    command = add(
-        "build-ops",
-        build_ops,
-        "Compile the operators now rather than on first use, and check each against float64.",
-        "  workbench build-ops\n  workbench build-ops --force          compile again what the cache has",
-    )
-    command.add_argument("--force", action="store_true", help="compile again what the cache has")
-    return parser, commands.choices
+    return parser, added.choices
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Options may stand before, between and after the KEY VALUE pairs, which argparse alone cannot do."""
+    """Parse options before, between and after the KEY VALUE pairs, which argparse alone cannot do."""
     parser, commands = _build_parser()
-    command = commands.get(argv[0]) if argv else None
-    if command is not None:
-        # Before argparse, which would name the required option that is missing, not the mistyped word.
-        known = [option for action in command._actions for option in action.option_strings]
+    sub = commands.get(argv[0]) if argv else None
+    if sub is not None:
+        # Before argparse, which would name a missing required option and not the mistyped one.
+        known = [name for action in sub._actions for name in action.option_strings]
         for word in argv[1:]:
-            option = word.partition("=")[0]
-            if option.startswith("-") and option not in known and not re.match(r"--?$|-[\d.]", option):
-                nearest = difflib.get_close_matches(option, known, n=1)
-                hint = f"; did you mean {nearest[0]}?" if nearest else ""
-                command.error(f"there is no option {option}{hint}")
+            name = word.partition("=")[0]
+            if name.startswith("-") and name not in known and not re.match(r"--?$|-[\d.]", name):
+                sub.error(f"there is no option {name}{nearest(name, known)}")
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:
-        command.error(f"{' '.join(rest)} is not understood")
+        sub.error(f"{' '.join(rest)} is not understood")
     args.overrides = rest
     return args
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return number
 
 
 def _fail(message: str) -> int:

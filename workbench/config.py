@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
-import re
+import logging
 from ast import literal_eval
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, is_number, nearest
 
 _MODEL: dict[str, Any] = {
     "META_ARCHITECTURE": "MaskFormer",
@@ -53,24 +52,6 @@ _MODEL: dict[str, Any] = {
         "NORM": "BN",  # BN | FrozenBN | SyncBN
     },
     "SMALL_RESNET": {"WIDTHS": [32, 64, 96, 128], "DEPTHS": [1, 1, 1, 1], "NORM": "BN"},
-    "SWIN": {
-        "PRETRAIN_IMG_SIZE": 224,
-        "PATCH_SIZE": 4,
-        "EMBED_DIM": 96,
-        "DEPTHS": [2, 2, 6, 2],
-        "NUM_HEADS": [3, 6, 12, 24],
-        "WINDOW_SIZE": 7,
-        "MLP_RATIO": 4.0,
-        "QKV_BIAS": True,
-        "QK_SCALE": None,
-        "DROP_RATE": 0.0,
-        "ATTN_DROP_RATE": 0.0,
-        "DROP_PATH_RATE": 0.3,
-        "APE": False,
-        "PATCH_NORM": True,
-        "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-        "USE_CHECKPOINT": False,
-    },
     "SEM_SEG_HEAD": {
         "NAME": "MaskFormerHead",
         "NUM_CLASSES": 0,  # always taken from the dataset
@@ -143,17 +124,13 @@ _DEFAULTS: dict[str, Any] = {
         "MIN_SIZE_TEST": 800,  # 0 keeps the image's own size
         "MAX_SIZE_TEST": 1333,
         "MASK_FORMAT": "polygon",
-        "CROP": {
-            "ENABLED": False,
-            "TYPE": "relative_range",
-            "SIZE": [0.9, 0.9],
-            "SINGLE_CATEGORY_MAX_AREA": 1.0,
-        },
+        "CROP": {"ENABLED": False, "TYPE": "relative_range", "SIZE": [0.9, 0.9], "SINGLE_CATEGORY_MAX_AREA": 1.0},
     },
     "DATASETS": {
         "ROOT": "data",  # where the named datasets lie
         "TRAIN": (),
-        "TEST": (),
+        "VAL": (),  # chooses the best checkpoint and thresholds; where it is empty, TEST does
+        "TEST": (),  # reported, and nothing is chosen on it
         "SKIP_FAULTS": False,  # True leaves broken annotations out instead of stopping
     },
     "DATALOADER": {
@@ -200,14 +177,9 @@ _DEFAULTS: dict[str, Any] = {
         "MAX_DETS": [1, 10, 100],
         "RANK_BY": "main",  # main | sum | geometric_mean
         "ONE_CLASS_PER_QUERY": False,
-        "SCORER": "faster-coco-eval",  # faster-coco-eval | pycocotools
+        "SCORER": "hotcoco",  # hotcoco | pycocotools
         "EXPECTED_RESULTS": [],
-        "AUG": {
-            "ENABLED": False,
-            "MIN_SIZES": (400, 500, 600, 700, 800, 900),
-            "MAX_SIZE": 4000,
-            "FLIP": True,
-        },
+        "AUG": {"ENABLED": False, "MIN_SIZES": (400, 500, 600, 700, 800, 900), "MAX_SIZE": 4000, "FLIP": True},
     },
     "OUTPUT_DIR": "./output",
     "SEED": -1,
@@ -217,32 +189,22 @@ _DEFAULTS: dict[str, Any] = {
 
 # Legal in a published YAML, and without effect here. Setting one away from its default is reported, not hidden.
 WITHOUT_EFFECT = (
-    "MODEL.MASK_ON",
-    "MODEL.SWIN.",
-    "MODEL.RESNETS.STEM",
-    "MODEL.RESNETS.RES2",
-    "MODEL.RESNETS.RES5_MULTI_GRID",
-    "MODEL.RESNETS.NUM_GROUPS",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "MODEL.RESNETS.OUT_FEATURES",
-    "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
-    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
-    "MODEL.MASK_FORMER.ENC_LAYERS",
-    "MODEL.MASK_FORMER.TEST.",
-    "INPUT.MIN_SIZE_TRAIN",
-    "INPUT.MAX_SIZE_TRAIN",
-    "INPUT.MASK_FORMAT",
-    "INPUT.CROP.",
-    "INPUT.SIZE_DIVISIBILITY",
-    "INPUT.DATASET_MAPPER_NAME",
-    "DATALOADER.ASPECT_RATIO_GROUPING",
-    "DATALOADER.REPEAT_THRESHOLD",
-    "SOLVER.REFERENCE_WORLD_SIZE",
-    "TEST.EXPECTED_RESULTS",
-    "TEST.AUG.",
-    "VIS_PERIOD",
+    *(f"MODEL.RESNETS.{key}" for key in ("STEM", "RES2", "RES5_MULTI_GRID", "NUM_GROUPS", "WIDTH_PER_GROUP")),
+    *(f"MODEL.RESNETS.{key}" for key in ("OUT_FEATURES", "STRIDE_IN_1X1")),
+    *(f"MODEL.SEM_SEG_HEAD.{key}" for key in ("NUM_CLASSES", "IGNORE_VALUE", "LOSS_WEIGHT")),
+    *(f"MODEL.{key}" for key in ("MASK_ON", "MASK_FORMER.ENC_LAYERS", "MASK_FORMER.TEST.")),
+    *(f"INPUT.{key}" for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MASK_FORMAT", "CROP.", "SIZE_DIVISIBILITY")),
+    *(f"DATALOADER.{key}" for key in ("ASPECT_RATIO_GROUPING", "REPEAT_THRESHOLD")),
+    *("SOLVER.REFERENCE_WORLD_SIZE", "TEST.EXPECTED_RESULTS", "TEST.AUG.", "VIS_PERIOD"),
+)
+
+# Mask2Former's names of mappers stand for one mapper here, which the other INPUT keys describe.
+PUBLISHED_MAPPERS = (
+    "coco_instance_lsj",
+    "coco_panoptic_lsj",
+    "mask_former_instance",
+    "mask_former_panoptic",
+    "mask_former_semantic",
 )
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -255,8 +217,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
     "TEST.RANK_BY": ("main", "sum", "geometric_mean"),
-    "TEST.SCORER": ("faster-coco-eval", "pycocotools"),
+    "TEST.SCORER": ("hotcoco", "pycocotools"),
 }
+
+# Values that configs and checkpoints of earlier versions hold, and what stands for them now.
+SUCCESSORS = {("TEST.SCORER", "faster-coco-eval"): "hotcoco"}
 
 _POSITIVE = (
     "SOLVER.IMS_PER_BATCH",
@@ -271,7 +236,7 @@ _POSITIVE = (
 
 
 def get_cfg() -> CfgNode:
-    """A fresh, mutable config holding every key with its default."""
+    """Return a mutable config that holds every key with its default."""
     return CfgNode(copy.deepcopy(_DEFAULTS))
 
 
@@ -300,8 +265,19 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     return cfg
 
 
+def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Return nested mappings as one dict, whose keys are joined by ``separator``; an empty mapping leaves nothing."""
+    joined: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            joined.update({f"{key}{separator}{name}": leaf for name, leaf in flatten(value, separator).items()})
+        else:
+            joined[str(key)] = value
+    return joined
+
+
 def config_to_dict(cfg: CfgNode) -> dict[str, Any]:
-    """Plain nested dictionaries, lists and scalars: what model.json and config.yaml hold."""
+    """Return nested dictionaries, lists and scalars, as model.json and config.yaml hold them."""
     plain = {}
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
@@ -311,7 +287,7 @@ def config_to_dict(cfg: CfgNode) -> dict[str, Any]:
 
 
 def config_from_dict(values: Mapping[str, Any], source: str = "the saved config") -> CfgNode:
-    """The frozen config that :func:`config_to_dict` wrote; keys that it lacks take their defaults."""
+    """Return the frozen config that :func:`config_to_dict` wrote; keys that it lacks take their defaults."""
     cfg = get_cfg()
     _merge(cfg, values, source)
     check(cfg)
@@ -320,12 +296,16 @@ def config_from_dict(values: Mapping[str, Any], source: str = "the saved config"
 
 
 def to_yaml(cfg: CfgNode) -> str:
-    """The whole config as YAML text that :func:`load_config` reads back."""
+    """Return the whole config as YAML text that :func:`load_config` reads back."""
     return yaml.safe_dump(config_to_dict(cfg), sort_keys=True)
 
 
 def check(cfg: CfgNode) -> None:
     """Raise WorkbenchError for a value outside its range, naming the key."""
+    if cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
+        raise WorkbenchError(
+            "config key MODEL.BACKBONE.NAME is 'D2SwinTransformer': there is no Swin backbone here yet"
+        )
     for key, allowed in CHOICES.items():
         if _get(cfg, key) not in allowed:
             raise WorkbenchError(f"config key {key} is {_get(cfg, key)!r}; it must be one of {', '.join(allowed)}")
@@ -342,48 +322,32 @@ def check(cfg: CfgNode) -> None:
 
 
 def keys_without_effect(cfg: CfgNode) -> list[str]:
-    """Keys set away from their default that nothing here reads (a published YAML may hold some)."""
-    default = dict(_leaves(get_cfg()))
+    """Return the keys that differ from their default and that nothing here reads (a published YAML may hold some)."""
+    default = flatten(get_cfg())
+    published = cfg.INPUT.DATASET_MAPPER_NAME in PUBLISHED_MAPPERS
+    unread = (*WITHOUT_EFFECT, *(("INPUT.DATASET_MAPPER_NAME",) if published else ()))
     return [
         key
-        for key, value in _leaves(cfg)
-        if key.startswith(WITHOUT_EFFECT)
+        for key, value in flatten(cfg).items()
+        if key.startswith(unread)
         and (list(value) if isinstance(value, tuple) else value)
         != (list(default[key]) if isinstance(default[key], tuple) else default[key])
     ]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also reads the one list comprehension that published ADE20K configs ask Python to
-    evaluate. It is matched as text; nothing is evaluated."""
-
-
-_SIZES = re.compile(r"\[int\(x \* ([\d.]+) \* (\d+)\) for x in range\((\d{1,3}), (\d{1,3})\)\]")
-
-
-def _published_sizes(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
-    expression = loader.construct_sequence(node)[0] if isinstance(node, yaml.SequenceNode) else ""
-    match = _SIZES.fullmatch(str(expression))
-    if match is None:
-        raise yaml.constructor.ConstructorError(None, None, "asks for code to be evaluated, which is refused")
-    step, size, start, stop = (float(group) for group in match.groups())
-    return [int(x * step * size) for x in range(int(start), int(stop))]
-
-
-_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _published_sizes)
-
-
 def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> None:
-    """Lay the file's keys over ``cfg``, after those of its ``_BASE_`` (relative to the file), if it names one."""
+    """Set the file's keys in ``cfg``, after those of its ``_BASE_`` (a path relative to the file)."""
     if path.resolve() in including:
         raise WorkbenchError(f"config file {path}: its _BASE_ files include one another in a circle")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         named_by = f" (the _BASE_ of {including[-1]})" if including else ""
         raise WorkbenchError(f"config file {path}{named_by} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"config file {path} is not readable YAML: {' '.join(str(error).split())}") from None
+        text = " ".join(str(error).split())
+        hint = "; a config evaluates no code: write the value out" if "tag:yaml.org,2002:python" in text else ""
+        raise WorkbenchError(f"config file {path} is not readable YAML: {text}{hint}") from None
     if not isinstance(values, dict):
         raise WorkbenchError(f"config file {path} holds no keys")
     base = values.pop("_BASE_", None)
@@ -393,8 +357,11 @@ def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> N
 
 
 def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
-    for key, value in _flatten(values):
-        _set(cfg, key, value, source)
+    for key, value in flatten(values).items():
+        if isinstance(value, str) and value[:1] in "([":  # YAML reads (1, 2) as text; yacs reads it as a tuple
+            value = _parse_value(value)
+        if not key.startswith("MODEL.SWIN."):  # read with a Swin backbone only, which check() refuses
+            _set(cfg, key, value, source)
 
 
 def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
@@ -403,14 +370,16 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     for part in parents:
         node = node.get(part) if isinstance(node, CfgNode) else None
     if not isinstance(node, CfgNode) or leaf not in node:
-        known = [name for name, _ in _leaves(get_cfg())]
-        nearest = difflib.get_close_matches(key.upper(), known, n=1, cutoff=0.0)[0]
-        raise WorkbenchError(f"{source}: unknown config key {key}; the nearest known key is {nearest}")
-    node[leaf] = _coerce(key, value, node[leaf], source)
+        raise WorkbenchError(f"{source}: unknown config key {key}{nearest(key.upper(), flatten(get_cfg()), cutoff=0)}")
+    value = _coerce(key, value, node[leaf], source)
+    successor = SUCCESSORS.get((key, value)) if isinstance(value, str) else None
+    if successor is not None:
+        logging.getLogger(__name__).warning("%s: %s %s is gone; %s takes its place", source, key, value, successor)
+    node[leaf] = value if successor is None else successor
 
 
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
-    if default is None or value is None and key in ("SOLVER.WEIGHT_DECAY_BIAS", "MODEL.SWIN.QK_SCALE"):
+    if default is None or value is None and key == "SOLVER.WEIGHT_DECAY_BIAS":
         return value
     if isinstance(default, CfgNode):
         raise WorkbenchError(f"{source}: config key {key} is a group of keys, not a value")
@@ -420,7 +389,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
             with contextlib.suppress(ValueError):
                 value = float(value)
-        fits = isinstance(value, (int, float))
+        fits = is_number(value)
         value = float(value) if fits else value
     elif isinstance(default, (list, tuple)):
         fits = isinstance(value, (list, tuple))
@@ -448,21 +417,3 @@ def _get(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif not isinstance(value, Mapping):
-            if isinstance(value, str) and value[:1] in "([":  # YAML reads (1, 2) as text; yacs reads it as a tuple
-                value = _parse_value(value)
-            yield f"{prefix}{key}", value
-
-
-def _leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

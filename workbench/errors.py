@@ -1,6 +1,25 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and what its messages and the checks before them share."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
 
 
 class WorkbenchError(Exception):
     """Something the user can mend. The message is one plain sentence that names the file, key, image or
     annotation at fault; the command line prints it to stderr and exits with code 2."""
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``" (did you mean 'red'?)"`` for the known word nearest to ``word``, nothing where none is as similar as
+    ``cutoff`` (0 to 1)."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value read from a file is a finite number; true and false are none."""
+    largest = sys.float_info.max  # a whole number in JSON may be larger than any float
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -largest <= value <= largest

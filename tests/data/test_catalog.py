@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from workbench.data import catalog
-from workbench.data.catalog import get_entry, known_names, register
+from workbench.data.catalog import find_images, get_entry, known_names, register
+from workbench.data.coco import load_dataset
+from workbench.data.reading import read_coco_json
+from workbench.data.validate import validate
 from workbench.errors import WorkbenchError
 
 
@@ -51,6 +54,11 @@ def test_a_broken_catalog_is_one_sentence(tmp_path: Path, text: str) -> None:
         get_entry("a", tmp_path)
 
 
+def _images(path: Path) -> Path:
+    assert get_entry(path).images is None
+    return find_images(path, read_coco_json(path))
+
+
 LAYOUTS = [
     ("labels.json", "images"),
     ("labels.json", "."),
@@ -72,14 +80,17 @@ def test_images_are_found_near_the_json(tmp_path: Path, annotations: str, images
     path.write_text(json.dumps(values))
     (folder / "sub").mkdir()
     (folder / "sub" / "a.png").write_bytes(b"")
-    assert get_entry(path).images.resolve() == folder.resolve()
+    assert _images(path).resolve() == folder.resolve()
 
 
 def test_images_that_are_nowhere(tmp_path: Path, write: Callable[..., Path]) -> None:
-    values = {"images": [{"id": 1, "file_name": "z.png"}], "annotations": [], "categories": []}
-    path = write(values)
+    image = {"id": 1, "file_name": "z.png", "height": 16, "width": 20}
+    path = write({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "apple"}]})
     with pytest.raises(WorkbenchError, match=r"'z\.png'.*images.*@images"):
-        get_entry(path)
+        _images(path)
+    (fault,) = validate(get_entry(path))
+    assert fault.kind == "missing image" and "@images" in fault.message
+    assert validate(get_entry(path), check_images=False) == []
     entry = get_entry(f"{path}@{tmp_path / 'far'}")
     assert (entry.name, entry.annotations, entry.images) == ("labels", path, tmp_path / "far")
 
@@ -91,9 +102,9 @@ def test_images_are_not_looked_for_outside(tmp_path: Path) -> None:
     values = {"images": [{"id": 1, "file_name": "../../secret.png"}], "annotations": [], "categories": []}
     path.write_text(json.dumps(values))
     with pytest.raises(WorkbenchError, match="secret"):
-        get_entry(path)
+        _images(path)
 
 
 def test_a_json_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="There is no annotation file"):
-        get_entry(tmp_path / "none.json")
+        load_dataset(tmp_path / "none.json")

@@ -13,6 +13,7 @@ from workbench.data.coco import CocoDataset, load_dataset
 from workbench.data.loaders import build_test_loader, build_train_loader, epoch_order, step_seed
 from workbench.data.mapper import TestMapper, TrainMapper
 from workbench.errors import WorkbenchError
+from workbench.models.inputs import check_labels
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,7 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 def _same(one: list, two: list) -> bool:
     a, b = list(_tensors(one)), list(_tensors(two))
-    return len(a) == len(b) and all(
-        x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True)
-    )
+    return len(a) == len(b) and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_seeds_are_those_of_every_machine() -> None:
@@ -80,9 +79,7 @@ def test_a_later_start_continues(dataset: CocoDataset) -> None:
 
 def test_elements_carry_their_seed(dataset: CocoDataset) -> None:
     for number, batch in enumerate(_train(dataset, 2, start_step=5, rank=1, world_size=2)):
-        assert [item["seed"] for item in batch] == [
-            step_seed(3, 5 + number, position) for position in (3, 4, 5)
-        ]
+        assert [item["seed"] for item in batch] == [step_seed(3, 5 + number, position) for position in (3, 4, 5)]
 
 
 def test_another_seed_is_another_training(dataset: CocoDataset) -> None:
@@ -101,6 +98,24 @@ def test_tensors_from_workers_can_be_written_to(dataset: CocoDataset) -> None:
     (batch,) = _train(dataset, 1, num_workers=1)
     batch[0]["image"].zero_()
     assert not batch[0]["image"].any()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_wrong_label_names_its_image_and_annotation(dataset: CocoDataset, num_workers: int) -> None:
+    batches = _train(dataset, 3, num_workers=num_workers)
+    counts = dataset.vocabulary.num_subcategory_classes
+    kinds = {a["id"]: a["category_id"] for record in dataset.dicts for a in record["annotations"]}
+    owner = {a["id"]: record["image_id"] for record in dataset.dicts for a in record["annotations"]}
+    for item in (item for batch in batches for item in batch):
+        ids, labels = item["targets"]["annotation_ids"].tolist(), item["targets"]["labels"]
+        assert labels.tolist() == [kinds[number] for number in ids]
+        assert {owner[number] for number in ids} <= {item["image_id"]}
+    batch = next(batch for batch in batches if len(batch[4]["targets"]["labels"]) > 1)
+    check_labels(batch, dataset.vocabulary.num_classes, counts)
+    batch[4]["targets"]["labels"][1] = 99
+    where = rf"image {batch[4]['image_id']} .*, annotation {batch[4]['targets']['annotation_ids'][1]}: label 99"
+    with pytest.raises(WorkbenchError, match=where):
+        check_labels(batch, dataset.vocabulary.num_classes, counts)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -22,12 +22,12 @@ RELAXED = settings(max_examples=150, suppress_health_check=[HealthCheck.function
 
 
 def _record(path: Path, masks: np.ndarray, picture: np.ndarray) -> dict:
-    """A dataset dict of those masks; object k has category k and colour 10 + k."""
+    """A dataset dict of those masks; object k has id 100 + k, category k and colour 10 + k."""
     Image.fromarray(picture).save(path)
     height, width = picture.shape[:2]
     things = [
         {
-            "id": k,
+            "id": 100 + k,
             "category_id": k,
             "iscrowd": 0,
             "segmentation": encode_mask(mask),
@@ -80,9 +80,7 @@ augmentations = st.fixed_dictionaries(
     seed=st.integers(0, 2**63 - 1),
     augmentation=augmentations,
 )
-def test_image_and_masks_move_together(
-    tmp_path: Path, height: int, width: int, seed: int, augmentation: dict
-) -> None:
+def test_image_and_masks_move_together(tmp_path: Path, height: int, width: int, seed: int, augmentation: dict) -> None:
     record = _painted(tmp_path / "a.png", height, width, seed % 1000, PURE)
     mapped = TrainMapper(**augmentation)(record, seed)
     image, targets = mapped["image"].numpy(), mapped["targets"]
@@ -100,9 +98,7 @@ def test_image_and_masks_move_together(
             assert _iou(recovered, mask) >= 0.99
             assert targets["subcategories"]["colour"][number] == 10 + channel
             assert targets["subcategories"]["texture"][number] == -1
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            assert targets["boxes"][number].tolist() == box
+            assert targets["annotation_ids"][number] == 100 + channel
 
 
 @RELAXED
@@ -126,9 +122,7 @@ def test_image_and_masks_move_together_under_colour_jitter(
 
     mapped = TrainMapper(**augmentation, **colour)(record, seed)
     image = mapped["image"].numpy().astype(float)
-    share = np.linalg.lstsq(
-        (became[:3] - became[3]).T, (image - became[3][:, None, None]).reshape(3, -1), rcond=None
-    )
+    share = np.linalg.lstsq((became[:3] - became[3]).T, (image - became[3][:, None, None]).reshape(3, -1), rcond=None)
     share = share[0].reshape(image.shape)
     unclear = (image == PAD_VALUE).all(0)
     for label, mask in zip(mapped["targets"]["labels"], mapped["targets"]["masks"].numpy(), strict=True):
@@ -137,16 +131,11 @@ def test_image_and_masks_move_together_under_colour_jitter(
 
 
 def _mapper(**changes: object) -> TrainMapper:
-    return TrainMapper(
-        **{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes}
-    )
+    return TrainMapper(**{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes})
 
 
 def _same(one: dict, two: dict) -> bool:
-    flat = [
-        [batch["image"], *(v for k, v in batch["targets"].items() if k != "subcategories")]
-        for batch in (one, two)
-    ]
+    flat = [[batch["image"], *(v for k, v in batch["targets"].items() if k != "subcategories")] for batch in (one, two)]
     return all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
 
 
@@ -190,8 +179,7 @@ def test_flips(tmp_path: Path) -> None:
         assert 0 < sum(turned) < 20
         assert all(t or torch.equal(image, original) for t, image in zip(turned, seen, strict=True))
     assert all(
-        torch.equal(TrainMapper(**still, random_flip="none")(record, seed)["image"], original)
-        for seed in range(9)
+        torch.equal(TrainMapper(**still, random_flip="none")(record, seed)["image"], original) for seed in range(9)
     )
     with pytest.raises(WorkbenchError, match="INPUT.RANDOM_FLIP"):
         TrainMapper(**still, random_flip="diagonal")
@@ -199,9 +187,7 @@ def test_flips(tmp_path: Path) -> None:
 
 def test_large_scale_jitter_is_detectron2s(tmp_path: Path) -> None:
     """Sizes are uniform between the scales, proportions stay, padding is right and below and grey."""
-    record = _record(
-        tmp_path / "a.png", np.ones((1, 40, 80), dtype=bool), np.full((40, 80, 3), 10, dtype=np.uint8)
-    )
+    record = _record(tmp_path / "a.png", np.ones((1, 40, 80), dtype=bool), np.full((40, 80, 3), 10, dtype=np.uint8))
     mapper = TrainMapper(image_size=64, min_scale=0.5, max_scale=1.5)
     widths = []
     for seed in range(200):
@@ -209,12 +195,12 @@ def test_large_scale_jitter_is_detectron2s(tmp_path: Path) -> None:
         (mask,) = mapped["targets"]["masks"]
         assert torch.equal(mapped["image"] == 10, mask.expand(3, -1, -1))
         assert (mapped["image"][:, ~mask] == PAD_VALUE).all()
-        box = mapped["targets"]["boxes"][0].tolist()
-        assert box[:2] == [0, 0] and mask.sum() == box[2] * box[3]
-        widths.append(box[2])
-        if box[2] < 64:
-            assert abs(box[3] - box[2] / 2) <= 1
-            assert box[2] >= 32
+        width, height = int(mask.any(0).sum()), int(mask.any(1).sum())
+        assert mask[:height, :width].all() and mask.sum() == width * height
+        widths.append(width)
+        if width < 64:
+            assert abs(height - width / 2) <= 1
+            assert width >= 32
     assert 0.4 < np.mean(np.array(widths) == 64) < 0.6  # scale above 1
     smaller = np.array([w for w in widths if w < 64])
     assert 45 < smaller.mean() < 51 and smaller.min() < 36
@@ -226,20 +212,19 @@ def test_objects_that_leave_the_window_and_crowds_are_dropped(tmp_path: Path) ->
     record = _record(tmp_path / "a.png", masks, np.zeros((64, 64, 3), dtype=np.uint8))
     record["annotations"][2]["iscrowd"] = 1
     mapper = TrainMapper(image_size=64, min_scale=3.0, max_scale=3.0, random_flip="none")
-    counts = [len(mapper(record, seed)["targets"]["labels"]) for seed in range(40)]
-    assert max(counts) == 1 and 0 in counts
+    left = [mapper(record, seed)["targets"] for seed in range(100)]
+    kept = {tuple(zip(t["labels"].tolist(), t["annotation_ids"].tolist(), strict=True)) for t in left}
+    assert kept == {(), ((0, 100),), ((1, 101),)}
     everything = TrainMapper(image_size=64, min_scale=1.0, max_scale=1.0)(record, 0)
     assert everything["targets"]["labels"].tolist() == [0, 1]
 
 
 def test_an_image_without_objects(tmp_path: Path) -> None:
-    record = _record(
-        tmp_path / "a.png", np.zeros((0, 30, 20), dtype=bool), np.zeros((30, 20, 3), dtype=np.uint8)
-    )
+    record = _record(tmp_path / "a.png", np.zeros((0, 30, 20), dtype=bool), np.zeros((30, 20, 3), dtype=np.uint8))
     targets = _mapper()(record, 3)["targets"]
     assert targets["labels"].shape == (0,) and targets["labels"].dtype == torch.int64
     assert targets["masks"].shape == (0, 48, 48) and targets["masks"].dtype == torch.bool
-    assert targets["boxes"].shape == (0, 4)
+    assert targets["annotation_ids"].shape == (0,) and targets["annotation_ids"].dtype == torch.int64
     assert {name: (v.shape, v.dtype) for name, v in targets["subcategories"].items()} == {
         name: (torch.Size([0]), torch.int64) for name in ("colour", "texture")
     }

@@ -150,9 +150,7 @@ def test_every_fault_at_once(
     """All of them in one dataset: each is found beside the others."""
     bad = [annotation(10 + n, **change) for n, (change, _) in enumerate(ANNOTATION_FAULTS)]
     images = content()["images"]
-    images += [
-        {"id": 10 + n, "height": 16, "width": 20, **change} for n, (change, _) in enumerate(IMAGE_FAULTS[:9])
-    ]
+    images += [{"id": 10 + n, "height": 16, "width": 20, **change} for n, (change, _) in enumerate(IMAGE_FAULTS[:9])]
     path = write(content(images=images, annotations=[annotation(1), *bad, "x"], subcategories=COLOURS))
     faults = _validate(path)
     found = {(f.kind, f.annotation_id) for f in faults}
@@ -173,9 +171,7 @@ def test_faults_that_have_no_image(write: Callable[..., Path], content: Callable
 def test_training_stops_with_the_report(
     write: Callable[..., Path], content: Callable[..., dict], annotation: Callable[..., dict]
 ) -> None:
-    path = write(
-        content(annotations=[annotation(1), annotation(2, category_id=99), annotation(3, segmentation=[])])
-    )
+    path = write(content(annotations=[annotation(1), annotation(2, category_id=99), annotation(3, segmentation=[])]))
     with pytest.raises(DatasetError) as caught:
         load_dataset(path)
     assert [f.annotation_id for f in caught.value.faults] == [2, 3]

@@ -13,9 +13,7 @@ from workbench.data.vocabulary import class_name
 from workbench.errors import WorkbenchError
 
 
-def _with(
-    content: Callable[..., dict], annotation: Callable[..., dict], *attributes: dict, **changes: object
-) -> dict:
+def _with(content: Callable[..., dict], annotation: Callable[..., dict], *attributes: dict, **changes: object) -> dict:
     return content(annotations=[annotation(n, attributes=a) for n, a in enumerate(attributes, 1)], **changes)
 
 
@@ -139,9 +137,7 @@ def test_several_datasets(tmp_path: Path, write, content, annotation) -> None:
     second.write_text(json.dumps(values))
     dataset = load_dataset([first, second])
     assert len(dataset) == 4 and len(dataset.entries) == 2
-    assert dataset.vocabulary == Vocabulary(
-        (3, 7), ("pear", "apple"), {"colour": ("red", "blue"), "ripe": ("true",)}
-    )
+    assert dataset.vocabulary == Vocabulary((3, 7), ("pear", "apple"), {"colour": ("red", "blue"), "ripe": ("true",)})
     one, two = dataset.dicts[0]["annotations"][0], dataset.dicts[2]["annotations"][0]
     assert (one["category_id"], one["subcategories"]) == (1, {"colour": 0, "ripe": -1})
     assert (two["category_id"], two["subcategories"]) == (0, {"colour": 1, "ripe": 0})

@@ -26,15 +26,6 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "coco_val2014_10
 both_scorers = pytest.mark.parametrize("scorer", SCORERS)
 
 
-def assert_equal(ours: dict, theirs: dict) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        if isinstance(value, dict):
-            assert_equal(value, theirs[name])
-        else:
-            assert value == (None if theirs[name] is None else pytest.approx(theirs[name], abs=1e-6)), name
-
-
 @pytest.fixture(scope="module")
 def coco100() -> tuple[dict, list[dict]]:
     """The 100 images with predictions made from their ground truth: moved, dropped, repeated, relabelled."""
@@ -159,18 +150,18 @@ def test_agrees_with_pycocotools_used_directly(coco100, iou_type, scorer):
 def test_the_scorers_agree_on_coco(coco100, iou_type, max_dets):
     first, second = (coco_scores(*coco100, iou_type=iou_type, max_dets=max_dets, scorer=scorer) for scorer in SCORERS)
     assert 0 < first["AP"] < 90
-    assert_equal(first, second)
+    assert first == second
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([[1, 10, 100], [1, 5, 20, 300], [2]]))
-def test_the_scorers_agree_on_random_data_with_crowds(seed, max_dets):
+@given(st.integers(0, 2**32 - 1), st.sampled_from([[1, 10, 100], [1, 5, 20], [3, 300, 500], [2]]))
+def test_the_scorers_agree_to_the_last_digit_on_random_data_with_crowds(seed, max_dets):
     gt, results = random_case(seed)
     for iou_type in ("segm", "bbox"):
         first, second = (
             coco_scores(gt, results, iou_type=iou_type, max_dets=max_dets, scorer=scorer) for scorer in SCORERS
         )
-        assert_equal(first, second)
+        assert first == second
 
 
 @both_scorers
@@ -283,7 +274,7 @@ def test_faulty_ground_truth_and_settings_are_named():
         with pytest.raises(WorkbenchError, match=message):
             coco_scores({**gt, key: value}, [])
     for settings_, message in [
-        ({"scorer": "mine"}, "mine.*faster-coco-eval"),
+        ({"scorer": "mine"}, "mine.*hotcoco"),
         ({"iou_type": "keypoints"}, "keypoints"),
         ({"max_dets": []}, "max_dets"),
         ({"max_dets": [0]}, "max_dets"),

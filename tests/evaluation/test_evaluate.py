@@ -1,24 +1,17 @@
-"""metrics.json and its tables, running a model, ground truth of a dataset, scores of single images."""
+"""metrics.json and its tables, running a model, scores of single images."""
 
 from __future__ import annotations
 
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 from torch import nn
 
 from tests.evaluation.scenes import VOCABULARY, add, one_hot, random_case, row, scene, square
-from workbench.data.coco import load_dataset
-from workbench.data.masks import segmentation_problem
-from workbench.data.runs import covered_pixels
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results, metrics_frames, metrics_table, save_metrics
-from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.per_image import calibration_table, per_image_scores
 from workbench.evaluation.predict import run_inference
 
@@ -140,31 +133,6 @@ def test_run_inference_restores_the_mode_after_an_error():
     assert model.training
 
 
-def test_ground_truth_is_the_file_less_what_loading_left_out(tmp_path):
-    gt, _ = random_case(6)
-    gt["subcategories"] = [{"name": name, "classes": list(c)} for name, c in VOCABULARY.subcategories.items()]
-    gt["annotations"][0]["area"] = 1234.5
-    bad = gt["annotations"][1]["id"]
-    gt["annotations"][1]["segmentation"] = []
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(gt))
-    dataset = load_dataset(f"{path}@{tmp_path}", skip_faults=True, check_images=False)
-    truth = ground_truth(dataset)
-    assert [a["id"] for a in truth["annotations"]] == [a["id"] for a in gt["annotations"] if a["id"] != bad]
-    assert truth["annotations"][0]["area"] == 1234.5
-    assert truth["images"] == gt["images"]
-    assert evaluate_results(truth, [], dataset.vocabulary)["images"] == 6
-
-
-def test_ground_truth_of_two_files_with_the_same_image_ids_is_refused(tmp_path):
-    gt, _ = random_case(6)
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(gt))
-    dataset = load_dataset([f"{tmp_path}/{name}.json@{tmp_path}" for name in "ab"], check_images=False)
-    with pytest.raises(WorkbenchError, match="same image ids"):
-        ground_truth(dataset)
-
-
 def test_per_image_scores_by_hand():
     gt = scene(4)
     add(gt, square(0, 0), image_id=10)
@@ -215,25 +183,3 @@ def test_calibration_by_hand():
     assert table.loc[9, ["mean_score", "precision"]].tolist() == pytest.approx([0.93, 0.5])
     assert table.attrs["expected_calibration_error"] == pytest.approx((2 * 0.43 + 0.1) / 3)
     assert calibration_table(gt, []).attrs["expected_calibration_error"] is None
-
-
-def test_covered_pixels_finds_every_kind_of_damage():
-    """Against the check of one mask at a time, on whole and on damaged encodings."""
-    rng = np.random.default_rng(0)
-    encodings, sizes = [], []
-    for _ in range(400):
-        height, width = rng.integers(1, 40, 2)
-        mask = rng.random((height, width)) < rng.choice([0, 0.01, 0.5, 1])
-        counts = bytearray(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
-        for _ in range(rng.integers(0, 3)):
-            counts[rng.integers(len(counts))] = rng.integers(40, 115)
-        encodings.append(bytes(counts[: rng.integers(len(counts) + 1)] if rng.random() < 0.2 else counts))
-        sizes.append((int(height), int(width)))
-    covered = covered_pixels(encodings)
-    sound = 0
-    for counts, size, found in zip(encodings, sizes, covered, strict=True):
-        problem = segmentation_problem({"size": size, "counts": counts}, *size)
-        assert (found == size[0] * size[1]) == (problem is None)
-        sound += problem is None
-    assert 100 < sound < 300
-    assert covered_pixels([]).tolist() == []

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.evaluation.scenes import VOCABULARY, row, square
-from workbench.data.masks import decode_mask
+from workbench.data.masks import decode_mask, encode_masks
 from workbench.errors import WorkbenchError
 from workbench.evaluation.results import (
-    encode_masks,
     load_predictions,
     rank_results,
     save_predictions,
@@ -40,7 +39,7 @@ def model_predictions(seed: int = 0, rank_by: str = "main") -> dict:
 @given(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_encoded_masks_decode_to_themselves(count, height, width, seed):
     masks = torch.from_numpy(np.random.default_rng(seed).random((count, height, width)) < 0.5)
-    rles = encode_masks(masks)
+    rles = encode_masks(masks.numpy())
     assert len(rles) == count
     for mask, rle in zip(masks, rles, strict=True):
         assert json.loads(json.dumps(rle)) == rle

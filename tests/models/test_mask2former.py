@@ -134,7 +134,7 @@ def test_a_label_outside_its_range_is_named_before_the_device_sees_it(change, me
         target = inputs["targets"] if name == "labels" else inputs["targets"]["subcategories"]
         target[name][1] = value
     model = tiny().train()
-    model._collate_images = None  # nothing may be sent to a device
+    model.raw_outputs = None  # nothing may be computed
     with pytest.raises(WorkbenchError, match=message):
         model([inputs])
 
@@ -218,10 +218,21 @@ def test_any_backbone_with_these_strides_plugs_in(overrides, strides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("MODEL.MOBILENET.TAPS", "[3,6,10,12]"), "res5 taps layer 12|strides 4, 8, 16, 32"),
+        (
+            ("MODEL.MOBILENET.TAPS", "[3,6,10,12]"),
+            "config key MODEL.MOBILENET.TAPS: (res5 taps layer 12|.*strides 4, 8, 16, 32)",
+        ),
+        (
+            ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "20"),
+            "there is no ResNet of depth 20, only of 18, 34, 50, 101",
+        ),
+        (("MODEL.SEM_SEG_HEAD.NORM", "BN"), "norm of the pixel decoder is 'BN'"),
         (("MODEL.MOBILENET.NORM", "LN"), "MODEL.MOBILENET.NORM is 'LN'; known are BN"),
         (("MODEL.MOBILENET.WEIGHTS", "/nowhere/w.pth"), "/nowhere/w.pth does not exist"),
-        (("MODEL.BACKBONE.NAME", "D2SwinTransformer"), "known are build_resnet_backbone"),
+        (
+            ("MODEL.BACKBONE.NAME", "build_resnet"),
+            "did you mean 'build_resnet_backbone'.*; known are .*build_small_resnet",
+        ),
         (("MODEL.META_ARCHITECTURE", "MaskRCNN"), "MODEL.META_ARCHITECTURE is 'MaskRCNN'"),
         (("MODEL.MASK_FORMER.NHEADS", "5"), "16 channels cannot be shared among 5 heads"),
     ],

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.ops import backends, build, cuda
-from workbench.ops import selftest as report
+from workbench.ops import backends, build, cuda, selftest
 
 pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no compiled back ends there")
 
@@ -262,20 +261,20 @@ def test_the_way_to_an_nvcc_fits_torchs_cuda(monkeypatch, version, said):
         assert backends.choose(torch.device("cuda"), torch.float32) is None
 
 
-# ---- the report --------------------------------------------------------------------------------------------
+# ---- the self-test -----------------------------------------------------------------------------------------
 
 
-def test_the_report_checks_every_back_end(monkeypatch):
+def test_the_selftest_checks_every_back_end(monkeypatch):
     monkeypatch.delenv("WORKBENCH_OPS", raising=False)
-    result = report.report()
+    result = selftest.run_selftest()
     assert result["in_use"]["cpu"] in ("cpu", "reference")
     assert all(check["passed"] for check in result["checks"])
     assert any(check["backend"] == "reference" for check in result["checks"])
-    text = report.format_report(result)
+    text = selftest.format_selftest(result)
     assert "deform_attn on cpu" in text and "passed" in text and "FAILED" not in text
 
 
-def test_the_report_of_a_wrong_back_end_fails(monkeypatch):
+def test_the_selftest_of_a_wrong_back_end_fails(monkeypatch):
     try:
         native = backends.load("cpu")
     except WorkbenchError as error:
@@ -283,13 +282,13 @@ def test_the_report_of_a_wrong_back_end_fails(monkeypatch):
     forward = native.forward
     monkeypatch.setattr(native, "forward", lambda *arguments: forward(*arguments) * 1.001)
     with pytest.raises(WorkbenchError, match="computes wrong numbers with cpu"):
-        report.build_ops()
+        selftest.build_ops()
 
 
-def test_the_report_tells_what_is_missing(monkeypatch):
+def test_the_selftest_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(backends, "_loaded", {})
     monkeypatch.setattr(backends, "_failed", {})
     monkeypatch.setenv("CXX", "no-such-compiler")
-    text = report.build_ops()
+    text = selftest.build_ops()
     assert "deform_attn on cpu: reference back end" in text
     assert "cpu: not available: No C++ compiler was found (looked for no-such-compiler)" in text

@@ -21,6 +21,7 @@ from workbench.runs.checkpoint import (
     load_checkpoint,
     load_model,
     load_state,
+    load_vocabulary,
     read_torch_file,
     resolve_checkpoint,
     save_checkpoint,
@@ -124,7 +125,7 @@ def _full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("writer", ["save_file", "_save_state", "_sync"])
+@pytest.mark.parametrize("writer", ["save_file", "_save_state", "sync"])
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:
@@ -193,6 +194,12 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     (place / "model.json").write_text(json.dumps({**description, "format_version": 99}))
     with pytest.raises(WorkbenchError, match="format 99.*newer workbench"):
         load_checkpoint(place)
+
+
+def test_the_classes_are_known_without_reading_the_weights(tmp_path: Path) -> None:
+    place = save(tmp_path / "last")
+    (place / "model.safetensors").unlink()
+    assert load_vocabulary(place) == WORDS
 
 
 @pytest.mark.parametrize("key", ["config", "categories", "subcategories", "step"])

@@ -143,6 +143,6 @@ def test_mixed_precision_is_what_the_device_can_do(tmp_path: Path, kind: str, de
 def test_a_second_run_in_one_interpreter_may_change_the_precision(tmp_path: Path) -> None:
     cfg = toy.config(tmp_path).clone()
     cfg.defrost()
-    assert start_processes(cfg)[0].mixed_precision == "no"
+    assert start_processes(cfg).accelerator.mixed_precision == "no"
     cfg.SOLVER.AMP.ENABLED = True
-    assert start_processes(cfg)[0].mixed_precision == "bf16"
+    assert start_processes(cfg).accelerator.mixed_precision == "bf16"

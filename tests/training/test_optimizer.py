@@ -77,6 +77,23 @@ def test_a_step_moves_every_group_at_its_own_rate(name: str, kind: type) -> None
     assert moved["frozen"] == 0
 
 
+def test_the_fused_kernel_takes_the_steps_of_the_plain_one() -> None:
+    images, weights = torch.randn(2, 3, 8, 8), []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3)).to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(model, settings())
+        assert optimizer.defaults["fused"] is True
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+        weights.append(model[0].weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
+
+
 def gradients(kind: str, **changes: object) -> tuple[float, list[torch.Tensor]]:
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])

@@ -53,6 +53,30 @@ def test_warm_up_rises_in_a_line_and_hands_over(schedule: str) -> None:
     assert ratios == pytest.approx([0.2, 0.6, 1, 1])
 
 
+def plain_factor(cfg, step: int) -> float:
+    """The schedules as detectron2's and Mask2Former's own code computes them."""
+    solver = cfg.SOLVER
+    done, last = step / solver.WARMUP_ITERS if solver.WARMUP_ITERS else 1.0, solver.MAX_ITER
+    warm = 1.0 if done >= 1 else solver.WARMUP_FACTOR * (1 - done) + done
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        return warm * solver.GAMMA ** sum(step >= each for each in solver.STEPS)
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        end = solver.BASE_LR_END / solver.BASE_LR
+        return warm * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * step / last)))
+    return warm * max((1 - step / last) ** solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING)
+
+
+@pytest.mark.parametrize("schedule", ["WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"])
+@pytest.mark.parametrize("steps", [7, 100, 3200, 368750])
+def test_every_step_has_detectron2s_rate(schedule: str, steps: int) -> None:
+    decays = [9 * steps // 10, steps // 2, 2 * steps]  # in no order, one never reached
+    ending = {"SOLVER_BASE_LR": 0.02, "SOLVER_BASE_LR_END": 0.0003, "SOLVER_POLY_LR_CONSTANT_ENDING": 0.01}
+    warmup = {"SOLVER_WARMUP_ITERS": steps // 3, "SOLVER_WARMUP_FACTOR": 0.01, "SOLVER_STEPS": decays}
+    cfg = settings(schedule, SOLVER_MAX_ITER=steps, **ending, **warmup)
+    for step in sorted({*range(0, steps, max(1, steps // 500)), *(d + n for d in decays[:2] for n in (-1, 0, 1))}):
+        assert lr_factor(cfg, step) == pytest.approx(plain_factor(cfg, step), rel=1e-12, abs=1e-15), step
+
+
 def test_constant_warm_up_jumps() -> None:
     cfg = settings(SOLVER_WARMUP_ITERS=10, SOLVER_WARMUP_FACTOR=0.2, SOLVER_WARMUP_METHOD="constant")
     assert [lr_factor(cfg, step) for step in (0, 9, 10)] == pytest.approx([0.2, 0.2, 1])

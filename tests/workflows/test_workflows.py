@@ -17,7 +17,7 @@ from workbench.data.coco import load_dataset
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint import checkpoint_config, load_checkpoint, load_model
 from workbench.runs.directory import read_metrics
-from workbench.workflows.evaluate import evaluate, evaluate_file
+from workbench.workflows.evaluate import DatasetEvaluation, evaluate, evaluate_file, evaluate_for_selection
 from workbench.workflows.predict import predict
 from workbench.workflows.train import train
 
@@ -93,8 +93,71 @@ def test_evaluation_from_the_checkpoint_alone_equals_that_of_the_training(tiny_r
 
 def test_evaluation_goes_into_the_checkpoints_run_unless_told_otherwise(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path / "run")
+    before = (run / "metrics.json").read_bytes()
     evaluate(run / "checkpoints" / "best", dataset="shapes_test")
-    assert json.loads((run / "metrics.json").read_text())["dataset"] == "shapes_test"
+    scores = json.loads((run / "evaluations" / "shapes_test" / "metrics.json").read_text())
+    assert scores["dataset"] == "shapes_test" and (run / "metrics.json").read_bytes() == before
+    evaluate(run)
+    assert json.loads((run / "metrics.json").read_text())["segm"] == json.loads(before)["segm"]
+
+
+@pytest.fixture
+def graded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make every evaluation score 10, 30 and 20 in turn on VAL and rising beyond that on TEST; their datasets."""
+    real, scored = DatasetEvaluation.__call__, []
+
+    def grade(evaluation: DatasetEvaluation, model: torch.nn.Module) -> dict:
+        metrics = real(evaluation, model)
+        scored.append(metrics["dataset"])
+        on_val = scored.count("shapes_val") - 1
+        metrics["segm"]["AP"] = (10.0, 30.0, 20.0)[on_val % 3] if scored[-1] == "shapes_val" else 90.0 + len(scored)
+        return metrics
+
+    monkeypatch.setattr(DatasetEvaluation, "__call__", grade)
+    return scored
+
+
+def test_the_best_checkpoint_is_chosen_on_val_and_reported_on_test(
+    tiny_config: Path, tmp_path: Path, graded: list[str]
+) -> None:
+    split = ["DATASETS.VAL", "('shapes_val',)", "DATASETS.TEST", "('shapes_test',)", "TEST.EVAL_PERIOD", "1"]
+    cfg = load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path), *split, "SOLVER.MAX_ITER", "3"])
+    run = train(cfg)
+    assert graded == ["shapes_val"] * 3 + ["shapes_test"]
+    assert load_checkpoint(run / "checkpoints" / "best").step == 2
+    rows = read_metrics(run / "metrics.csv")
+    assert [float(row["segm/AP"]) for row in rows] == [10.0, 30.0, 20.0]
+    reported, chosen = (json.loads((p / "metrics.json").read_text()) for p in (run, run / "evaluations/shapes_val"))
+    assert (reported["dataset"], reported["segm"]["AP"]) == ("shapes_test", 94.0)
+    assert (chosen["dataset"], chosen["segm"]["AP"]) == ("shapes_val", 30.0)
+    log = (run / "log.txt").read_text()
+    assert "evaluate on shapes_val: 6" in log and "report on shapes_test: 6" in log and "flattering" not in log
+
+    assert evaluate_for_selection(run) == run / "evaluations" / "shapes_val"
+    train(cfg)  # finished, and nothing is evaluated again
+    assert len(graded) == 4
+    (run / "metrics.json").unlink()  # as after a kill between the last step and the report
+    train(cfg)
+    assert graded[4:] == ["shapes_test"]
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"] == str(run / "checkpoints" / "best")
+
+
+def test_val_may_not_change_in_a_run_and_test_may(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    output = ["OUTPUT_DIR", str(copy_of(tiny_run, tmp_path / "run"))]
+    for key in ("DATASETS.VAL", "DATASETS.TEST"):  # VAL is empty: TEST chooses
+        with pytest.raises(WorkbenchError, match=f"another run .{key}"):
+            train(load_config(tiny_config, [*output, key, "('shapes_test',)"]))
+    split = ["DATASETS.VAL", "('shapes_val',)", "SOLVER.MAX_ITER", "1"]
+    output = ["OUTPUT_DIR", str(tmp_path / "other")]
+    train(load_config(tiny_config, [*output, *split, "DATASETS.TEST", "()"]))
+    assert json.loads((tmp_path / "other" / "metrics.json").read_text())["dataset"] == "shapes_val"
+    train(load_config(tiny_config, [*output, *split, "DATASETS.TEST", "('shapes_test',)"]))
+    assert json.loads((tmp_path / "other" / "metrics.json").read_text())["dataset"] == "shapes_test"
+
+
+def test_a_score_on_the_images_that_chose_is_called_flattering(tiny_run: Path) -> None:
+    assert "WARNING shapes_val both chooses the best checkpoint" in (tiny_run / "log.txt").read_text()
+    assert evaluate_for_selection(tiny_run) == tiny_run
 
 
 def test_overrides_change_how_a_checkpoint_is_scored(tiny_run: Path, tmp_path: Path) -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
-from workbench.data.reading import image_path, read_coco_json
-from workbench.errors import WorkbenchError
+from workbench.data.reading import image_path
+from workbench.errors import WorkbenchError, nearest
 
 CATALOG_FILE = "catalog.yaml"
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """Where a dataset lies: its COCO instances JSON and the folder its file names are relative to."""
+    """Where a dataset lies: its COCO instances JSON and the folder its file names are relative to.
+
+    ``images`` is None where the folder is to be looked for near the JSON, see :func:`find_images`.
+    """
 
     name: str
     annotations: Path
-    images: Path
+    images: Path | None
 
 
 def _builtin() -> dict[str, tuple[str, str]]:
@@ -60,18 +62,18 @@ def known_names(root: Path | str = "data") -> list[str]:
 
 
 def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEntry:
-    """The dataset of that name, or at that path.
+    """Return the dataset of that name, or at that path. No dataset file is read.
 
-    A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in
-    places below ``root``. A path ends in ``.json``; its images are looked for near it, or named after an
-    ``@`` (``labels.json@pictures``). WorkbenchError where nothing is found, naming the nearest known name.
+    A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in places below
+    ``root``. A path ends in ``.json``, and may be followed by ``@`` and the folder of its images
+    (``labels.json@pictures``). WorkbenchError for an unknown name, with the nearest known one.
     """
     text, root = str(name_or_path), Path(root)
     annotations, at, images = text.rpartition("@")
     if at and annotations.endswith(".json"):
         return DatasetEntry(Path(annotations).stem, Path(annotations), Path(images))
     if text.endswith(".json"):
-        return DatasetEntry(Path(text).stem, Path(text), _find_images(Path(text)))
+        return DatasetEntry(Path(text).stem, Path(text), None)
     if text in _REGISTERED:
         return _REGISTERED[text]
     catalog = _read_catalog(root)
@@ -80,11 +82,9 @@ def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEnt
     if text in _BUILTIN:
         annotations, images = _BUILTIN[text]
         return DatasetEntry(text, root / annotations, root / images)
-    nearest = get_close_matches(text, known_names(root), n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     raise WorkbenchError(
-        f"No dataset is called {text!r}{hint} A dataset of your own is the path of its JSON, or a line "
-        f"'{text}: {{annotations: labels.json, images: pictures}}' in {root / CATALOG_FILE}."
+        f"No dataset is called {text!r}{nearest(text, known_names(root))}. A dataset of your own is the path of its "
+        f"JSON, or a line '{text}: {{annotations: labels.json, images: pictures}}' in {root / CATALOG_FILE}."
     )
 
 
@@ -97,9 +97,7 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     except OSError as error:
         raise WorkbenchError(f"The catalog {path} cannot be read: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkbenchError(
-            f"The catalog {path} is not valid YAML: {' '.join(str(error).split())}."
-        ) from None
+        raise WorkbenchError(f"The catalog {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -107,19 +105,17 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     entries = {}
     for name, value in content.items():
         if not (isinstance(value, dict) and set(value) == {"annotations", "images"}):
-            raise WorkbenchError(
-                f"The entry {name!r} of {path} must be {{annotations: a JSON, images: a folder}}."
-            )
-        entries[str(name)] = DatasetEntry(
-            str(name), root / str(value["annotations"]), root / str(value["images"])
-        )
+            raise WorkbenchError(f"The entry {name!r} of {path} must be {{annotations: a JSON, images: a folder}}.")
+        entries[str(name)] = DatasetEntry(str(name), root / str(value["annotations"]), root / str(value["images"]))
     return entries
 
 
-def _find_images(annotations: Path) -> Path:
-    """The folder in which an image of a dataset file is found, of the usual ones near it: the first image, or
-    where that is missing the next one that is not."""
-    content = read_coco_json(annotations)
+def find_images(annotations: Path, content: dict) -> Path:
+    """Return the folder, of the usual ones near a dataset file, that holds its first image, or where that is missing
+    the next one that is not. ``content`` is what :func:`read_coco_json` returns for the file.
+
+    WorkbenchError where no folder holds any of them.
+    """
     names = [image.get("file_name") for image in content["images"] if isinstance(image, dict)]
     names = [name for name in names if isinstance(name, str)]
     here = annotations.absolute().parent

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.data.catalog import DatasetEntry, get_entry
+from fvcore.common.config import CfgNode
+
+from workbench.data.catalog import DatasetEntry, find_images, get_entry
 from workbench.data.masks import decode_mask, encode_mask
-from workbench.data.reading import image_path, read_coco_json
+from workbench.data.reading import image_path, is_integer, read_coco_json
 from workbench.data.validate import DatasetError, Fault, find_faults, report
 from workbench.data.vocabulary import (
     Vocabulary,
@@ -42,10 +44,11 @@ _FAULTS_SHOWN = 50
 class CocoDataset:
     """One or several datasets, read.
 
-    ``dicts`` are detectron2's dataset dicts: ``file_name`` (a path), ``height``, ``width``, ``image_id``,
-    ``subcategories`` (the names that every annotation holds) and ``annotations``, each ``{"id",
-    "category_id" (0..K-1), "bbox", "bbox_mode", "iscrowd", "segmentation", "subcategories" {name: class
-    number, -1 unlabelled}}``. ``skipped`` counts the annotations and images left out for their faults.
+    ``dicts`` are detectron2's dataset dicts: ``file_name`` (a path), ``name`` (as the dataset file writes it),
+    ``height``, ``width``, ``image_id``, ``subcategories`` (the names that every annotation holds) and ``annotations``,
+    each ``{"id", "category_id" (0..K-1), "area" and "bbox" (the file's own, or None), "bbox_mode", "iscrowd",
+    "segmentation", "subcategories" {name: class number, -1 unlabelled}}``. ``skipped`` counts the annotations and
+    images left out for their faults.
     """
 
     entries: list[DatasetEntry]
@@ -82,17 +85,17 @@ def load_dataset(
         raise WorkbenchError("No dataset is named: DATASETS.TRAIN or DATASETS.TEST is empty.")
     entries = [get_entry(name, root) for name in names]
     contents = [read_coco_json(entry.annotations) for entry in entries]
-    found = [
-        read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries, strict=True)
+    entries = [
+        replace(entry, images=find_images(entry.annotations, content)) if entry.images is None else entry
+        for entry, content in zip(entries, contents, strict=True)
     ]
+    found = [read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries, strict=True)]
     shared = vocabulary
     if shared is None:
         shared = choose_subcategories(found[0], subcategories)
         for other, entry in zip(found[1:], entries[1:], strict=True):
             shared = merge_vocabularies(shared, choose_subcategories(other, subcategories), entry.annotations)
-    aligned = [
-        align_vocabulary(shared, each, entry.annotations) for each, entry in zip(found, entries, strict=True)
-    ]
+    aligned = [align_vocabulary(shared, each, entry.annotations) for each, entry in zip(found, entries, strict=True)]
 
     dicts: list[dict] = []
     skipped = 0
@@ -128,19 +131,18 @@ def _to_dicts(
     bad_annotations = {fault.annotation_id for fault in faults} - {None}
     bad_images = {fault.image_id for fault in faults if fault.annotation_id is None} - {None}
     labels = {number: label for label, number in enumerate(vocabulary.category_ids)}
-    classes = {
-        name: {c: k for k, c in enumerate(values)} for name, values in vocabulary.subcategories.items()
-    }
+    classes = {name: {c: k for k, c in enumerate(values)} for name, values in vocabulary.subcategories.items()}
 
     dicts: dict[int, dict] = {}
     skipped = 0
     for image in content["images"]:
         number = image.get("id") if isinstance(image, dict) else None
-        if not isinstance(number, int) or number in bad_images:
+        if not is_integer(number) or number in bad_images:
             skipped += 1
             continue
         dicts[number] = {
             "file_name": image_path(entry.images, image["file_name"]),
+            "name": image["file_name"],
             "height": image["height"],
             "width": image["width"],
             "image_id": number,
@@ -149,7 +151,7 @@ def _to_dicts(
         }
     for annotation in content["annotations"]:
         number = annotation.get("id") if isinstance(annotation, dict) else None
-        if not isinstance(number, int) or number in bad_annotations or annotation["image_id"] not in dicts:
+        if not is_integer(number) or number in bad_annotations or annotation["image_id"] not in dicts:
             skipped += 1
             continue
         attributes = annotation.get("attributes") or {}
@@ -161,6 +163,7 @@ def _to_dicts(
             {
                 "id": number,
                 "category_id": labels[annotation["category_id"]],
+                "area": annotation.get("area"),
                 "bbox": annotation.get("bbox"),
                 "bbox_mode": XYWH_ABS,
                 "iscrowd": int(annotation.get("iscrowd", 0)),
@@ -169,3 +172,17 @@ def _to_dicts(
             }
         )
     return list(dicts.values()), skipped
+
+
+def load_data(
+    cfg: CfgNode, names: Sequence[str | Path], vocabulary: Vocabulary | None, for_training: bool = False
+) -> CocoDataset:
+    """Read the datasets ``names`` as a config says; with ``vocabulary`` they must have its classes."""
+    return load_dataset(
+        names,
+        root=cfg.DATASETS.ROOT,
+        vocabulary=vocabulary,
+        subcategories=tuple(cfg.MODEL.SUBCATEGORIES),
+        skip_faults=cfg.DATASETS.SKIP_FAULTS,
+        filter_empty=for_training and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    )

@@ -156,8 +156,7 @@ def build_train_loader(
     """
     if batch_size < 1 or batch_size % world_size:
         raise WorkbenchError(
-            f"A batch of {batch_size} images (SOLVER.IMS_PER_BATCH) does not divide "
-            f"among {world_size} processes."
+            f"A batch of {batch_size} images (SOLVER.IMS_PER_BATCH) does not divide among {world_size} processes."
         )
     if not dataset.dicts:
         raise WorkbenchError("There is no image to train on.")

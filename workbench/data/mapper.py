@@ -7,6 +7,7 @@ pixel beside its object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from workbench.config import PUBLISHED_MAPPERS
 from workbench.data.images import read_image
 from workbench.data.masks import decode_mask
 from workbench.errors import WorkbenchError
+from workbench.registry import MAPPERS
 
 PAD_VALUE = 128
 # Decoding a small image and its masks takes longer than augmenting it, so those that fit the budget are kept.
@@ -38,9 +41,7 @@ def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize_image(pictures, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize_and_crop_masks(
-    masks: Tensor, size: tuple[int, int], top: int, left: int, crop: tuple[int, int]
-) -> Tensor:
+def resize_and_crop_masks(masks: Tensor, size: tuple[int, int], top: int, left: int, crop: tuple[int, int]) -> Tensor:
     """(N, H, W) bool -> (N, *crop) bool: resized to ``size`` as an image is, then cut at (top, left)."""
     pieces = [masks.new_zeros((0, *crop))]
     for chunk in masks.split(_MASKS_AT_ONCE):
@@ -86,9 +87,7 @@ class LargeScaleJitter(v2.Transform):
             resized = resize_and_crop_masks(inpt.as_subclass(Tensor), size, top, left, crop)
             fill = 0
         else:
-            resized = _resize(inpt.as_subclass(Tensor)[None], size)[
-                0, :, top : top + crop[0], left : left + crop[1]
-            ]
+            resized = _resize(inpt.as_subclass(Tensor)[None], size)[0, :, top : top + crop[0], left : left + crop[1]]
             fill = PAD_VALUE
         padded = resized.new_full((resized.shape[0], self.image_size, self.image_size), fill)
         padded[:, : crop[0], : crop[1]] = resized
@@ -124,16 +123,6 @@ def _to_tensor(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
 
-def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, H, W) bool -> (N, 4) float32 XYXY and (N,) bool, which masks are not empty. The box of pixel (0,
-    0) is 0, 0, 1, 1, that of an empty mask is the whole image."""
-    columns, rows = masks.any(1).to(torch.uint8), masks.any(2).to(torch.uint8)
-    width, height = masks.shape[2], masks.shape[1]
-    left, top = columns.argmax(1), rows.argmax(1)
-    right, bottom = width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)
-    return torch.stack([left, top, right, bottom], dim=1).to(torch.float32), rows.any(1).bool()
-
-
 class _Decoded:
     """Decoded images and their object masks (packed to bits), up to ``_CACHE_BYTES`` in each process."""
 
@@ -162,12 +151,12 @@ class _Decoded:
 
 
 class TrainMapper:
-    """Reads and augments one image for training.
+    """Read and augment one image for training.
 
-    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and
-    ``width``, ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N,
-    S, S) bool, ``boxes`` (N, 4) float32 XYXY from the masks, ``subcategories`` {name: (N,) int64, -1
-    unlabelled}. Crowds, and objects of which nothing is left in the window, are not among the N.
+    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and ``width``,
+    ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N, S, S) bool,
+    ``annotation_ids`` (N,) int64 as in the dataset file, ``subcategories`` {name: (N,) int64, -1 unlabelled}. Crowds,
+    and objects of which nothing is left in the window, are not among the N.
 
     Everything random depends on ``seed`` alone; the global random state is left as it was.
     """
@@ -206,7 +195,7 @@ class TrainMapper:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake every accelerator
             image, moved = self.transform(tv_tensors.Image(image), tv_tensors.Mask(masks))
         moved = moved.as_subclass(Tensor)
-        boxes, kept = _boxes(moved)
+        kept = moved.flatten(1).any(dim=1)
         things = [thing for thing, left in zip(things, kept.tolist(), strict=True) if left]
         return {
             "image": image.as_subclass(Tensor),
@@ -218,7 +207,7 @@ class TrainMapper:
             "targets": {
                 "labels": torch.tensor([t["category_id"] for t in things], dtype=torch.int64),
                 "masks": moved[kept],
-                "boxes": boxes[kept],
+                "annotation_ids": torch.tensor([t["id"] for t in things], dtype=torch.int64),
                 "subcategories": {
                     name: torch.tensor([t["subcategories"][name] for t in things], dtype=torch.int64)
                     for name in dataset_dict["subcategories"]
@@ -263,8 +252,14 @@ class TestMapper:
         }
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMapper:
-    """The mapper that the ``INPUT`` keys of a config describe."""
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[..., dict]:
+    """Return the mapper that a config names and its ``INPUT`` keys describe."""
+    return MAPPERS[cfg.INPUT.DATASET_MAPPER_NAME](cfg, is_train)
+
+
+@MAPPERS.register(*PUBLISHED_MAPPERS)
+def build_instance_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMapper:
+    """Return a :class:`TrainMapper`, or for evaluation a :class:`TestMapper`, of the ``INPUT`` keys."""
     keys = cfg.INPUT
     if not is_train:
         return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST)

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
+import contourpy
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from workbench.errors import WorkbenchError
+from workbench.data.reading import is_integer
+from workbench.errors import WorkbenchError, is_number
+
+_LONGEST_RUN = 6  # characters: 30 bits; from the seventh on pycocotools shifts beyond its 32 and reads something else
+_CHUNK = 1 << 20  # characters judged at once; about a hundred bytes of memory each
+
+
+def encode_masks(masks: np.ndarray) -> list[dict]:
+    """(N, H, W) bool or 0/1 array -> N compressed RLEs ``{"size": [H, W], "counts": str}``, ready for JSON.
+
+    pycocotools' functions read these as they are: they take the counts as text or bytes.
+    """
+    stacked = np.asfortranarray(np.transpose(masks, (1, 2, 0)), dtype=np.uint8)
+    rles = coco_mask.encode(stacked) if len(masks) else []
+    return [{"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in rles]
 
 
 def encode_mask(mask: np.ndarray) -> dict:
-    """(H, W) bool or 0/1 array -> compressed RLE ``{"size": [H, W], "counts": str}``, ready for JSON."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    """(H, W) bool or 0/1 array -> compressed RLE, see :func:`encode_masks`."""
+    return encode_masks(np.asarray(mask)[None])[0]
+
+
+def mask_areas(rles: Sequence[dict]) -> np.ndarray:
+    """(N,) int64: set pixels of each of N compressed RLEs."""
+    # pycocotools.mask.area overflows above 255 masks.
+    parts = [coco_mask.area(rles[start : start + 255]) for start in range(0, len(rles), 255)]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.int64)
 
 
 def encode_uncompressed(mask: np.ndarray) -> dict:
@@ -28,33 +49,98 @@ def encode_uncompressed(mask: np.ndarray) -> dict:
     return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": counts}
 
 
-def segmentation_problem(segmentation: object, height: int, width: int) -> tuple[str, str] | None:
-    """Why ``segmentation`` cannot be decoded on a (height, width) image, as (kind, what is wrong); None
-    when it can.
+def encode_polygons(mask: np.ndarray) -> list[list[float]] | None:
+    """(H, W) bool array -> COCO polygons that decode to exactly this mask, one for each 4-connected part.
 
-    Everything is checked here before pycocotools' C code sees it: that code trusts its input.
+    A polygon joins the middles of the pixel sides that bound its part, in COCO's coordinates (pixel (0, 0) covers
+    0..1). None where polygons cannot say it: the mask is empty or has a hole.
+    """
+    height, width = mask.shape
+    padded = np.pad(np.asarray(mask, dtype=np.float32), 1)
+    tracer = contourpy.contour_generator(np.arange(width + 2) - 0.5, np.arange(height + 2) - 0.5, padded)
+    polygons = []
+    for line in tracer.lines(0.51):  # a little above one half, so that pixels that touch at a corner stay apart
+        points = np.round(2 * line[:-1]) / 2
+        steps = np.diff(points, axis=0, append=points[:1])
+        polygons.append(points[(steps != np.roll(steps, 1, axis=0)).any(axis=1)].ravel().tolist())
+    return polygons if polygons and np.array_equal(decode_mask(polygons, height, width), mask) else None
+
+
+def covered_pixels(counts: Sequence[str | bytes]) -> np.ndarray:
+    """(N,) int64: how many pixels each of N compressed RLEs covers, -1 for one that a decoder would misread.
+
+    In COCO's encoding a run is a group of characters from 48 on, each with 5 bits, least first; bit 5 says that more
+    follow, bit 4 of the last is the sign. From the fourth run on, what is written is the difference to the run two
+    before. A run that is longer than it needs to be (its sign extended) is read as it says.
+    """
+    # Text that is not ASCII gets bytes above 127, which are no part of a run.
+    texts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in counts]
+    chunk = np.cumsum([len(text) for text in texts]) // _CHUNK
+    cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(texts)]
+    return np.concatenate([_covered(texts[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)])
+
+
+def _covered(texts: Sequence[bytes]) -> np.ndarray:
+    """:func:`covered_pixels` of a chunk."""
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    codes = np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.int64) - 48
+    damaged = lengths == 0
+    if not len(codes):
+        return np.full(len(texts), -1, dtype=np.int64)
+    text_of = np.repeat(np.arange(len(texts)), lengths)
+    damaged[text_of[(codes < 0) | (codes > 63)]] = True
+    closes = (codes & 32) == 0
+    last = np.cumsum(lengths)[lengths > 0] - 1
+    damaged[text_of[last[~closes[last]]]] = True
+    closes[last] = True
+
+    ends = np.flatnonzero(closes)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    size, owner = ends - starts + 1, text_of[starts]
+    damaged[owner[size > _LONGEST_RUN]] = True
+    shift = 5 * np.minimum(np.arange(len(codes)) - np.repeat(starts, size), _LONGEST_RUN)
+    written = np.add.reduceat((codes & 31) << shift, starts)
+    written -= np.where(codes[ends] & 16, 1 << 5 * np.minimum(size, _LONGEST_RUN), 0)
+
+    # Undo the differences: in a text, runs 1, 3, 5... and 2, 4, 6... are running sums; run 0 is alone.
+    first = np.searchsorted(owner, owner)
+    place = np.arange(len(owner)) - first
+    sums = written.copy()
+    sums[::2], sums[1::2] = np.cumsum(written[::2]), np.cumsum(written[1::2])
+    begin = np.where(place == 0, first, first + 2 - place % 2)
+    runs = sums - sums[begin] + written[begin]
+    damaged[owner[runs < 0]] = True
+    totals = np.zeros(len(texts), dtype=np.int64)
+    np.add.at(totals, owner, runs)
+    return np.where(damaged, -1, totals)
+
+
+def segmentation_problem(
+    segmentation: object, height: int, width: int, covered: int | None = None
+) -> tuple[str, str] | None:
+    """Why ``segmentation`` cannot be decoded on a (height, width) image, as (kind, what is wrong); None when it can.
+
+    Everything is checked here before pycocotools' C code sees it: that code trusts its input. ``covered`` is what
+    :func:`covered_pixels` says of a compressed RLE, where many are judged at once.
     """
     if isinstance(segmentation, list):
         return _polygon_problem(segmentation, height, width)
     if isinstance(segmentation, dict):
-        return _rle_problem(segmentation, height, width)
+        return _rle_problem(segmentation, height, width, covered)
     return (
         "segmentation",
         f"its segmentation is {type(segmentation).__name__}, not a list of polygons or an RLE",
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _polygon_problem(polygons: list, height: int, width: int) -> tuple[str, str] | None:
     if not polygons:
         return "empty mask", "its segmentation is an empty list"
     for number, polygon in enumerate(polygons):
-        if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
+        kinds = set(map(type, polygon)) if isinstance(polygon, list) else {bool}
+        if bool in kinds or not all(issubclass(kind, (int, float)) for kind in kinds):
             return "segmentation", f"polygon {number} is not a flat list of numbers"
-        if not all(map(math.isfinite, polygon)):
+        if not all(map(is_number, polygon)):
             return "not a number", f"polygon {number} has a coordinate that is NaN or infinite"
         if len(polygon) < 6 or len(polygon) % 2:
             return "degenerate polygon", (
@@ -62,70 +148,38 @@ def _polygon_problem(polygons: list, height: int, width: int) -> tuple[str, str]
             )
         if len(set(zip(polygon[::2], polygon[1::2], strict=True))) < 3:
             return "degenerate polygon", f"polygon {number} has fewer than 3 different points"
-        if max(map(abs, polygon)) > 10 * (
-            height + width
-        ):  # drawing it would take time and memory without end
+        if max(map(abs, polygon)) > 10 * (height + width):  # drawing it would take time and memory without end
             return "mask outside image", f"polygon {number} has a coordinate far outside the image"
     return None
 
 
-def _rle_problem(rle: dict, height: int, width: int) -> tuple[str, str] | None:
+def _rle_problem(rle: dict, height: int, width: int, covered: int | None) -> tuple[str, str] | None:
     size, counts = rle.get("size"), rle.get("counts")
-    if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_is_number, size))):
+    if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(map(is_number, size))):
         return "segmentation", "its RLE has no size [height, width]"
     if [size[0], size[1]] != [height, width]:
-        return (
-            "mask size",
-            f"its RLE is {size[0]}x{size[1]} but the image is {height}x{width} (height x width)",
-        )
+        return "mask size", f"its RLE is {size[0]}x{size[1]} but the image is {height}x{width} (height x width)"
     if isinstance(counts, list):
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts):
+        if not all(is_integer(n) and n >= 0 for n in counts):
             return "segmentation", "its RLE counts are not all whole numbers of 0 or more"
-        total = sum(counts)
-    elif isinstance(counts, (str, bytes)):
-        try:
-            total = _compressed_total(counts)
-        except (ValueError, UnicodeEncodeError):
-            return "segmentation", "its compressed RLE is damaged"
-    else:
+        covered = sum(counts)
+    elif not isinstance(counts, (str, bytes)):
         return "segmentation", "its RLE has no counts"
-    if total != height * width:
-        return "mask size", f"its RLE covers {total} pixels but the image has {height * width}"
+    elif covered is None:
+        covered = int(covered_pixels([counts])[0])
+    if covered < 0:
+        return "segmentation", "its compressed RLE is damaged"
+    if covered != height * width:
+        return "mask size", f"its RLE covers {covered} pixels but the image has {height * width}"
     return None
 
 
-def _compressed_total(counts: str | bytes) -> int:
-    """Number of pixels a compressed RLE covers. COCO writes each run as 5-bit groups, least first, bit 5 set
-    when more follow and bit 4 of the last as the sign; from the third run on as the difference to the run two
-    before."""
-    runs: list[int] = []
-    value = shift = 0
-    for byte in counts.encode("ascii") if isinstance(counts, str) else counts:
-        byte -= 48
-        if not 0 <= byte < 64 or shift > 60:
-            raise ValueError("not a run length")
-        value |= (byte & 31) << shift
-        shift += 5
-        if not byte & 32:
-            if byte & 16:
-                value -= 1 << shift
-            if len(runs) > 2:
-                value += runs[-2]
-            if value < 0:
-                raise ValueError("negative run")
-            runs.append(value)
-            value = shift = 0
-    if shift:
-        raise ValueError("cut short")
-    return sum(runs)
+def to_rle(segmentation: list | dict, height: int, width: int, *, checked: bool = False) -> dict:
+    """Any COCO segmentation -> compressed RLE, its counts text or bytes.
 
-
-def to_rle(segmentation: list | dict, height: int, width: int) -> dict:
-    """Any COCO segmentation -> compressed RLE as pycocotools makes it (counts are bytes).
-
-    WorkbenchError where it cannot be decoded (see :func:`segmentation_problem`).
+    WorkbenchError where it cannot be decoded, unless ``checked``: :func:`segmentation_problem` found nothing.
     """
-    problem = segmentation_problem(segmentation, height, width)
+    problem = None if checked else segmentation_problem(segmentation, height, width)
     if problem:
         raise WorkbenchError(f"A mask cannot be decoded: {problem[1]}.")
     if isinstance(segmentation, list):

@@ -22,9 +22,7 @@ def read_coco_json(path: Path | str) -> dict:
     except FileNotFoundError:
         raise WorkbenchError(f"There is no annotation file {path}.") from None
     except OSError as error:
-        raise WorkbenchError(
-            f"The annotation file {path} cannot be read: {error.strerror or error}."
-        ) from error
+        raise WorkbenchError(f"The annotation file {path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError:
         raise WorkbenchError(f"The annotation file {path} is not UTF-8 text.") from None
     if not text.strip():
@@ -33,8 +31,7 @@ def read_coco_json(path: Path | str) -> dict:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise WorkbenchError(
-            f"The annotation file {path} is not valid JSON: {error.msg} "
-            f"(line {error.lineno}, column {error.colno})."
+            f"The annotation file {path} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
         ) from None
     except (ValueError, RecursionError) as error:
         raise WorkbenchError(f"The annotation file {path} is not valid JSON: {error}.") from None
@@ -46,6 +43,11 @@ def read_coco_json(path: Path | str) -> dict:
             f"The annotation file {path} is not in COCO's form: it has no list of {' or '.join(wrong)}."
         )
     return content
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value read from a file is a whole number of at most 64 bits; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def image_path(images: Path | str, file_name: str) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
-from workbench.errors import WorkbenchError
+from workbench.data.reading import is_integer
+from workbench.errors import WorkbenchError, is_number, nearest
 
 # Attributes that annotation tools add to every object of their own accord; they describe the annotating.
 BOOKKEEPING = frozenset(
@@ -67,14 +66,11 @@ class Vocabulary:
                 category_ids=tuple(int(n) for n in values["category_ids"]),
                 categories=tuple(str(name) for name in values["categories"]),
                 subcategories={
-                    str(name): tuple(str(c) for c in classes)
-                    for name, classes in values["subcategories"].items()
+                    str(name): tuple(str(c) for c in classes) for name, classes in values["subcategories"].items()
                 },
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WorkbenchError(
-                f"A list of categories and subcategories cannot be read: {error!r}."
-            ) from error
+            raise WorkbenchError(f"A list of categories and subcategories cannot be read: {error!r}.") from error
 
 
 def class_name(value: object) -> str | None:
@@ -89,7 +85,7 @@ def class_name(value: object) -> str | None:
         return None if value in UNSET else value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if is_number(value):
         return str(int(value)) if value == int(value) else repr(value)
     raise TypeError(f"{value!r} is no class")
 
@@ -102,19 +98,12 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
     declared = content.get("subcategories")
     if declared is None:
         return None
-    wrong = (
-        f'The top-level "subcategories" of {path} must be a list of '
-        '{"name": "colour", "classes": ["red", ...]}'
-    )
+    wrong = f'The top-level "subcategories" of {path} must be a list of {{"name": "colour", "classes": ["red", ...]}}'
     if not isinstance(declared, list):
         raise WorkbenchError(f"{wrong}, not {type(declared).__name__}.")
     lists: dict[str, tuple[str, ...]] = {}
     for item in declared:
-        if not (
-            isinstance(item, dict)
-            and isinstance(item.get("name"), str)
-            and isinstance(item.get("classes"), list)
-        ):
+        if not (isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("classes"), list)):
             raise WorkbenchError(f"{wrong}; found {str(item)[:80]}.")
         name = item["name"]
         try:
@@ -122,9 +111,7 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
         except TypeError as error:
             raise WorkbenchError(f"{wrong}; in {name!r}, {error}.") from None
         if not name or name in lists or not classes or None in classes or len(set(classes)) < len(classes):
-            raise WorkbenchError(
-                f"{wrong}; {name!r} is empty, appears twice or has an empty or repeated class."
-            )
+            raise WorkbenchError(f"{wrong}; {name!r} is empty, appears twice or has an empty or repeated class.")
         lists[name] = tuple(classes)
     return lists
 
@@ -161,14 +148,10 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
     """
     categories: dict[int, str] = {}
     for item in content["categories"]:
-        if not (isinstance(item, dict) and _is_id(item.get("id")) and isinstance(item.get("name"), str)):
-            raise WorkbenchError(
-                f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}."
-            )
+        if not (isinstance(item, dict) and is_integer(item.get("id")) and isinstance(item.get("name"), str)):
+            raise WorkbenchError(f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}.")
         if item["id"] in categories or item["name"] in categories.values():
-            raise WorkbenchError(
-                f"Category {item['id']} {item['name']!r} of {path} appears twice, by id or by name."
-            )
+            raise WorkbenchError(f"Category {item['id']} {item['name']!r} of {path} appears twice, by id or by name.")
         categories[item["id"]] = item["name"]
     if not categories:
         raise WorkbenchError(f"The dataset {path} has no categories.")
@@ -181,10 +164,6 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
     )
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabulary:
     """Keep the named subcategories; ``("all",)`` keeps every one, ``()`` none. WorkbenchError on an unknown
     name."""
@@ -193,9 +172,9 @@ def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabu
     known = vocabulary.subcategories
     for name in names:
         if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(known) or 'none'}."
-            raise WorkbenchError(f"The dataset has no subcategory {name!r}{hint}")
+            raise WorkbenchError(
+                f"The dataset has no subcategory {name!r}{nearest(name, known)}; it has {', '.join(known) or 'none'}."
+            )
     chosen = {name: known[name] for name in names}
     return Vocabulary(vocabulary.category_ids, vocabulary.categories, chosen)
 
@@ -226,8 +205,7 @@ def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Voc
             differences.append(f"{name}: {', '.join(extra)}")
     if differences:
         raise WorkbenchError(
-            f"The dataset {path} has subcategory classes that the checkpoint does not know: "
-            f"{'; '.join(differences)}."
+            f"The dataset {path} has subcategory classes that the checkpoint does not know: {'; '.join(differences)}."
         )
     ids = dict(zip(found.categories, found.category_ids, strict=True))
     return Vocabulary(tuple(ids[name] for name in wanted.categories), wanted.categories, wanted.subcategories)

@@ -1,4 +1,4 @@
-"""Small experiments on this machine: how many threads help, and when CUDA_VISIBLE_DEVICES is heard."""
+"""Small experiments on this machine: how many threads help, and until when CUDA_VISIBLE_DEVICES has an effect."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ print(json.dumps(names))
 
 
 def visibility_trial(value: str, python: str = sys.executable, timeout: float = 120) -> pd.DataFrame:
-    """Which GPUs torch sees when CUDA_VISIBLE_DEVICES becomes ``value`` at three moments, each in a process of
-    its own that starts without the variable.
+    """Set CUDA_VISIBLE_DEVICES to ``value`` at three moments, each in a new process that starts without the variable.
 
-    Returns a table with one row a moment: "visible" (count) and "GPUs" (names, or what went wrong).
+    Returns:
+        a table with one row a moment: "visible", how many GPUs torch sees, and "GPUs", their names or the error.
     """
     environment = {name: text for name, text in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     rows = {}
@@ -47,24 +47,24 @@ def visibility_trial(value: str, python: str = sys.executable, timeout: float = 
 
 
 def thread_trial(most: int | None = None, seconds: float = 0.5) -> pd.DataFrame:
-    """Images a second of a small convolution network on the CPU with 1, 2, 4, ... ``most`` threads.
+    """Measure a small convolution network on the CPU with 1, 2, 4, ... ``most`` threads.
 
-    ``most`` is the number of usable cores by default; each count is tried for about ``seconds``. The number
-    of threads is as before afterwards.
+    Args:
+        most: the largest number of threads; the number of usable cores by default.
+        seconds: how long each number is measured for, about.
+
+    Returns:
+        a table with the columns "threads" and "images a second". torch's number of threads is restored.
     """
     import torch
     from torch import nn
 
-    from workbench.environment.facts import usable_cores
+    from workbench.environment.cpu import usable_cores
 
     most = most or usable_cores()
     counts = sorted({*(2**n for n in range(most.bit_length())), most})
     network = nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3, 1, 1),
+        nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1)
     )
     images = torch.rand(8, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     before, rates = torch.get_num_threads(), []

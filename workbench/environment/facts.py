@@ -1,8 +1,6 @@
-"""What this machine can run, and which device a run uses.
+"""What this machine can run, as plain facts; :mod:`workbench.environment.problems` turns them into sentences.
 
-``choose_device`` is the only place that turns ``MODEL.DEVICE`` into a ``torch.device``. ``inspect_machine``
-collects what a person would otherwise look up with six commands; ``workbench.environment.problems`` turns what it finds
-into sentences. Nothing here needs a GPU, a driver or even a working torch.
+Nothing here needs a GPU, a driver or a working torch.
 """
 
 from __future__ import annotations
@@ -15,26 +13,25 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psutil
+
+from workbench.environment.cpu import cpu_name, read_text, simd_flags, usable_cores
+from workbench.environment.device import free_memory_by_uuid, freest_gpu, gpu_uuid, run_quietly
 from workbench.environment.problems import find_problems
-from workbench.errors import WorkbenchError
-
-if TYPE_CHECKING:
-    import torch
 
 GIB = 1024**3
-SIMD_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")
 PACKAGES = (
     "accelerate",
     "fvcore",
     "numpy",
     "pycocotools",
-    "faster-coco-eval",
+    "hotcoco",
     "scipy",
+    "contourpy",
     "pandas",
     "safetensors",
     "jupyterlab",
@@ -43,151 +40,12 @@ PACKAGES = (
 )
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """The device that ``name`` (``MODEL.DEVICE``) stands for.
-
-    ``cpu`` never touches CUDA. ``cuda`` is the GPU with most free memory, or, in one of several processes
-    started by ``accelerate launch`` or ``torchrun``, the GPU of this process's LOCAL_RANK. ``cuda:N`` is
-    that GPU as this process sees it (after CUDA_VISIBLE_DEVICES). ``auto`` is ``cuda`` where there is one,
-    else ``cpu``.
-
-    Raises WorkbenchError, naming what is there, when the device is unknown or missing.
-    """
-    import torch
-
-    wanted = str(name).strip().lower()
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if wanted == "auto":
-        return choose_device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    if wanted == "mps":
-        if not torch.backends.mps.is_available():
-            raise WorkbenchError(f"MODEL.DEVICE is {name!r}, but there is no Apple GPU; {_alternatives()}.")
-        return torch.device("mps")
-    if wanted != "cuda" and not (wanted.startswith("cuda:") and wanted[5:].isdigit()):
-        raise WorkbenchError(f"MODEL.DEVICE is {name!r}, which is none of cpu, cuda, cuda:0, mps and auto.")
-    if not torch.cuda.is_available():
-        raise WorkbenchError(f"MODEL.DEVICE is {name!r}, but {explain_missing_cuda()}; {_alternatives()}.")
-    count = torch.cuda.device_count()
-    if wanted != "cuda":
-        index = int(wanted[5:])
-        if index >= count:
-            raise WorkbenchError(f"MODEL.DEVICE is {name!r}, but {_visible(count)}; {_alternatives()}.")
-        return torch.device("cuda", index)
-    local_rank = os.environ.get("LOCAL_RANK", "")
-    if local_rank.isdigit() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return torch.device("cuda", int(local_rank) % count)
-    return torch.device("cuda", freest_gpu())
-
-
-def freest_gpu() -> int:
-    """Index, as torch counts, of the visible GPU with most free memory; 0 where that cannot be known.
-
-    Free memory is asked of nvidia-smi and matched by UUID: asking torch would put a CUDA context of some
-    hundred MB on every GPU, and nvidia-smi's own numbering ignores CUDA_VISIBLE_DEVICES and CUDA's ordering.
-    """
-    import torch
-
-    count = torch.cuda.device_count()
-    if count < 2:
-        return 0
-    free = free_memory_by_uuid()
-    known = [(free.get(gpu_uuid(index), -1), -index) for index in range(count)]
-    return -max(known)[1]
-
-
-def gpu_uuid(index: int) -> str:
-    """UUID of a GPU in nvidia-smi's spelling (``GPU-...``), or "" where torch does not tell."""
-    import torch
-
-    uuid = str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
-    return uuid if not uuid or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-
-
-def free_memory_by_uuid() -> dict[str, int]:
-    """Free MiB of each GPU of the machine, by UUID; empty without nvidia-smi."""
-    free = {}
-    query = ("nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits")
-    for row in run_quietly(*query).splitlines():
-        uuid, _, amount = row.partition(",")
-        if amount.strip().isdigit():
-            free[uuid.strip()] = int(amount)
-    return free
-
-
-def explain_missing_cuda() -> str:
-    """Why torch sees no CUDA GPU in this process, as a clause."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} was built without CUDA"
-    if not run_quietly("nvidia-smi", "-L") and not os.path.exists("/proc/driver/nvidia/version"):
-        return "this machine has no NVIDIA driver, so no GPU can be used"
-    if visible is not None and visible.strip() in ("", "-1"):
-        return f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU"
-    return (
-        f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable GPU, most often because the "
-        "driver is too old for that CUDA version (see `workbench env`)"
-    )
-
-
-def run_quietly(*command: str, timeout: float = 20.0) -> str:
-    """Standard output of a command, or "" if it is missing, fails or hangs."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, errors="replace")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _visible(count: int) -> str:
-    import torch
-
-    names = ", ".join(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count))
-    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    because = "" if variable is None else f" under CUDA_VISIBLE_DEVICES={variable!r}"
-    return f"this process sees {count} GPU{'s' if count > 1 else ''}{because}: {names}"
-
-
-def _alternatives() -> str:
-    import torch
-
-    there = ["cpu"]
-    if torch.cuda.is_available():
-        there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    return f"available here: {', '.join(there)} (set MODEL.DEVICE)"
-
-
-def verify_device(device: torch.device | str) -> dict[str, Any]:
-    """Computes something small on ``device`` and says where it really ran.
-
-    Returns {requested, used, name, agrees_with_cpu, allocated_mib}; ``used`` is the device holding the
-    result.
-    """
-    import torch
-
-    wanted = torch.device(device)
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.rand(64, 64, generator=generator)
-    result = matrix.to(wanted) @ matrix.to(wanted)
-    on_gpu = result.device.type == "cuda"
-    return {
-        "requested": str(wanted),
-        "used": str(result.device),
-        "name": torch.cuda.get_device_name(result.device) if on_gpu else _cpu_name(),
-        "agrees_with_cpu": bool(torch.allclose(result.cpu(), matrix @ matrix, rtol=1e-2)),
-        "allocated_mib": torch.cuda.memory_allocated(result.device) / 1024**2 if on_gpu else 0.0,
-    }
-
-
 def inspect_machine() -> dict[str, Any]:
-    """Everything about this machine that decides what the workbench can run, ready for JSON.
+    """Return everything about this machine that decides what the workbench can run, ready for JSON.
 
-    Keys: python, system, torch, torchvision, cuda, gpus (those this process sees), detectron2, packages,
-    problems. Whatever cannot be found out is None, empty, or an ``error`` string; nothing raises.
+    Returns:
+        python, system, torch, torchvision, cuda, gpus (those that this process sees), detectron2, packages, problems.
+        What cannot be determined is None, empty, or an ``error`` string; nothing raises.
     """
     machine: dict[str, Any] = {
         "python": _inspect_python(),
@@ -215,15 +73,15 @@ def _inspect_python() -> dict[str, Any]:
 
 
 def _inspect_system(torch_facts: dict[str, Any]) -> dict[str, Any]:
-    memory, flags = _memory(), _cpu_flags()
+    memory = psutil.virtual_memory()
     return {
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": usable_cores(),
         "threads": torch_facts.get("threads"),
-        "simd": [flag for flag in SIMD_FLAGS if flag in flags],
-        "memory_gib": memory.get("MemTotal"),
-        "memory_free_gib": memory.get("MemAvailable"),
+        "simd": simd_flags(),
+        "memory_gib": _in_gib(memory.total),
+        "memory_free_gib": _in_gib(memory.available),
         "directory": os.getcwd(),
         "disk_free_gib": _in_gib(_free_bytes(".")),
         "shared_memory_free_gib": _in_gib(_free_bytes("/dev/shm")),
@@ -275,7 +133,7 @@ def _inspect_cuda() -> dict[str, Any]:
         "driver_cuda": _driver_cuda(),
         "machine_gpus": gpus,
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "visible_devices_at_start": _variable_at_start("CUDA_VISIBLE_DEVICES"),
+        "visible_devices_at_start": psutil.Process().environ().get("CUDA_VISIBLE_DEVICES"),
         "started": _cuda_started(),
         "cuda_home": os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"),
         "toolkits": find_toolkits(),
@@ -312,7 +170,7 @@ def _inspect_optional(module: str) -> dict[str, Any]:
 
 
 def find_toolkits() -> list[dict[str, str]]:
-    """CUDA compilers on this machine: [{path, version, source}], the one a build would meet first first."""
+    """Return the CUDA compilers of this machine, in the order of a build's search: [{path, version, source}]."""
     places = []
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
@@ -343,19 +201,6 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _memory() -> dict[str, float]:
-    """MemTotal and MemAvailable in GiB, where the kernel tells."""
-    rows = re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    return {name: round(int(kib) * 1024 / GIB, 1) for name, kib in rows}
-
-
 def _free_bytes(directory: str) -> int | None:
     try:
         return shutil.disk_usage(directory).free
@@ -367,46 +212,19 @@ def _in_gib(amount: int | None) -> float | None:
     return None if amount is None else round(amount / GIB, 1)
 
 
-def _cpu_name() -> str:
-    match = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> set[str]:
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return set(match[1].split()) if match else set()
-
-
-def usable_cores() -> int:
-    """Cores this process may use, in a container or under a batch system fewer than the machine's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if quota.isdigit() and period.isdigit():
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
 def _cuda_started() -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_initialized()
 
 
-def _variable_at_start(name: str) -> str | None:
-    """An environment variable as it was when this process started (Linux), else as it is now."""
-    raw = _read("/proc/self/environ")
-    if not raw:
-        return os.environ.get(name)
-    return dict(row.partition("=")[::2] for row in raw.split("\0") if row).get(name)
-
-
 def _driver_version() -> str | None:
     reported = run_quietly("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
-    match = re.search(r"Kernel Module\D*?([\d.]+)", _read("/proc/driver/nvidia/version"))
+    match = re.search(r"Kernel Module\D*?([\d.]+)", read_text("/proc/driver/nvidia/version"))
     return reported[0].strip() if reported else match[1] if match else None
 
 
 def _driver_cuda() -> str | None:
-    """Newest CUDA version the driver supports, asked of the driver itself; starts no CUDA context."""
+    """Return the newest CUDA version that the driver supports, from the driver itself, without a CUDA context."""
     try:
         version = ctypes.c_int()
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:

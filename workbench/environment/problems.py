@@ -1,33 +1,36 @@
-"""From the facts of ``environment.inspect_machine`` to sentences: what is wrong, and what command mends it.
+"""From the facts of ``inspect_machine`` to sentences: what is wrong, and which command mends it.
 
-Every function here is pure: facts in, text out, so each mismatch can be tried on a machine without it.
+Every function is pure: facts in, text out, so that each mismatch can be tested on a machine without it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 11)
 LOW_DISK_GIB, LOW_MEMORY_GIB, LOW_GPU_GIB, LOW_SHARED_GIB = 2.0, 2.0, 3.0, 0.25
 
 Problem = dict[str, str]  # {"sentence": what is wrong, "command": what mends it}
+Pairs = Iterator[tuple[str, str]]
 
 
 def find_problems(machine: dict[str, Any]) -> list[Problem]:
-    """Every mismatch in the facts of ``inspect_machine``, worst first; empty when all is well."""
-    return [
-        *_package_problems(machine),
-        *_driver_problems(machine),
-        *_visibility_problems(machine),
-        *_gpu_problems(machine),
-        *_toolkit_problems(machine),
-        *_room_problems(machine["system"]),
-    ]
+    """Return every mismatch in the facts of ``inspect_machine``, worst first."""
+    checks = (
+        _package_problems,
+        _driver_problems,
+        _visibility_problems,
+        _gpu_problems,
+        _toolkit_problems,
+        _space_problems,
+    )
+    return [{"sentence": sentence, "command": command} for check in checks for sentence, command in check(machine)]
 
 
 def format_report(machine: dict[str, Any]) -> str:
-    """The facts as text for a terminal: one aligned block a subject, problems last."""
+    """Return the facts as text for a terminal: one aligned line a fact, problems last."""
     system, torch, vision, cuda = machine["system"], machine["torch"], machine["torchvision"], machine["cuda"]
     python, problems = machine["python"], machine["problems"]
     detectron2, packages = machine["detectron2"], machine["packages"]
@@ -63,190 +66,135 @@ def format_report(machine: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _package_problems(machine: dict[str, Any]) -> list[Problem]:
+def _package_problems(machine: dict[str, Any]) -> Pairs:
     python, torch, vision = machine["python"], machine["torch"], machine["torchvision"]
+    reinstall = "python -m pip install --force-reinstall -r requirements.lock"
     if python["kind"] == "conda":
         reinstall = "conda env update -f environment.yml --prune"
-    else:
-        reinstall = "python -m pip install --force-reinstall -r requirements.lock"
-    found = []
     if _numbers(python["version"]) < OLDEST_PYTHON:
-        found.append(
-            _problem(
-                f"Python {python['version']} is older than {_dotted(OLDEST_PYTHON)}, which the workbench needs.",
-                "rm -rf .venv && make env PYTHON=python3.12",
-            )
-        )
+        needed = f"older than {_dotted(OLDEST_PYTHON)}, which the workbench needs"
+        yield f"Python {python['version']} is {needed}.", "rm -rf .venv && make env PYTHON=python3.12"
     if torch["version"] is None:
-        found.append(_problem("torch is not installed.", reinstall))
+        yield "torch is not installed.", reinstall
     elif torch["error"]:
-        found.append(_problem(f"torch {torch['version']} does not load ({torch['error']}).", reinstall))
+        yield f"torch {torch['version']} does not load ({torch['error']}).", reinstall
     elif _numbers(torch["version"]) < OLDEST_TORCH:
-        found.append(
-            _problem(
-                f"torch {torch['version']} is older than {_dotted(OLDEST_TORCH)}, which the workbench needs.",
-                reinstall,
-            )
-        )
+        needed = f"older than {_dotted(OLDEST_TORCH)}, which the workbench needs"
+        yield f"torch {torch['version']} is {needed}.", reinstall
     if vision["version"] is None:
-        found.append(_problem("torchvision is not installed.", reinstall))
+        yield "torchvision is not installed.", reinstall
     elif vision["error"] and not torch["error"]:
         wants = f"; it was built for torch {vision['wants_torch']}" if vision["wants_torch"] else ""
-        found.append(
-            _problem(
-                f"torchvision {vision['version']} does not belong to torch {torch['version']} "
-                f"({vision['error']}){wants}.",
-                reinstall,
-            )
-        )
+        pair = f"torchvision {vision['version']} does not belong to torch {torch['version']}"
+        yield f"{pair} ({vision['error']}){wants}.", reinstall
     if machine["detectron2"]["error"]:
-        found.append(
-            _problem(
-                f"detectron2 is installed but does not load ({machine['detectron2']['error']}), most often "
-                "because it was built for another torch; the workbench runs without it.",
-                "conda env create -f environment.yml",
-            )
+        yield (
+            f"detectron2 is installed but does not load ({machine['detectron2']['error']}), most often because it was "
+            "built for another torch; the workbench runs without it.",
+            "conda env create -f environment.yml",
         )
-    return found
 
 
-def _driver_problems(machine: dict[str, Any]) -> list[Problem]:
+def _driver_problems(machine: dict[str, Any]) -> Pairs:
     torch, cuda = machine["torch"], machine["cuda"]
     if not (cuda["driver"] or cuda["machine_gpus"]) or torch["error"] or torch["version"] is None:
-        return []
+        return
     if torch["cuda"] is None:
-        return [
-            _problem(
-                f"This machine has an NVIDIA GPU, but torch {torch['version']} was built without CUDA.",
-                "python -m pip install --force-reinstall -r requirements.lock",
-            )
-        ]
-    if cuda["driver_cuda"] and _numbers(cuda["driver_cuda"])[0] < _numbers(torch["cuda"])[0]:
-        return [
-            _problem(
-                f"The NVIDIA driver {_or(cuda['driver'], '')} supports CUDA {cuda['driver_cuda']}, but torch "
-                f"{torch['version']} was built for CUDA {torch['cuda']}: update the driver, or let conda choose "
-                "a torch for it.",
-                "conda env create -f environment.yml && conda activate workbench",
-            )
-        ]
-    if not machine["gpus"] and not _hides_all(cuda["visible_devices"]):
-        return [
-            _problem(
-                "This machine has an NVIDIA driver, but torch can use no GPU: the driver may have been updated "
-                "without a restart, or the container was started without GPUs.",
-                "nvidia-smi",
-            )
-        ]
-    return []
+        yield (
+            f"This machine has an NVIDIA GPU, but torch {torch['version']} was built without CUDA.",
+            "python -m pip install --force-reinstall -r requirements.lock",
+        )
+    elif cuda["driver_cuda"] and _numbers(cuda["driver_cuda"])[0] < _numbers(torch["cuda"])[0]:
+        yield (
+            f"The NVIDIA driver {_or(cuda['driver'], '')} supports CUDA {cuda['driver_cuda']}, but torch "
+            f"{torch['version']} was built for CUDA {torch['cuda']}: update the driver, or let conda choose a torch "
+            "for it.",
+            "conda env create -f environment.yml && conda activate workbench",
+        )
+    elif not machine["gpus"] and not _hides_all(cuda["visible_devices"]):
+        yield (
+            "This machine has an NVIDIA driver, but torch can use no GPU: the driver may have been updated without a "
+            "restart, or the container was started without GPUs.",
+            "nvidia-smi",
+        )
 
 
-def _visibility_problems(machine: dict[str, Any]) -> list[Problem]:
+def _visibility_problems(machine: dict[str, Any]) -> Pairs:
     cuda, count = machine["cuda"], len(machine["cuda"]["machine_gpus"])
-    value = cuda["visible_devices"]
+    value, before = cuda["visible_devices"], cuda["visible_devices_at_start"]
     if not count:
-        return []
-    found = []
+        return
     if _hides_all(value):
-        hidden = f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU."
-        found.append(_problem(hidden, "unset CUDA_VISIBLE_DEVICES"))
+        yield f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU.", "unset CUDA_VISIBLE_DEVICES"
     elif value is not None:
         missing = [part for part in value.split(",") if part.strip().isdigit() and int(part) >= count]
         if missing:
-            found.append(
-                _problem(
-                    f"CUDA_VISIBLE_DEVICES={value!r} names GPU {missing[0].strip()}, but this machine's last is "
-                    f"{count - 1}; CUDA ignores that one and all after it.",
-                    f"export CUDA_VISIBLE_DEVICES={','.join(str(index) for index in range(count))}",
-                )
+            yield (
+                f"CUDA_VISIBLE_DEVICES={value!r} names GPU {missing[0].strip()}, but this machine's last is "
+                f"{count - 1}; CUDA ignores that one and all after it.",
+                f"export CUDA_VISIBLE_DEVICES={','.join(str(index) for index in range(count))}",
             )
-    if cuda["started"] and value != cuda["visible_devices_at_start"]:
-        found.append(
-            _problem(
-                f"CUDA_VISIBLE_DEVICES is {value!r} now and was {cuda['visible_devices_at_start']!r} when this "
-                "process started; a change after CUDA has started has no effect: set it before anything uses the "
-                "GPU.",
-                f"restart the kernel or process after: export CUDA_VISIBLE_DEVICES={_or(value, '')}",
-            )
+    if cuda["started"] and value != before:
+        yield (
+            f"CUDA_VISIBLE_DEVICES is {value!r} now and was {before!r} when this process started; a change after CUDA "
+            "has started has no effect: set it before anything uses the GPU.",
+            f"restart the kernel or process after: export CUDA_VISIBLE_DEVICES={_or(value, '')}",
         )
-    return found
 
 
-def _gpu_problems(machine: dict[str, Any]) -> list[Problem]:
-    found, built_for = [], machine["torch"].get("built_for") or []
+def _gpu_problems(machine: dict[str, Any]) -> Pairs:
+    built_for = machine["torch"].get("built_for") or []
     for gpu in machine["gpus"]:
+        name = f"cuda:{gpu['index']} ({gpu['name']})"
         if built_for and not runs_on(gpu["capability"], built_for):
-            found.append(
-                _problem(
-                    f"GPU cuda:{gpu['index']} ({gpu['name']}) has compute capability {gpu['capability']}, for "
-                    f"which torch {machine['torch']['version']} has no code (it has {', '.join(built_for)}).",
-                    "conda env create -f environment.yml && conda activate workbench",
-                )
+            yield (
+                f"GPU {name} has compute capability {gpu['capability']}, for which torch {machine['torch']['version']} "
+                f"has no code (it has {', '.join(built_for)}).",
+                "conda env create -f environment.yml && conda activate workbench",
             )
-        if gpu["freest"] and gpu["free_gib"] is not None and gpu["free_gib"] < LOW_GPU_GIB:
-            found.append(
-                _problem(
-                    f"The freest GPU, cuda:{gpu['index']} ({gpu['name']}), has only {gpu['free_gib']} GiB free.",
-                    "nvidia-smi --query-compute-apps=pid,used_memory,name --format=csv",
-                )
-            )
-    return found
+        if gpu["freest"] and _below(gpu["free_gib"], LOW_GPU_GIB):
+            command = "nvidia-smi --query-compute-apps=pid,used_memory,name --format=csv"
+            yield f"The GPU with most free memory, {name}, has only {gpu['free_gib']} GiB free.", command
 
 
-def _toolkit_problems(machine: dict[str, Any]) -> list[Problem]:
-    torch, cuda = machine["torch"], machine["cuda"]
-    home, kits = cuda["cuda_home"], cuda["toolkits"]
+def _toolkit_problems(machine: dict[str, Any]) -> Pairs:
+    home, kits = machine["cuda"]["cuda_home"], machine["cuda"]["toolkits"]
     if not home:
-        return []
+        return
     own = [kit for kit in kits if kit["source"] == "CUDA_HOME"]
+    wanted = machine["torch"].get("cuda")
     if not own:
-        return [_problem(f"CUDA_HOME is {home}, where there is no working bin/nvcc.", "unset CUDA_HOME")]
-    wanted = torch.get("cuda")
-    if wanted and _numbers(own[0]["version"])[0] != _numbers(wanted)[0]:
+        yield f"CUDA_HOME is {home}, where there is no working bin/nvcc.", "unset CUDA_HOME"
+    elif wanted and _numbers(own[0]["version"])[0] != _numbers(wanted)[0]:
         fitting = [kit["path"] for kit in kits if _numbers(kit["version"])[0] == _numbers(wanted)[0]]
-        return [
-            _problem(
-                f"CUDA_HOME is {home} with CUDA {own[0]['version']}, but torch was built for CUDA {wanted}: what "
-                "is compiled with it would not load.",
-                f"export CUDA_HOME={fitting[0].removesuffix('/bin/nvcc')}" if fitting else "unset CUDA_HOME",
-            )
-        ]
-    return []
+        yield (
+            f"CUDA_HOME is {home} with CUDA {own[0]['version']}, but torch was built for CUDA {wanted}: what is "
+            "compiled with it would not load.",
+            f"export CUDA_HOME={fitting[0].removesuffix('/bin/nvcc')}" if fitting else "unset CUDA_HOME",
+        )
 
 
-def _room_problems(system: dict[str, Any]) -> list[Problem]:
-    found = []
-    if system["threads"] and system["threads"] > system["cores"]:
-        found.append(
-            _problem(
-                f"torch runs {system['threads']} threads on {system['cores']} usable cores, which slows it down.",
-                f"export OMP_NUM_THREADS={system['cores']}",
-            )
+def _space_problems(machine: dict[str, Any]) -> Pairs:
+    system = machine["system"]
+    threads, cores, disk = system["threads"], system["cores"], system["disk_free_gib"]
+    memory, shared = system["memory_free_gib"], system["shared_memory_free_gib"]
+    if threads and threads > cores:
+        slow = f"torch runs {threads} threads on {cores} usable cores, which slows it down."
+        yield slow, f"export OMP_NUM_THREADS={cores}"
+    if _below(disk, LOW_DISK_GIB):
+        full = f"Only {disk} GiB of disk is free in {system['directory']}: a checkpoint may not fit."
+        yield full, "du -sh outputs/* data/* | sort -h"
+    if _below(memory, LOW_MEMORY_GIB):
+        yield (
+            f"Only {memory} GiB of memory is free: take a smaller batch and fewer workers.",
+            "workbench train ... SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0",
         )
-    if _below(system["disk_free_gib"], LOW_DISK_GIB):
-        found.append(
-            _problem(
-                f"Only {system['disk_free_gib']} GiB of disk is free in {system['directory']}: a checkpoint may "
-                "not fit.",
-                "du -sh outputs/* data/* | sort -h",
-            )
+    if _below(shared, LOW_SHARED_GIB):
+        yield (
+            f"Shared memory (/dev/shm) has only {shared} GiB free, so loader workers die with a bus error: give the "
+            "container more, or use no workers.",
+            "workbench train ... DATALOADER.NUM_WORKERS 0",
         )
-    if _below(system["memory_free_gib"], LOW_MEMORY_GIB):
-        found.append(
-            _problem(
-                f"Only {system['memory_free_gib']} GiB of memory is free: take a smaller batch and fewer workers.",
-                "workbench train ... SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0",
-            )
-        )
-    if _below(system["shared_memory_free_gib"], LOW_SHARED_GIB):
-        found.append(
-            _problem(
-                f"Shared memory (/dev/shm) has only {system['shared_memory_free_gib']} GiB free, so loader "
-                "workers die with a bus error: give the container more, or use no workers.",
-                "workbench train ... DATALOADER.NUM_WORKERS 0",
-            )
-        )
-    return found
 
 
 def runs_on(capability: str, built_for: list[str]) -> bool:
@@ -270,10 +218,6 @@ def runs_on(capability: str, built_for: list[str]) -> bool:
         if fits:
             return True
     return False
-
-
-def _problem(sentence: str, command: str) -> Problem:
-    return {"sentence": sentence, "command": command}
 
 
 def _numbers(version: str) -> tuple[int, ...]:

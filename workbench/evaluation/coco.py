@@ -19,6 +19,7 @@ from workbench.evaluation.columns import IOU_TYPES, EvaluationData, read_inputs
 from workbench.evaluation.scorers import Accumulated, Task, accumulate
 
 COCO_LIMIT = 100
+COCO_IOUS = np.linspace(0.5, 0.95, 10)
 SIZES = ("all", "small", "medium", "large")
 
 
@@ -28,7 +29,7 @@ def coco_scores(
     *,
     iou_type: str = "segm",
     max_dets: Sequence[int] = (1, 10, 100),
-    scorer: str = "faster-coco-eval",
+    scorer: str = "hotcoco",
 ) -> dict:
     """COCO's scores of `results` (a list of COCO results) on `gt` (a COCO instances dict), in percent.
 
@@ -45,7 +46,7 @@ def scores_of(
     *,
     iou_type: str = "segm",
     max_dets: Sequence[int] = (1, 10, 100),
-    scorer: str = "faster-coco-eval",
+    scorer: str = "hotcoco",
 ) -> dict:
     """`coco_scores` of inputs that were read already."""
     limits = check_max_dets(max_dets)
@@ -87,7 +88,6 @@ def main_task(data: EvaluationData, iou_type: str = "segm") -> Task:
         boxes_g=objects.boxes,
         areas_g=objects.areas,
         crowd=objects.crowd,
-        unscored=np.zeros(len(objects), dtype=bool),
         image_d=predictions.image,
         class_d=predictions.category,
         rles_d=predictions.rles if segm else None,
@@ -112,15 +112,16 @@ def average_precision(
     part = found.precision[:, :, :, SIZES.index(size), found.max_dets.index(limit)]
     if iou is not None:
         part = part[[int(np.argmin(np.abs(found.iou_thresholds - iou)))]]
-    return _mean(part if category is None else part[:, :, category])
+    return mean_in_percent(part if category is None else part[:, :, category])
 
 
 def average_recall(found: Accumulated, limit: int) -> float | None:
     """Mean over IoU thresholds and categories of the recall in percent with at most `limit` detections."""
-    return _mean(found.recall[:, :, 0, found.max_dets.index(limit)])
+    return mean_in_percent(found.recall[:, :, 0, found.max_dets.index(limit)])
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_in_percent(values: np.ndarray) -> float | None:
+    """Mean of the fractions that were measured (-1 stands for the others) in percent; None where there is none."""
     values = values[values > -1]
     return 100 * float(values.mean()) if values.size else None
 
@@ -130,7 +131,7 @@ def category_table(
     results: Sequence[Mapping],
     *,
     iou_type: str = "segm",
-    scorer: str = "faster-coco-eval",
+    scorer: str = "hotcoco",
 ) -> pd.DataFrame:
     """One row a main category: AP, AP50, AP75, APs, APm, APl in percent (NaN without ground truth), the
     number of ground-truth objects (crowd regions aside) and of predictions.
@@ -163,7 +164,7 @@ def coco_curves(
     iou: float = 0.5,
     iou_type: str = "segm",
     limit: int = COCO_LIMIT,
-    scorer: str = "faster-coco-eval",
+    scorer: str = "hotcoco",
 ) -> dict[str, dict[str, np.ndarray]]:
     """Precision-recall curves at one of COCO's IoU thresholds (0.5, 0.55, ... 0.95).
 

@@ -7,18 +7,17 @@ caller's objects.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import hotcoco
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from workbench.data.masks import segmentation_problem, to_rle
-from workbench.data.runs import covered_pixels
-from workbench.errors import WorkbenchError
+from workbench.data.masks import covered_pixels, segmentation_problem, to_rle
+from workbench.errors import WorkbenchError, is_number
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -76,18 +75,23 @@ class EvaluationData:
         groups = self.predictions.by_image(len(self.image_ids))
         return [rows[np.argsort(-self.predictions.scores[rows], kind="stable")] for rows in groups]
 
-    def ious(self, image: int, predictions: np.ndarray, iou_type: str = "segm") -> np.ndarray:
-        """(len(predictions), objects of the image) IoU; against a crowd region, COCO's intersection over the
-        prediction's own area."""
-        objects = self.objects_by_image[image]
-        if not len(objects) or not len(predictions):
-            return np.zeros((len(predictions), len(objects)))
-        if iou_type == "segm":
-            ours = [self.predictions.rles[i] for i in predictions]
-            theirs = [self.objects.rles[i] for i in objects]
-        else:
-            ours, theirs = self.predictions.boxes[predictions], self.objects.boxes[objects]
-        return np.asarray(coco_mask.iou(ours, theirs, self.objects.crowd[objects].astype(np.uint8).tolist()))
+    @cached_property
+    def _ious(self) -> dict[tuple[int, str], np.ndarray]:
+        return {}
+
+    def ious(self, image: int, iou_type: str = "segm") -> np.ndarray:
+        """(predictions of the image, best score first, objects of the image) float64 IoU, computed once; against a
+        crowd region, COCO's intersection over the prediction's own area."""
+        if (image, iou_type) not in self._ious:
+            rows = self.predictions_by_image[image], self.objects_by_image[image]
+            shapes = [
+                [side.rles[i] for i in some] if iou_type == "segm" else side.boxes[some]
+                for side, some in zip((self.predictions, self.objects), rows, strict=True)
+            ]
+            # hotcoco cannot tell an empty list of masks from one of boxes.
+            ious = np.zeros([len(some) for some in rows])
+            self._ious[image, iou_type] = hotcoco.mask.iou(*shapes, self.objects.crowd[rows[1]]) if ious.size else ious
+        return self._ious[image, iou_type]
 
 
 def read_inputs(gt: Mapping, results: Sequence[Mapping], *, iou_type: str = "segm") -> EvaluationData:
@@ -137,11 +141,6 @@ def _size(image: Mapping) -> tuple[int, int]:
     if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
         raise WorkbenchError(f"Image id {image['id']} of the ground truth has no positive height and width.")
     return height, width
-
-
-def is_number(value: object) -> bool:
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _columns(
@@ -215,7 +214,7 @@ def _shape(
         problem = segmentation_problem(segmentation, *size)
         if problem:
             raise WorkbenchError(f"{_where(number, row, predicted)}: {problem[1]}.")
-        return to_rle(segmentation, *size), box, known
+        return to_rle(segmentation, *size, checked=True), box, known
     if box is None:
         raise WorkbenchError(f"{_where(number, row, predicted)} has neither a bbox nor a segmentation.")
     return None, box, area if not predicted and is_number(area) else box[2] * box[3]
@@ -240,7 +239,7 @@ def _check_compressed(
     """All compressed masks at once; one at a time they would take most of an evaluation."""
     places = [i for i, rle in enumerate(rles) if rle is not None]
     counts = [rles[i]["counts"] for i in places]
-    covered = covered_pixels([c.encode("utf-8") if isinstance(c, str) else c for c in counts])
+    covered = covered_pixels(counts)
     wanted = np.array([sizes[image[i]][0] * sizes[image[i]][1] for i in places], dtype=np.int64)
     for k in np.flatnonzero(covered != wanted)[:1]:
         number = places[k]

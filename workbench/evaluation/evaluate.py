@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from workbench.evaluation.coco import check_max_dets, scores_of
 from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.results import rank_results
 from workbench.evaluation.subcategories import has_subcategories, subcategory_scores
+from workbench.files import write_json
 
 
 def evaluate_results(
@@ -25,7 +24,7 @@ def evaluate_results(
     *,
     max_dets: Sequence[int] = (1, 10, 100),
     rank_by: str = "main",
-    scorer: str = "faster-coco-eval",
+    scorer: str = "hotcoco",
     stats: Mapping | None = None,
 ) -> dict:
     """Scores COCO results against a COCO ground truth and returns what `metrics.json` holds.
@@ -67,17 +66,9 @@ def evaluate_results(
 
 
 def save_metrics(path: str | Path, metrics: Mapping) -> Path:
-    """Writes metrics as JSON, NaN and infinity as null; complete or not at all, never half."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps(_finite(metrics), indent=2, ensure_ascii=False, allow_nan=False)
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    """Write metrics as JSON, NaN and infinity as null; complete or not at all, never half."""
+    write_json(Path(path), _finite(metrics), indent=2, allow_nan=False)
+    return Path(path)
 
 
 def _finite(value: object) -> object:

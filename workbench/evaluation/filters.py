@@ -6,10 +6,9 @@ is dropped by exactly one. Overlap comes last: a row that is not drawn must not 
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +18,11 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
-from workbench.data.masks import to_rle
+from workbench.data.masks import mask_areas, to_rle
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError
-from workbench.evaluation.columns import is_number
+from workbench.errors import WorkbenchError, is_number, nearest
 from workbench.evaluation.results import to_coco_results
+from workbench.files import write_json
 
 MEASURES = ("probability", "logit")
 NMS = ("off", "within", "across")
@@ -105,16 +104,12 @@ class FilterSettings:
         return cls.load(path) if path else cls.from_dict(values, "the parameters")
 
     def save(self, path: str | Path) -> Path:
-        """Writes JSON that `load` and `workbench predict --filters` read; whole or not at all."""
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.draft")
+        """Write JSON that `load` and `workbench predict --filters` read; whole or not at all."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
-            draft.replace(path)
+            write_json(Path(path), self.to_dict(), indent=2)
         except OSError as error:
             raise WorkbenchError(f"The settings cannot be saved as {path}: {error.strerror}.") from None
-        return path
+        return Path(path)
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -137,8 +132,10 @@ class FilterSettings:
         ):
             for name in names:
                 if name not in known:
-                    hint = _nearest(name, known) or f"; there are {', '.join(known) or 'none'}."
-                    raise WorkbenchError(f"The filters name the {kind} {name!r}, which is unknown{hint}")
+                    raise WorkbenchError(
+                        f"The filters name the {kind} {name!r}, which is unknown{nearest(name, known)}; there are "
+                        f"{', '.join(known) or 'none'}."
+                    )
 
     def rules(self, vocabulary: Vocabulary) -> tuple[str, ...]:
         """Names of all rules, in the order they are applied, whether they are in use or not."""
@@ -159,14 +156,11 @@ def _known_keys(values: object, kind: type, source: str) -> Mapping[str, Any]:
     known = [each.name for each in fields(kind)]
     for key in values:
         if key not in known:
-            hint = _nearest(str(key), known) or f"; there are {', '.join(known)}."
-            raise WorkbenchError(f"{source[:1].upper()}{source[1:]} has the unknown key {key!r}{hint}")
+            raise WorkbenchError(
+                f"{source[:1].upper()}{source[1:]} has the unknown key {key!r}{nearest(str(key), known)}; there are "
+                f"{', '.join(known)}."
+            )
     return values
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _check_number(values: Mapping, key: str, source: str, least: float, most: float) -> None:
@@ -273,9 +267,7 @@ class Candidates:
     @cached_property
     def area(self) -> np.ndarray:
         """(N,) mask area in pixels."""
-        # pycocotools.mask.area overflows above 255 masks
-        parts = [coco_mask.area(self.rles[i : i + 255]) for i in range(0, len(self.rles), 255)]
-        return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
+        return mask_areas(self.rles).astype(np.float64)
 
     @cached_property
     def image(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which prediction found which object: COCO's greedy matching at one IoU threshold."""
+"""Which prediction is matched to which object: COCO's greedy matching at one IoU threshold."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from workbench.evaluation.columns import EvaluationData
 
 @dataclass(frozen=True)
 class Matches:
-    """object_of: (N,) int64, for each prediction the row of the object it found, or -1; overlap: (N,) its IoU
-    with that object, or 0; ignored: (N,) bool, True for a prediction that found no object but lies on a crowd
-    region.
+    """object_of: (N,) int64, the object that each prediction is matched to, or -1; overlap: (N,) the IoU with that
+    object, or 0; ignored: (N,) bool, True for a prediction without an object that lies on a crowd region.
     """
 
     object_of: np.ndarray
@@ -27,34 +26,37 @@ def match_predictions(
     iou: float = 0.5,
     iou_type: str = "segm",
     same_category: bool = True,
-    score_threshold: float | None = None,
+    candidates: np.ndarray | None = None,
+    traits: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Matches:
-    """Matches every prediction of `data` (those scoring at least `score_threshold`, where given).
+    """Match the predictions of ``data`` (those where ``candidates``, (N,) bool, is True).
 
     As in COCO: within an image predictions choose by falling score; each takes the free object it overlaps
-    most, if their IoU is at least `iou`; an object is taken once; a prediction left without one is ignored
-    where it overlaps a crowd region. `same_category=False` lets a prediction find an object of another main
-    category.
+    most, if their IoU is at least ``iou``; an object is taken once; a prediction left without one is ignored
+    where it overlaps a crowd region. ``same_category=False`` lets a prediction take an object of another main
+    category. ``traits``: (objects, S) and (predictions, S) int64 that must agree wherever the object's are not -1.
     """
     predictions, objects = data.predictions, data.objects
     object_of = np.full(len(predictions), -1, dtype=np.int64)
     overlap = np.zeros(len(predictions))
     ignored = np.zeros(len(predictions), dtype=bool)
     for image, rows in enumerate(data.predictions_by_image):
-        if score_threshold is not None:
-            rows = rows[predictions.scores[rows] >= score_threshold]
         there = data.objects_by_image[image]
         if not len(rows) or not len(there):
             continue
-        ious = data.ious(image, rows, iou_type)
+        ious = data.ious(image, iou_type)
+        if candidates is not None:
+            rows, ious = rows[candidates[rows]], ious[candidates[rows]]
         if same_category:
-            ious = np.where(predictions.category[rows][:, None] == objects.category[there][None], ious, 0.0)
-        crowd = objects.crowd[there]
-        chosen, on_crowd = _greedy(ious, crowd, iou)
-        found = chosen >= 0
-        object_of[rows[found]] = there[chosen[found]]
-        overlap[rows[found]] = ious[found, chosen[found]]
-        ignored[rows] = on_crowd
+            ious = np.where(predictions.category[rows][:, None] == objects.category[there], ious, 0.0)
+        if traits is not None:
+            wanted = traits[0][there]
+            agrees = (wanted == -1) | (wanted == traits[1][rows][:, None])
+            ious = np.where(agrees.all(axis=2), ious, 0.0)
+        chosen, ignored[rows] = _greedy(ious, objects.crowd[there], iou)
+        matched = chosen >= 0
+        object_of[rows[matched]] = there[chosen[matched]]
+        overlap[rows[matched]] = ious[matched, chosen[matched]]
     return Matches(object_of, overlap, ignored)
 
 
@@ -63,7 +65,7 @@ def _greedy(ious: np.ndarray, crowd: np.ndarray, threshold: float) -> tuple[np.n
     threshold = min(threshold, 1 - 1e-10)  # as COCO: an IoU of 1 must pass a threshold of 1
     chosen = np.full(len(ious), -1, dtype=np.int64)
     free = np.where(crowd[None], -1.0, ious)
-    for d in np.flatnonzero(free.max(axis=1) >= threshold):
+    for d in np.flatnonzero((free >= threshold).any(axis=1)):
         column = free.shape[1] - 1 - int(free[d, ::-1].argmax())  # of equal IoUs COCO takes the last
         if free[d, column] >= threshold:
             chosen[d] = column

@@ -28,9 +28,10 @@ def per_image_scores(
     100.
     """
     data = read_inputs(gt, results, iou_type=iou_type)
-    matches = match_predictions(data, iou=iou, iou_type=iou_type, score_threshold=score_threshold)
+    drawn = data.predictions.scores >= score_threshold
+    matches = match_predictions(data, iou=iou, iou_type=iou_type, candidates=drawn)
     images = len(data.image_ids)
-    counted = (data.predictions.scores >= score_threshold) & ~matches.ignored
+    counted = drawn & ~matches.ignored
     found = matches.object_of >= 0
     n_gt = np.bincount(data.objects.image[~data.objects.crowd], minlength=images)
     n_pred = np.bincount(data.predictions.image[counted], minlength=images)

@@ -132,7 +132,7 @@ def objects_per_image(truth: Mapping) -> pd.Series:
 
 
 def detection_limits(
-    truth: Mapping, results: Sequence[Mapping], limits: Sequence[int], *, scorer: str = "faster-coco-eval"
+    truth: Mapping, results: Sequence[Mapping], limits: Sequence[int], *, scorer: str = "hotcoco"
 ) -> pd.DataFrame:
     """AP and AR of masks in percent when the best k predictions of a category count in each image, for each k
     of ``limits``; NaN without ground truth."""
@@ -149,7 +149,7 @@ def right_and_wrong(truth: Mapping, results: Sequence[Mapping], *, iou: float = 
     outcome = np.where(matches.object_of >= 0, "right", np.where(matches.ignored, "crowd", "wrong")).astype(object)
     for image, rows in enumerate(data.predictions_by_image):
         there = data.objects_by_image[image]
-        ious = data.ious(image, rows)
+        ious = data.ious(image)
         same = data.predictions.category[rows][:, None] == data.objects.category[there][None]
         on_object = ((ious >= iou) & same & ~data.objects.crowd[there]).any(axis=1)
         twice = on_object & (outcome[rows] == "wrong")
@@ -171,9 +171,7 @@ def find_duplicates(results: Sequence[Mapping], *, iou: float = 0.7, score_thres
     rows = []
     for image_id, members in groups.items():
         members = sorted(members, key=lambda row: -row["score"])
-        rles = [
-            {"size": m["segmentation"]["size"], "counts": m["segmentation"]["counts"].encode("ascii")} for m in members
-        ]
+        rles = [row["segmentation"] for row in members]
         ious = np.asarray(coco_mask.iou(rles, rles, [0] * len(rles)))
         overlaps = np.triu(ious > iou, k=1)
         for i, row in enumerate(members):

@@ -9,7 +9,6 @@ logit of its likeliest class, no-object aside}.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,23 +16,13 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from workbench.data.masks import encode_masks
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
+from workbench.files import write_text
 from workbench.models.postprocess import RANK_BY, rank_scores
 
 DECIMALS = 8  # keeps the order of float32 scores and halves the file
-
-
-def encode_masks(masks: torch.Tensor) -> list[dict]:
-    """(N, H, W) bool tensor -> N compressed RLEs {"size": [H, W], "counts": str}."""
-    if not len(masks):
-        return []
-    # pycocotools reads (H, W, N) column by column, which is (N, W, H) row by row: one copy for all.
-    stacked = masks.to("cpu", torch.uint8).transpose(1, 2).contiguous().numpy().transpose(2, 1, 0)
-    return [
-        {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
-        for rle in coco_mask.encode(stacked)
-    ]
 
 
 def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> list[dict]:
@@ -46,8 +35,8 @@ def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocab
         return []
     # Rows of one query have the same mask, which is the costly part.
     _, first, place = np.unique(_numbers(predictions["query"]), return_index=True, return_inverse=True)
-    rles = encode_masks(predictions["masks"][torch.from_numpy(first)])
-    boxes = coco_mask.toBbox([{"size": rle["size"], "counts": rle["counts"].encode("ascii")} for rle in rles]).tolist()
+    rles = encode_masks(predictions["masks"][torch.from_numpy(first)].cpu().numpy())
+    boxes = coco_mask.toBbox(rles).tolist()
     labels = _numbers(predictions["labels"])
     fields = {"score": "scores", "main_score": "main_scores", "mask_score": "mask_scores", "query": "query"}
     columns = {key: _numbers(predictions[field]) for key, field in fields.items()}
@@ -128,18 +117,10 @@ def _column(rows: Sequence[Mapping], members: Sequence[int], name: str) -> torch
 
 
 def save_predictions(path: str | Path, results: Sequence[Mapping]) -> Path:
-    """Writes results as JSON, one row a line; the file is complete or absent, never half written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            lines = (json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in results)
-            file.write("[\n" + ",\n".join(lines) + "\n]\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    """Write results as JSON, one row a line; the file is complete or absent, never half written."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for row in results)
+    write_text(Path(path), "[\n" + ",\n".join(lines) + "\n]\n")
+    return Path(path)
 
 
 def load_predictions(path: str | Path) -> list[dict]:

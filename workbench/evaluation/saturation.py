@@ -16,11 +16,10 @@ from pycocotools import mask as coco_mask
 from torch import nn
 from tqdm.auto import tqdm
 
-from workbench.data.masks import decode_mask
+from workbench.data.masks import decode_mask, encode_masks
 from workbench.errors import WorkbenchError
 from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.matching import match_predictions
-from workbench.evaluation.results import encode_masks
 
 GRID = 10
 
@@ -166,12 +165,12 @@ def _found(
     found, merged = np.zeros(len(masks), dtype=bool), np.zeros(len(masks), dtype=bool)
     wanted = predictions["scores"] >= score_threshold
     order = predictions["scores"][wanted].argsort(descending=True, stable=True)
-    theirs = _encoded(encode_masks(predictions["masks"][wanted][order]))
-    if not theirs:
+    predicted = encode_masks(predictions["masks"][wanted][order].cpu().numpy())
+    if not predicted:
         return found, merged
-    ours = _encoded(encode_masks(torch.from_numpy(masks)))
-    ious = np.asarray(coco_mask.iou(theirs, ours, [0] * len(ours)))
-    covered = np.asarray(coco_mask.iou(ours, theirs, [1] * len(theirs))).T >= 0.5  # of an object's own area
+    objects = encode_masks(masks)
+    ious = np.asarray(coco_mask.iou(predicted, objects, [0] * len(objects)))
+    covered = np.asarray(coco_mask.iou(objects, predicted, [1] * len(predicted))).T >= 0.5  # of an object's own area
     merged = covered[covered.sum(axis=1) > 1].any(axis=0)
     right = predictions["labels"][wanted][order].cpu().numpy()[:, None] == labels[None]
     for row in np.where(right, ious, -1.0):
@@ -179,7 +178,3 @@ def _found(
         if not found[best] and row[best] >= least:
             found[best] = True
     return found, merged
-
-
-def _encoded(rles: Sequence[Mapping]) -> list[dict]:
-    return [{"size": rle["size"], "counts": rle["counts"].encode("ascii")} for rle in rles]

@@ -1,34 +1,31 @@
-"""One COCO evaluation with either scorer: faster-coco-eval (C++) or pycocotools (the reference).
-
-Both classes share their interface, so one small subclass serves for what the subcategory metrics need on top
-of COCO: pairs that may not match, and ground truth that is not scored.
-"""
+"""One COCO evaluation with either scorer: hotcoco (Rust), or pycocotools, the reference."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
+import hotcoco
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from workbench.errors import WorkbenchError
 
-SCORERS = ("faster-coco-eval", "pycocotools")
+SCORERS = ("hotcoco", "pycocotools")
+UNSCORED_AREA = 1e11  # outside COCO's largest size range: such an object counts neither as found nor as missed
 
 
 @dataclass(frozen=True)
 class Task:
     """One detection task in columns: ground truth (g) and detections (d), each with N_g or N_d entries.
 
-    image_*, class_*: int64 positions; rles_*: RLEs (None when boxes are compared); boxes_*: (N, 4) XYWH;
-    areas_*; crowd: (N_g,) bool, COCO's crowd regions; unscored: (N_g,) bool, objects that count neither as
-    found nor as missed; scores: (N_d,). traits_g (N_g, S) and traits_d (N_d, S), int64: a detection may match
-    an object only where they agree in every column that is not -1 in traits_g.
+    image_*, class_*: int64 positions; rles_*: compressed RLEs (None when boxes are compared); boxes_*: (N, 4) XYWH;
+    areas_*: square pixels, ``UNSCORED_AREA`` for an object that counts neither as found nor as missed; crowd: (N_g,)
+    bool, COCO's crowd regions; scores: (N_d,). traits_g (N_g, S) and traits_d (N_d, S), int64: a detection may match an
+    object only where they agree in every column that is not -1 in traits_g; pycocotools only.
     """
 
     images: int
@@ -39,7 +36,6 @@ class Task:
     boxes_g: np.ndarray
     areas_g: np.ndarray
     crowd: np.ndarray
-    unscored: np.ndarray
     image_d: np.ndarray
     class_d: np.ndarray
     rles_d: Sequence[dict] | None
@@ -48,6 +44,10 @@ class Task:
     scores: np.ndarray
     traits_g: np.ndarray | None = None
     traits_d: np.ndarray | None = None
+
+    @property
+    def iou_type(self) -> str:
+        return "bbox" if self.rles_g is None else "segm"
 
 
 @dataclass(frozen=True)
@@ -66,32 +66,12 @@ class Accumulated:
     max_dets: tuple[int, ...]
 
 
-def accumulate(
-    task: Task, *, max_dets: Sequence[int], scorer: str = "faster-coco-eval", by_size: bool = True
-) -> Accumulated:
-    """Runs `scorer` on `task`, silently. `by_size=False` leaves out small, medium and large (A is 1)."""
-    library, evaluator = _library(scorer)
-    iou_type = "bbox" if task.rles_g is None else "segm"
-    height_width = {"height": 1, "width": 1}  # the masks are RLEs already, so the scorers never use the size
-    images = [{"id": i + 1, **height_width} for i in range(task.images)]
-    categories = [{"id": i + 1, "name": str(i + 1)} for i in range(task.classes)]
-    truth = _annotations(task.image_g, task.class_g, task.rles_g, task.boxes_g, task.areas_g)
-    for row, crowd, unscored in zip(truth, task.crowd.tolist(), task.unscored.tolist(), strict=True):
-        row["iscrowd"], row["unscored"] = int(crowd), unscored
-    found = _annotations(task.image_d, task.class_d, task.rles_d, task.boxes_d, task.areas_d)
-    for row, score in zip(found, task.scores.tolist(), strict=True):
-        row["iscrowd"], row["score"] = 0, score
-
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        indexed = []
-        for rows in (truth, found):
-            coco = library()
-            coco.dataset = {"info": {}, "images": images, "categories": categories, "annotations": rows}
-            coco.createIndex()
-            indexed.append(coco)
-        evaluation = evaluator(*indexed, iouType=iou_type)
-        evaluation.task = task
+def accumulate(task: Task, *, max_dets: Sequence[int], scorer: str = "hotcoco", by_size: bool = True) -> Accumulated:
+    """Run ``scorer`` on ``task``, silently. ``by_size=False`` leaves out small, medium and large (A is 1)."""
+    if scorer not in SCORERS:
+        raise WorkbenchError(f"The scorer {scorer!r} is not one of {', '.join(SCORERS)}.")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = hotcoco_evaluation(task) if scorer == "hotcoco" else _pycocotools_evaluation(task)
         evaluation.params.maxDets = sorted(max_dets)
         if not by_size:
             evaluation.params.areaRng = evaluation.params.areaRng[:1]
@@ -107,50 +87,75 @@ def accumulate(
     )
 
 
-def _annotations(image, kind, rles, boxes, areas) -> list[dict]:
-    """Annotations numbered from 1: both scorers mistake the id 0 for "unmatched"."""
+def hotcoco_evaluation(task: Task, names: Sequence[str] | None = None) -> hotcoco.COCOeval:
+    """``task`` loaded into hotcoco, not yet evaluated. Ids of images, classes, objects and detections are their
+    positions + 1; ``names`` are those of the classes."""
+    detections = np.column_stack([task.image_d + 1, task.boxes_d, task.scores, task.class_d + 1])
+    truth = hotcoco.COCO.from_arrays(
+        *_images_and_categories(task, names),
+        task.image_g + 1,
+        task.class_g + 1,
+        task.boxes_g,
+        ids=np.arange(1, len(task.image_g) + 1),
+        area=task.areas_g,
+        iscrowd=task.crowd,
+        segmentation=task.rles_g,
+    )
+    found = truth.load_res(detections, segmentation=task.rles_d)
+    # hotcoco, like pycocotools, measures the box where a row has box and mask.
+    found.update_anns(ids=np.arange(1, len(task.scores) + 1), area=task.areas_d)
+    return hotcoco.COCOeval(truth, found, task.iou_type)
+
+
+def _images_and_categories(task: Task, names: Sequence[str] | None = None) -> tuple[list[dict], list[dict]]:
+    # The masks are RLEs already, so the scorers never use an image's size.
+    images = [{"id": i + 1, "height": 1, "width": 1} for i in range(task.images)]
+    names = names or [str(k + 1) for k in range(task.classes)]
+    return images, [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+
+
+def _pycocotools_evaluation(task: Task) -> COCOeval:
+    images, categories = _images_and_categories(task)
+    loaded = []
+    for rows in (
+        _annotations(task.image_g, task.class_g, task.rles_g, task.boxes_g, task.areas_g, iscrowd=task.crowd),
+        _annotations(task.image_d, task.class_d, task.rles_d, task.boxes_d, task.areas_d, score=task.scores),
+    ):
+        coco = COCO()
+        coco.dataset = {"info": {}, "images": images, "categories": categories, "annotations": rows}
+        coco.createIndex()
+        loaded.append(coco)
+    return COCOeval(*loaded, task.iou_type) if task.traits_g is None else _TraitsEvaluation(*loaded, task)
+
+
+def _annotations(image, kind, rles, boxes, areas, **more: np.ndarray) -> list[dict]:
+    """Annotations numbered from 1: pycocotools mistakes the id 0 for "unmatched"."""
+    ((key, values),) = more.items()
     rles = [None] * len(image) if rles is None else rles
-    columns = zip(image.tolist(), kind.tolist(), rles, boxes.tolist(), areas.tolist(), strict=True)
+    columns = (image.tolist(), kind.tolist(), rles, boxes.tolist(), areas.tolist(), values.tolist())
     return [
         {"id": i, "image_id": im + 1, "category_id": k + 1, "segmentation": rle, "bbox": box, "area": area}
-        for i, (im, k, rle, box, area) in enumerate(columns, start=1)
+        | {"iscrowd": 0, key: value}
+        for i, (im, k, rle, box, area, value) in enumerate(zip(*columns, strict=True), start=1)
     ]
 
 
-@cache
-def _library(scorer: str) -> tuple[type, type]:
-    if scorer == "pycocotools":
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    elif scorer == "faster-coco-eval":
-        from faster_coco_eval import COCO
-        from faster_coco_eval import COCOeval_faster as COCOeval
-    else:
-        raise WorkbenchError(f"The scorer {scorer!r} is not one of {', '.join(SCORERS)}.")
+class _TraitsEvaluation(COCOeval):
+    """pycocotools with an IoU of 0 between a detection and an object whose traits differ."""
 
-    class Evaluator(COCOeval):
-        task: Task
+    def __init__(self, truth: COCO, found: COCO, task: Task) -> None:
+        super().__init__(truth, found, task.iou_type)
+        self.task = task
 
-        def _prepare(self):
-            super()._prepare()
-            for row in self.cocoGt.anns.values():
-                if row["unscored"]:
-                    row["ignore"] = 1
-            self._g_rows, self._d_rows = defaultdict(list), defaultdict(list)
-            if self.task.traits_g is not None:
-                for rows, anns in ((self._g_rows, self.cocoGt.anns), (self._d_rows, self.cocoDt.anns)):
-                    for row in anns.values():
-                        rows[row["image_id"], row["category_id"]].append(row["id"] - 1)
-
-        def computeIoU(self, imgId, catId):  # the scorers' own name
-            ious = super().computeIoU(imgId, catId)
-            if self.task.traits_g is None or not len(ious):
-                return ious
-            g_rows, d_rows = np.array(self._g_rows[imgId, catId]), np.array(self._d_rows[imgId, catId])
-            # The scorers' order: by score, equal scores as listed, cut at the largest limit.
-            d_rows = d_rows[np.argsort(-self.task.scores[d_rows], kind="stable")][: self.params.maxDets[-1]]
-            wanted = self.task.traits_g[g_rows][None]
-            agrees = (wanted == -1) | (wanted == self.task.traits_d[d_rows][:, None])
-            return np.where(agrees.all(axis=2), ious, 0.0)
-
-    return COCO, Evaluator
+    def computeIoU(self, imgId, catId):  # pycocotools' own name
+        ious = super().computeIoU(imgId, catId)
+        if not len(ious):
+            return ious
+        g_rows, d_rows = (
+            np.array([row["id"] - 1 for row in rows[imgId, catId]], dtype=np.int64) for rows in (self._gts, self._dts)
+        )
+        # pycocotools' order: by score, equal scores as listed, cut at the largest limit.
+        d_rows = d_rows[np.argsort(-self.task.scores[d_rows], kind="stable")][: self.params.maxDets[-1]]
+        wanted = self.task.traits_g[g_rows][None]
+        agrees = (wanted == -1) | (wanted == self.task.traits_d[d_rows][:, None])
+        return np.where(agrees.all(axis=2), ious, 0.0)

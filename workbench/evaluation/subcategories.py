@@ -20,15 +20,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import hotcoco
 import numpy as np
 import pandas as pd
 
 from workbench.data.vocabulary import Vocabulary, class_name
-from workbench.errors import WorkbenchError
-from workbench.evaluation.coco import COCO_LIMIT, average_precision, main_task
-from workbench.evaluation.columns import EvaluationData, is_number, read_inputs
+from workbench.errors import WorkbenchError, is_number
+from workbench.evaluation.coco import COCO_IOUS, COCO_LIMIT, average_precision, main_task, mean_in_percent
+from workbench.evaluation.columns import EvaluationData, read_inputs
 from workbench.evaluation.matching import Matches, match_predictions
-from workbench.evaluation.scorers import Task, accumulate
+from workbench.evaluation.scorers import UNSCORED_AREA, Task, accumulate
 
 NO_OBJECT = "no-object"
 MISSED = "missed"
@@ -119,7 +120,7 @@ def _probability(data: EvaluationData, name: str, count: int, predicted: np.ndar
 
 
 def subcategory_scores(
-    data: EvaluationData, vocabulary: Vocabulary, *, iou_type: str = "segm", scorer: str = "faster-coco-eval"
+    data: EvaluationData, vocabulary: Vocabulary, *, iou_type: str = "segm", scorer: str = "hotcoco"
 ) -> tuple[dict[str, dict], dict]:
     """Returns ({name: {"accuracy", "macro_f1", "labelled", "unmatched", "AP"}}, {"AP", "AP50"} joint).
 
@@ -208,9 +209,8 @@ def _relabelled_task(data: EvaluationData, subcategory: Subcategory, iou_type: s
         class_g=np.concatenate([subcategory.truth[labelled], np.repeat(np.arange(count), len(unlabelled))]),
         rles_g=None if task.rles_g is None else [task.rles_g[i] for i in rows],
         boxes_g=task.boxes_g[rows],
-        areas_g=task.areas_g[rows],
+        areas_g=np.where(np.arange(len(rows)) < len(labelled), task.areas_g[rows], UNSCORED_AREA),
         crowd=task.crowd[rows],
-        unscored=np.arange(len(rows)) >= len(labelled),
     )
 
 
@@ -250,14 +250,39 @@ def _ranking_free_scores(data: EvaluationData) -> np.ndarray:
 
 
 def _joint(data: EvaluationData, subcategories: list[Subcategory], iou_type: str, scorer: str) -> dict:
-    task = replace(
-        main_task(data, iou_type),
-        traits_g=_stack([s.truth for s in subcategories], len(data.objects)),
-        traits_d=_stack([s.predicted for s in subcategories], len(data.predictions)),
+    traits = (
+        np.array([s.truth for s in subcategories], dtype=np.int64).T,
+        np.array([s.predicted for s in subcategories], dtype=np.int64).T,
     )
-    found = accumulate(task, max_dets=[COCO_LIMIT], scorer=scorer, by_size=False)
-    return {"AP": average_precision(found), "AP50": average_precision(found, iou=0.5)}
+    task = replace(main_task(data, iou_type), traits_g=traits[0], traits_d=traits[1])
+    if scorer == "pycocotools":
+        found = accumulate(task, max_dets=[COCO_LIMIT], scorer=scorer, by_size=False)
+        return {"AP": average_precision(found), "AP50": average_precision(found, iou=0.5)}
+    # hotcoco takes no IoUs from outside, so it cannot keep pairs apart that may not match: matching is done here.
+    predictions = data.predictions
+    kept = _within_limit(predictions.image, predictions.category, predictions.scores)
+    order = np.concatenate([np.zeros(0, dtype=np.int64), *data.predictions_by_image])  # COCO's: by image, then by score
+    order = order[np.argsort(-predictions.scores[order], kind="stable")]
+    objects = np.bincount(data.objects.category[~data.objects.crowd], minlength=len(data.category_ids))
+    precision = np.full((len(COCO_IOUS), 101, len(objects)), -1.0)
+    precision[:, :, objects > 0] = 0
+    for t, iou in enumerate(COCO_IOUS):
+        matches = match_predictions(data, iou=iou, iou_type=iou_type, candidates=kept, traits=traits)
+        counted = order[(kept & ~matches.ignored)[order]]
+        for k in np.flatnonzero(objects):
+            right = matches.object_of[counted[predictions.category[counted] == k]] >= 0
+            curve = hotcoco.metrics.precision_recall_curve(np.cumsum(right), np.cumsum(~right), int(objects[k]))[1]
+            for place, value, _ in curve:
+                precision[t, place, k] = value
+    return {"AP": mean_in_percent(precision), "AP50": mean_in_percent(precision[0])}
 
 
-def _stack(columns: list[np.ndarray], rows: int) -> np.ndarray:
-    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), dtype=np.int64)
+def _within_limit(image: np.ndarray, category: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(N,) bool, the best ``COCO_LIMIT`` predictions of each image and category; of equal ones the first."""
+    order = np.lexsort((-scores, category, image))
+    group = np.stack([image[order], category[order]])
+    starts = np.flatnonzero(np.concatenate([[True], (group[:, 1:] != group[:, :-1]).any(axis=0)])) if len(order) else []
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    kept = np.zeros(len(order), dtype=bool)
+    kept[order[rank < COCO_LIMIT]] = True
+    return kept

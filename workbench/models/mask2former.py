@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.models.inputs import collate_images, collate_targets
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder
-from workbench.models.postprocess import instance_inference
+from workbench.models.postprocess import batch_inference
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
 
 
@@ -58,7 +57,7 @@ class Mask2Former(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies, and where inputs are moved to."""
+        """The device of the model, to which inputs are moved."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -77,103 +76,24 @@ class Mask2Former(nn.Module):
         Raises:
             WorkbenchError: a label outside its range, with the image, the object and the range.
         """
+        images, sizes = collate_images(batched_inputs, self.pixel_mean, self.pixel_std, self.size_divisibility)
         if self.training:
-            check_labels(
-                batched_inputs,
-                self.transformer_decoder.num_classes,
-                self.transformer_decoder.num_subcategory_classes,
-            )
-        images, sizes = self._collate_images(batched_inputs)
-        outputs = self.raw_outputs(images)
-        if self.training:
-            targets = [self._target(inputs, images.shape[-2:]) for inputs in batched_inputs]
+            decoder = self.transformer_decoder
+            targets = collate_targets(batched_inputs, images, decoder.num_classes, decoder.num_subcategory_classes)
             seeds = [inputs["seed"] for inputs in batched_inputs] if "seed" in batched_inputs[0] else None
-            return self.criterion(outputs, targets, seeds)
-        return [
-            self._predictions(outputs, index, inputs, tuple(images.shape[-2:]), size)
-            for index, (inputs, size) in enumerate(zip(batched_inputs, sizes, strict=True))
-        ]
+            return self.criterion(self.raw_outputs(images), targets, seeds)
+        return batch_inference(
+            self.raw_outputs(images),
+            batched_inputs,
+            sizes,
+            padded_size=tuple(images.shape[-2:]),
+            top_k=self.top_k,
+            rank_by=self.rank_by,
+            one_class_per_query=self.one_class_per_query,
+        )
 
     def raw_outputs(self, images: Tensor) -> dict[str, Any]:
         """Normalised images (B, 3, H, W) -> the raw outputs of the transformer decoder, of every layer in training."""
         mask_features, maps = self.pixel_decoder(self.backbone(images))
         every_layer = self.training and self.deep_supervision
         return self.transformer_decoder(maps, mask_features, every_layer=every_layer)
-
-    def _collate_images(self, batched_inputs: Sequence[Mapping[str, Any]]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """(B, 3, H, W) normalised, padded with zeros (the mean colour), and each image's (height, width) in it."""
-        sizes = [tuple(inputs["image"].shape[-2:]) for inputs in batched_inputs]
-        height, width = (
-            -(-max(size[axis] for size in sizes) // self.size_divisibility) * self.size_divisibility for axis in (0, 1)
-        )
-        batch = self.pixel_mean.new_zeros(len(sizes), 3, height, width)
-        for image, inputs, (h, w) in zip(batch, batched_inputs, sizes, strict=True):
-            pixels = inputs["image"].to(self.device, torch.float32, non_blocking=True)
-            image[:, :h, :w] = (pixels - self.pixel_mean) / self.pixel_std
-        return batch, sizes
-
-    def _target(self, inputs: Mapping[str, Any], padded_size: Sequence[int]) -> dict[str, Any]:
-        target = inputs["targets"]
-        masks = target["masks"].to(self.device, non_blocking=True)
-        height, width = masks.shape[-2:]
-        return {
-            "labels": target["labels"].to(self.device, non_blocking=True),
-            "masks": F.pad(masks, (0, padded_size[1] - width, 0, padded_size[0] - height)),
-            "subcategories": {
-                name: target["subcategories"][name].to(self.device, non_blocking=True)
-                for name in self.transformer_decoder.subcategory_names
-            },
-        }
-
-    def _predictions(
-        self,
-        outputs: Mapping[str, Any],
-        index: int,
-        inputs: Mapping[str, Any],
-        padded_size: tuple[int, int],
-        image_size: tuple[int, int],
-    ) -> dict[str, Any]:
-        predictions = instance_inference(
-            outputs["pred_logits"][index],
-            outputs["pred_masks"][index],
-            {name: head[index] for name, head in outputs["pred_subcategories"].items()},
-            padded_size=padded_size,
-            image_size=image_size,
-            output_size=(inputs.get("height", image_size[0]), inputs.get("width", image_size[1])),
-            top_k=self.top_k,
-            rank_by=self.rank_by,
-            one_class_per_query=self.one_class_per_query,
-        )
-        if "image_id" in inputs:
-            predictions["image_id"] = inputs["image_id"]
-        return predictions
-
-
-def check_labels(
-    batched_inputs: Sequence[Mapping[str, Any]], num_classes: int, num_subcategory_classes: Mapping[str, int]
-) -> None:
-    """Raise WorkbenchError for a label that would index outside a head, before a device can assert on it."""
-    for position, inputs in enumerate(batched_inputs):
-        targets = inputs["targets"]
-        checks = [("the main category", targets["labels"], 0, num_classes - 1)]
-        for name, classes in num_subcategory_classes.items():
-            if name not in targets["subcategories"]:
-                raise WorkbenchError(f"{_where(inputs, position)} has no labels for subcategory {name!r}")
-            checks.append((f"subcategory {name!r}", targets["subcategories"][name], -1, classes - 1))
-        for what, labels, low, high in checks:
-            wrong = ((labels < low) | (labels > high)).nonzero()
-            if len(wrong):
-                row = int(wrong[0])
-                ids = targets.get("annotation_ids")
-                annotation = f"annotation {int(ids[row])}" if ids is not None else f"object {row}"
-                raise WorkbenchError(
-                    f"{_where(inputs, position)}, {annotation}: label {int(labels[row])} of {what} is outside "
-                    f"{low}..{high}{' (-1 is unlabelled)' if low < 0 else ''}"
-                )
-
-
-def _where(inputs: Mapping[str, Any], position: int) -> str:
-    named = [f"image {inputs['image_id']}" if "image_id" in inputs else f"image at position {position} of the batch"]
-    if "file_name" in inputs:
-        named.append(f"({inputs['file_name']})")
-    return " ".join(named)

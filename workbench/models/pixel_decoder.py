@@ -29,7 +29,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each head starts out looking in its own direction, point p at p + 1 pixels, with equal weights."""
+        """Point each head in a direction of its own, its point p at p + 1 pixels, with equal weights."""
         angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -45,11 +45,7 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self,
-        query: Tensor,
-        reference_points: Tensor,
-        value: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
+        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
         """query (B, Lq, C), reference_points (Lq, 2) as (x, y) in [0, 1], value (B, S, C) -> (B, Lq, C)."""
         batch, length, _ = query.shape
@@ -92,7 +88,7 @@ class DeformableEncoderLayer(nn.Module):
 class _ConvNorm(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: str):
         if norm not in ("GN", ""):
-            raise ValueError(f"MODEL.SEM_SEG_HEAD.NORM is {norm!r}; it must be GN or empty")
+            raise ValueError(f"the norm of the pixel decoder is {norm!r}; it must be GN or empty")
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not norm),
             group_norm(outputs) if norm else nn.Identity(),
@@ -103,9 +99,9 @@ class _ConvNorm(nn.Sequential):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, as published, or as many as divide the channels and leave two to each.
+    """Return a norm of 32 groups, as published, or of as many as divide the channels with two or more in each.
 
-    With one channel to a group there would be nothing to normalise by where a map is a single pixel.
+    A group of one channel cannot be normalised where a map is a single pixel.
     """
     groups = math.gcd(32, channels)
     return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
@@ -178,8 +174,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_features.bias)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """{name: (B, C, H, W)} -> per-pixel embeddings (B, mask_dim, H/4, W/4), and three maps (B, conv_dim, h, w),
-        coarse to fine."""
+        """{name: (B, C, H, W)} -> embeddings (B, mask_dim, H/4, W/4), and 3 maps (B, conv_dim, h, w), coarse first."""
         maps = [
             projection(features[name]) for projection, name in zip(self.input_proj, self.encoder_features, strict=True)
         ]

@@ -13,7 +13,7 @@ RANK_BY = ("main", "sum", "geometric_mean")
 
 
 def rank_scores(main: Tensor, subcategories: Sequence[Tensor], rank_by: str = "main") -> Tensor:
-    """The score that rows are ordered by, before the quality of the mask is multiplied in.
+    """Return the score that rows are ordered by, before it is multiplied by the mask's quality.
 
     Args:
         main: (...,) probability of the main category.
@@ -41,7 +41,7 @@ def select_rows(
     rank_by: str = "main",
     one_class_per_query: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The ``top_k`` pairs of query and main category with the best score (Mask2Former's instance inference).
+    """Return the ``top_k`` pairs of query and main category with the best score (Mask2Former's instance inference).
 
     Args:
         logits: (Q, K+1) of one image. subcategories: {name: (Q, K_s+1)} probabilities of the same image.
@@ -76,10 +76,10 @@ def instance_inference(
     rank_by: str = "main",
     one_class_per_query: bool = False,
 ) -> dict[str, Any]:
-    """Predictions of one image.
+    """Return the predictions of one image.
 
-    The rows are chosen before any mask is enlarged, and a query that gives several rows is enlarged once, so memory
-    follows the number of rows and not that of queries.
+    Rows are chosen before masks are enlarged, and a query's mask is enlarged once however many rows it gives, so memory
+    depends on the number of rows and not of queries.
 
     Args:
         logits: (Q, K+1). mask_logits: (Q, h, w). subcategory_logits: {name: (Q, K_s+1)}: this image's raw outputs.
@@ -120,6 +120,38 @@ def instance_inference(
         "subcategory_logits": {name: head[query] for name, head in subcategory_logits.items()},
         "no_object_fraction": (logits.argmax(-1) == logits.shape[1] - 1).float().mean().item(),
     }
+
+
+def batch_inference(
+    outputs: Mapping[str, Any],
+    batched_inputs: Sequence[Mapping[str, Any]],
+    image_sizes: Sequence[tuple[int, int]],
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Return the predictions of a batch, one dict an image.
+
+    Args:
+        outputs: raw outputs: ``pred_logits`` (B, Q, K+1), ``pred_masks`` (B, Q, h, w) logits, ``pred_subcategories``
+            {name: (B, Q, K_s+1)}.
+        batched_inputs: ``height`` and ``width`` of the original images (default: ``image_sizes``), ``image_id``.
+        image_sizes: (height, width) of each image within the padded batch.
+        settings: the other arguments of :func:`instance_inference`.
+
+    Returns:
+        for each image what :func:`instance_inference` returns, and its ``image_id`` where the input has one.
+    """
+    predictions = []
+    for index, (inputs, size) in enumerate(zip(batched_inputs, image_sizes, strict=True)):
+        rows = instance_inference(
+            outputs["pred_logits"][index],
+            outputs["pred_masks"][index],
+            {name: head[index] for name, head in outputs["pred_subcategories"].items()},
+            image_size=size,
+            output_size=(inputs.get("height", size[0]), inputs.get("width", size[1])),
+            **settings,
+        )
+        predictions.append(rows | {key: inputs[key] for key in ("image_id",) if key in inputs})
+    return predictions
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:

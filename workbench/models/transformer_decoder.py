@@ -15,7 +15,7 @@ from workbench.models.position_encoding import sine_position_encoding
 class Attention(nn.Module):
     """Multi-head attention whose parameters are named as in ``torch.nn.MultiheadAttention``.
 
-    Unlike that module it takes one mask for all heads, so nothing of size heads x Q x HW is ever built for it.
+    Unlike that module it takes one mask for all heads, so the mask is never expanded to heads x Q x HW.
     """
 
     def __init__(self, dim: int, heads: int):
@@ -58,12 +58,7 @@ class DecoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(
-        self,
-        queries: Tensor,
-        query_position: Tensor,
-        memory: Tensor,
-        memory_position: Tensor,
-        allowed: Tensor,
+        self, queries: Tensor, query_position: Tensor, memory: Tensor, memory_position: Tensor, allowed: Tensor
     ) -> Tensor:
         """queries (B, Q, C), query_position (Q, C), memory (B, S, C), memory_position (S, C), allowed (B, Q, S)."""
         keys = memory + memory_position
@@ -193,7 +188,7 @@ class MaskedTransformerDecoder(nn.Module):
             else:
                 logits = torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), shrunken[level])
             allowed = logits.flatten(2) >= 0
-            # A query whose mask is empty would attend to nothing and turn into NaN; it may look everywhere.
+            # A query whose mask is empty would attend to nothing and become NaN: it attends to everything instead.
             allowed = allowed | ~allowed.any(-1, keepdim=True)
             queries = layer(queries, self.query_embed.weight, memories[level], positions[level], allowed)
         return {**self._predict(self.decoder_norm(queries), mask_features), "aux_outputs": aux_outputs}

@@ -1,4 +1,4 @@
-"""Weights of whole torchvision networks, cut down to backbones; and whether they really arrived."""
+"""Reading weights: state dicts from files and from torchvision, loaded into a module with a report of each tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class LoadReport:
-    """Which tensors of a module were found in a state dict. ``mismatched`` holds name, wanted and found shape."""
+    """Which tensors of a module a state dict had. ``mismatched`` holds name, shape in the module, shape in the file."""
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -36,13 +36,13 @@ class LoadReport:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
-    """Copy every tensor whose name and shape fit into ``module``, and say what happened to each."""
+    """Copy every tensor whose name and shape fit into ``module`` and return what happened to each."""
     own = module.state_dict()
     report = LoadReport(unexpected=[name for name in state if name not in own])
     fitting = {}
     for name, tensor in own.items():
         if name not in state:
-            if not name.endswith("num_batches_tracked"):  # a counter that older weights lack, and nothing needs
+            if not name.endswith("num_batches_tracked"):  # an unused counter that older weights lack
                 report.missing.append(name)
         elif state[name].shape != tensor.shape:
             report.mismatched.append((name, tuple(tensor.shape), tuple(state[name].shape)))
@@ -64,7 +64,7 @@ def require_backbone(report: LoadReport, source: str, least: float = 0.9) -> Non
 
 
 def weights_kind(state: Mapping[str, Tensor]) -> str:
-    """What a torchvision state dict was trained for: "segmentation", "classification" or "backbone"."""
+    """Return what a torchvision state dict was trained for: "segmentation", "classification" or "backbone"."""
     if any(name.startswith("backbone.") for name in state):
         return "segmentation"
     if any(name.startswith(("classifier.", "fc.")) for name in state):
@@ -73,11 +73,11 @@ def weights_kind(state: Mapping[str, Tensor]) -> str:
 
 
 def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a torchvision network's weights, named as the backbones here name it.
+    """Return the backbone's part of a torchvision network's weights, under the names of our backbones.
 
-    DeepLabV3's MobileNetV3 lies in an IntermediateLayerGetter, so its layers are ``backbone.<index>``, where the
-    classifier has ``features.<index>``; its ResNet is ``backbone.<name>``. Heads are left out. Dilation changes no
-    weight's shape, so the weights of a dilated network fit an undilated one exactly.
+    DeepLabV3's MobileNetV3 is an IntermediateLayerGetter, so its layers are ``backbone.<index>``, where the classifier
+    has ``features.<index>``; its ResNet is ``backbone.<name>``. Heads are left out. Dilation changes no weight's shape,
+    so the weights of a dilated network fit an undilated one.
     """
     kind = weights_kind(state)
     cut = {}
@@ -93,8 +93,12 @@ def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Load a torchvision network's weights into a backbone, log the report, and refuse what is mostly missing."""
-    # Layers after the last tap have no place in the backbone, and that is as it should be.
+    """Load a torchvision network's weights into a backbone and log the report.
+
+    Raises:
+        WorkbenchError: less than nine tenths of the backbone's tensors were loaded.
+    """
+    # Layers after the last tap are dropped.
     cut = backbone_state(state)
     if hasattr(backbone, "features"):
         layers = len(backbone.features)
@@ -106,7 +110,7 @@ def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str)
 
 
 def torchvision_state(network: str, weights: str) -> dict[str, Tensor]:
-    """The published weights of one of torchvision's networks, from its cache or the network.
+    """Return the published weights of one of torchvision's networks, from its cache or downloaded.
 
     Args:
         network: "mobilenet_v3_large", "resnet50", ...
@@ -131,9 +135,9 @@ def torchvision_state(network: str, weights: str) -> dict[str, Tensor]:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or a .pth file; nothing in it can run code.
+    """Return the state dict of a .safetensors or .pth file, without running code from it.
 
-    A state dict wrapped under "model" or "state_dict", as training scripts write it, is unwrapped.
+    A state dict under "model" or "state_dict", as training scripts write it, is unwrapped.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,7 +148,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise whatever a garbled file leads them to
+    except Exception as error:  # a garbled file makes the readers raise all kinds
         reason = " ".join(str(error).split())[:200]
         raise WorkbenchError(
             f"weights file {path} cannot be read as tensors (a pickle of other objects is never loaded): {reason}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from torch import nn
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.queries import QueryOutputs, collect_queries, find_duplicates
@@ -27,23 +26,22 @@ from workbench.models.postprocess import RANK_BY
 from workbench.runs.checkpoint import (
     check_vocabulary,
     checkpoint_config,
-    load_checkpoint,
     load_model,
+    load_vocabulary,
     resolve_checkpoint,
 )
-from workbench.runs.directory import run_of
+from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics
 from workbench.visualization.drawing import (
     ground_truth_panel,
     prediction_panel,
     side_by_side,
 )
-from workbench.workflows.data import load_data
 from workbench.workflows.evaluate import evaluate
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from workbench.data.coco import CocoDataset
+    from workbench.data.coco import CocoDataset, load_data
     from workbench.data.vocabulary import Vocabulary
 
 
@@ -240,38 +238,13 @@ def open_evaluation(
     """
     path = resolve_checkpoint(ckpt)
     cfg = checkpoint_config(path, overrides)
-    wanted = dataset or default_dataset(cfg)
+    wanted = dataset or report_dataset(cfg)
     directory = Path(output) if output is not None else evaluation_directory(path, cfg, wanted)
-    metrics = None if again or overrides else evaluated_before(directory, path, wanted)
+    metrics = None if again or overrides else saved_metrics(directory, path, wanted)
     if metrics is None:
         metrics = evaluate(path, dataset=wanted, output=directory, overrides=overrides)
-    vocabulary = load_checkpoint(path).vocabulary
+    vocabulary = load_vocabulary(path)
     data = load_data(cfg, [wanted], vocabulary)
     check_vocabulary(path, vocabulary, data.vocabulary)
     results = load_predictions(directory / "predictions.json")
     return Evaluation(path, directory, cfg, data.vocabulary, ground_truth(data), results, metrics, data)
-
-
-def default_dataset(cfg: CfgNode) -> str | None:
-    """The dataset that a checkpoint is evaluated on, if any."""
-    return cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else None
-
-
-def evaluation_directory(checkpoint: Path, cfg: CfgNode, dataset: str | Path | None) -> Path:
-    """Where what is found with a checkpoint on a dataset belongs, see :func:`open_evaluation`."""
-    run = run_of(checkpoint)
-    return run if dataset == default_dataset(cfg) else run / "evaluations" / Path(str(dataset)).stem
-
-
-def evaluated_before(directory: Path, checkpoint: Path, dataset: str | Path) -> dict[str, Any] | None:
-    """metrics.json of a directory, where it and predictions.json are of this checkpoint, as it is now, on this
-    dataset; else None."""
-    scores, predictions = directory / "metrics.json", directory / "predictions.json"
-    try:
-        metrics = json.loads(scores.read_text(encoding="utf-8"))
-        written = min(scores.stat().st_mtime_ns, predictions.stat().st_mtime_ns)
-        trained = max(file.stat().st_mtime_ns for file in checkpoint.iterdir())
-    except (OSError, ValueError):
-        return None
-    same = metrics.get("dataset") == Path(str(dataset)).stem and written >= trained
-    return metrics if same and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve() else None

@@ -13,26 +13,25 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from workbench.data.coco import CocoDataset, load_dataset
+from workbench.data.coco import CocoDataset, load_data, load_dataset
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.results import load_predictions
-from workbench.notebook.evaluation import default_dataset, evaluated_before, evaluation_directory
 from workbench.runs.checkpoint import (
     check_vocabulary,
     checkpoint_config,
-    load_checkpoint,
     load_model,
+    load_vocabulary,
     resolve_checkpoint,
 )
-from workbench.runs.directory import run_of
+from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics
 from workbench.visualization.drawing import (
     Drawable,
     contact_sheet,
@@ -42,7 +41,6 @@ from workbench.visualization.drawing import (
     side_by_side,
     titled,
 )
-from workbench.workflows.data import load_data
 from workbench.workflows.predict import find_images
 
 if TYPE_CHECKING:
@@ -198,8 +196,8 @@ def open_gallery(
     """
     path = resolve_checkpoint(ckpt)
     cfg = checkpoint_config(path, overrides)
-    vocabulary = load_checkpoint(path).vocabulary
-    wanted = dataset or default_dataset(cfg)
+    vocabulary = load_vocabulary(path)
+    wanted = dataset or report_dataset(cfg)
     if not wanted:
         raise WorkbenchError(f"checkpoint {path} names no dataset to look at; name one")
     if _names_images(wanted):
@@ -210,7 +208,7 @@ def open_gallery(
         usual = evaluation_directory(path, cfg, wanted)
     directory = Path(output) if output is not None else usual
     places = [] if reason or overrides else [directory, usual]
-    evaluated = next((place for place in places if evaluated_before(place, path, wanted)), None)
+    evaluated = next((place for place in places if saved_metrics(place, path, wanted)), None)
     if evaluated is not None:
         results = load_predictions(evaluated / "predictions.json")
         origin = f"the predictions in {evaluated / 'predictions.json'}"

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from workbench.config import config_to_dict, get_cfg
+from workbench.config import config_to_dict, flatten, get_cfg
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
-from workbench.runs.directory import flat
 from workbench.visualization.drawing import draw_instances, drawables_of_targets
-from workbench.workflows.data import load_data
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from workbench.data.coco import CocoDataset
+    from workbench.data.coco import CocoDataset, load_data
 
 
 def training_data(cfg: CfgNode) -> CocoDataset:
@@ -28,10 +26,10 @@ def training_data(cfg: CfgNode) -> CocoDataset:
 
 def config_table(cfg: CfgNode) -> pd.DataFrame:
     """What a config sets away from the defaults, one row a key."""
-    default = flat(config_to_dict(get_cfg()))
+    default = flatten(config_to_dict(get_cfg()))
     rows = {
         key: {"value": str(value), "default": str(default[key])}
-        for key, value in flat(config_to_dict(cfg)).items()
+        for key, value in flatten(config_to_dict(cfg)).items()
         if value != default[key]
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "default"]).rename_axis("key")

@@ -1,4 +1,4 @@
-"""Chooses, builds on first use and loads the back end of deform_attn for a device."""
+"""The back end of ``deform_attn`` for a device: chosen, built on first use, loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _failed: dict[str, str] = {}  # why a back end cannot be used, so that it is tri
 
 
 def forced() -> str | None:
-    """$WORKBENCH_OPS, or None. Raises WorkbenchError when it names no back end."""
+    """Return $WORKBENCH_OPS, or None where it is not set.
+
+    Raises:
+        WorkbenchError: it names no back end.
+    """
     name = os.environ.get("WORKBENCH_OPS") or None
     if name is not None and name not in CHOICES:
         raise WorkbenchError(f"WORKBENCH_OPS={name} is no back end: it is one of {', '.join(CHOICES)}.")
@@ -33,9 +37,11 @@ def forced() -> str | None:
 
 
 def load(name: str) -> Native:
-    """The compiled back end `name` ("cpu" or "cuda"), built if need be.
+    """Return the compiled back end ``name`` ("cpu" or "cuda"), building it if the cache lacks it.
 
-    Raises WorkbenchError when it cannot be had."""
+    Raises:
+        WorkbenchError: it cannot be built or loaded.
+    """
     native = _loaded.get(name)
     if native is not None:
         return native
@@ -63,7 +69,7 @@ def load(name: str) -> Native:
 
 
 def forget(rebuild: bool = False) -> None:
-    """Makes the next use of each back end look for it anew; with `rebuild`, compile it anew."""
+    """Forget what was loaded, so that the next use of a back end loads it, or with ``rebuild`` compiles it, again."""
     global _rebuild
     with _lock:
         _loaded.clear()
@@ -72,10 +78,13 @@ def forget(rebuild: bool = False) -> None:
 
 
 def choose(device: torch.device, dtype: torch.dtype) -> Native | None:
-    """The compiled back end for tensors of this device and dtype, or None for the reference.
+    """Return the compiled back end for tensors of this device and dtype, or None for the reference.
 
-    Without a usable compiler this warns once and answers None; a back end forced by WORKBENCH_OPS that cannot
-    be used is a WorkbenchError."""
+    Without a usable compiler this warns once and returns None.
+
+    Raises:
+        WorkbenchError: the back end that WORKBENCH_OPS forces cannot be used.
+    """
     choice = forced()
     if choice == "reference":
         return None

@@ -1,8 +1,8 @@
-"""Compiles the native back ends into a per-user cache.
+"""Compile the native back ends into a per-user cache.
 
-A build is keyed by the sources, the compilers' own version text, the flags and the C library, so that
-changing any of them builds anew and changing none does not. torch is no part of the key: the libraries have a
-plain C interface. Of several processes that need the same build, one compiles and the others wait for it.
+The key of a build is a hash of the sources, the compilers' version text, the flags and the C library: changing any of
+them rebuilds, changing none does not. torch is not part of the key, because the libraries have a plain C interface. Of
+several processes that need the same build, one compiles and the others wait.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ X86_SETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make one library. In a command, {source} is the sources' folder, {out} the folder built in."""
+    """How to build one library. In a command, {source} is the folder of the sources, {out} that of the build."""
 
     name: str
     source: Path
@@ -58,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Build:
-    """A library in the cache. `seconds`: what compiling took, whenever that was; `cached`: it was there."""
+    """A library in the cache. ``seconds``: how long compiling took; ``cached``: whether it had been compiled before."""
 
     name: str
     library: Path
@@ -69,7 +69,7 @@ class Build:
 
 
 def source_directory() -> Path:
-    """Where the C++ and CUDA sources lie: beside the package in a checkout, inside it when installed."""
+    """Return the folder of the C++ and CUDA sources: beside the package in a checkout, inside it when installed."""
     for folder in (Path(__file__).with_name("source"), Path(__file__).parents[2] / "ops"):
         if (folder / "deform_attn.h").is_file():
             return folder
@@ -77,10 +77,11 @@ def source_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """$WORKBENCH_CACHE, else the user's cache folder; made if need be, for the user's eyes only.
+    """Return $WORKBENCH_CACHE/ops, else a folder in the user's cache; it is made with mode 700.
 
-    Raises WorkbenchError where no such folder can be written, or where others can write it, whose code a
-    process must not load."""
+    Raises:
+        WorkbenchError: the folder cannot be written, or other users can write it and so plant code in it.
+    """
     chosen = os.environ.get("WORKBENCH_CACHE")
     if chosen:
         base = Path(chosen)
@@ -107,7 +108,7 @@ def cache_directory() -> Path:
 
 
 def version_text(compiler: str) -> str:
-    """What `compiler --version` prints; raises WorkbenchError when it does not run."""
+    """Return what ``compiler --version`` prints; a WorkbenchError where it does not run."""
     try:
         done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -119,7 +120,7 @@ def version_text(compiler: str) -> str:
 
 
 def cxx_compiler() -> str:
-    """The C++ compiler: $CXX, else c++, g++ or clang++ on the PATH. WorkbenchError when there is none."""
+    """Return the C++ compiler: $CXX, else c++, g++ or clang++ on the PATH; a WorkbenchError where there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         found = shutil.which(name)
@@ -129,7 +130,7 @@ def cxx_compiler() -> str:
 
 
 def cpu_recipe() -> Recipe:
-    """How to build the CPU library here. Raises WorkbenchError when there is no compiler."""
+    """Return how to build the CPU library here; a WorkbenchError where there is no compiler."""
     if sys.platform not in ("linux", "darwin"):
         raise WorkbenchError(f"The cpu back end is built on Linux and macOS, not on {sys.platform}.")
     compiler = cxx_compiler()
@@ -155,7 +156,7 @@ def cpu_recipe() -> Recipe:
 
 
 def build_key(recipe: Recipe) -> str:
-    """The cache key: a hash of the sources, the compiler's version, the commands and the C library."""
+    """Return the cache key: a hash of the sources, the compiler's version, the commands and the C library."""
     state = hashlib.sha256()
     for path in sorted(recipe.source.rglob("*")):
         if path.suffix in recipe.suffixes:
@@ -175,7 +176,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def run(commands: Sequence[tuple[str, ...]], names: dict[str, str]) -> None:
-    """Runs commands side by side; raises WorkbenchError with the first failure's output."""
+    """Run commands in parallel; a WorkbenchError with the output of the first that fails."""
     processes = []
     for command in commands:
         filled = [part.format(**names) for part in command]
@@ -196,9 +197,7 @@ def _version_line(text: str) -> str:
 
 
 def build(recipe: Recipe, force: bool = False) -> Build:
-    """The recipe's library, compiled unless the cache has it.
-
-    Raises WorkbenchError when it cannot be compiled."""
+    """Return the recipe's library, compiled unless the cache has it; a WorkbenchError where it does not compile."""
     key = build_key(recipe)
     cache = cache_directory()
     target = cache / f"{recipe.name}-{key}"

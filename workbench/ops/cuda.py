@@ -1,4 +1,4 @@
-"""Finds the CUDA compiler that fits torch, from the machine or from PyPI, and says how to build with it."""
+"""The CUDA compiler that fits torch, from the machine or from PyPI, and how to build with it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-
 
 
 def cuda_recipe(
-    capabilities: Sequence[tuple[int, int]] | None = None,
-    name: str = "cuda",
-    file: Path | None = None,
+    capabilities: Sequence[tuple[int, int]] | None = None, name: str = "cuda", file: Path | None = None
 ) -> Recipe:
-    """How to build the CUDA library for the visible devices, or for these compute capabilities.
+    """Return how to build the CUDA library.
 
-    Another library with the same C interface has a name "cuda-..." and the path of its source file.
+    Args:
+        capabilities: the compute capabilities to build for; those of the visible devices by default.
+        name, file: for another library with the same C interface: "cuda-..." and its source file.
 
-    Raises WorkbenchError when torch has no CUDA, or no nvcc of its major version can be found."""
+    Raises:
+        WorkbenchError: torch has no CUDA, or there is no nvcc of its major version.
+    """
     folder = file.parent if file else source_directory()
     file = file or folder / "cuda" / "deform_attn.cu"
     if torch.version.cuda is None:
@@ -47,39 +49,27 @@ def cuda_recipe(
         suffixes=(".h", ".cu"),
         compiler=(nvcc, version, version_text(cxx_compiler())),
         compile=((*start, "-c", f"{{source}}/{file.relative_to(folder)}", "-o", "{out}/deform_attn.o"),),
-        link=(
-            *start,
-            "-shared",
-            "-cudart",
-            "static",
-            *libraries,
-            "{out}/deform_attn.o",
-            "-o",
-            "{out}/library.so",
-        ),
+        link=(*start, "-shared", "-cudart", "static", *libraries, "{out}/deform_attn.o", "-o", "{out}/library.so"),
         why=why,
     )
 
 
 def find_nvcc(major: int) -> tuple[str, str, str]:
-    """The path of an nvcc of this major version, its version text, and why it was chosen.
+    """Return the path of an nvcc of this major version, its version text, and why it was chosen.
 
-    The machine's own ($CUDA_HOME, else the PATH) where its major version is right, else the one that the PyPI
-    package nvidia-cuda-nvcc has put beside torch's CUDA libraries. WorkbenchError when neither is there."""
+    The machine's own ($CUDA_HOME, else the PATH) where its major version is right, else the one that the PyPI package
+    nvidia-cuda-nvcc installs beside torch's CUDA libraries; a WorkbenchError where there is neither.
+    """
     home = os.environ.get("CUDA_HOME")
     own = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
     if own is None:
         passed = "the machine has no nvcc"
     else:
         version = version_text(own)
-        found = _major(version)
-        if found == major:
-            return (
-                _real_path(own),
-                version,
-                f"the machine's nvcc has the major version of torch's CUDA, {major}",
-            )
-        passed = f"the machine's nvcc has major version {found}, torch's CUDA {major}"
+        present = _major(version)
+        if present == major:
+            return _real_path(own), version, f"the machine's nvcc has the major version of torch's CUDA, {major}"
+        passed = f"the machine's nvcc has major version {present}, torch's CUDA {major}"
     for folder in _nvidia_folders():
         nvcc = folder / f"cu{major}" / "bin" / "nvcc"
         if nvcc.is_file() and os.access(nvcc, os.X_OK):
@@ -100,7 +90,7 @@ def _nvidia_folders() -> list[Path]:
 
 
 def _real_path(nvcc: str) -> str:
-    """The nvcc inside its toolkit, of which the PATH may hold a link or a wrapper script."""
+    """Return the nvcc inside its toolkit; the PATH may hold a link or a wrapper script."""
     dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-E", os.devnull], capture_output=True, text=True).stderr
     top = re.search(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)
     real = Path(top.group(1)) / "bin" / "nvcc" if top else None

@@ -12,16 +12,13 @@ from workbench.ops.reference import deform_attn_reference, deform_attn_reference
 
 
 def deform_attn(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """Sample each head's feature maps at a few points a query and add them up, weighted.
 
     Deformable DETR (Zhu et al., 2021), equation 3, without the linear layers around it;
-    `deform_attn_reference` is the definition. Runs the fastest back end that this machine has for the device;
-    WORKBENCH_OPS=reference|cpu|cuda forces one. Differentiable once in all three tensors.
+    :func:`deform_attn_reference` is the definition. The fastest back end that this machine has for the device runs it;
+    WORKBENCH_OPS=reference|cpu|cuda forces one. It is differentiable once in all three tensors.
 
     Args:
         value: (B, S, M, D) float16, bfloat16, float32 or float64; S = sum of H*W over the levels, below 2^31.
@@ -34,7 +31,7 @@ def deform_attn(
         (B, Lq, M*D) in value's dtype. Half precision is accumulated in float32.
 
     Raises:
-        ValueError: a shape or device that does not fit, naming the argument, what was expected and what came.
+        ValueError: a shape or device that does not fit, naming the argument, the expected and the actual.
         TypeError: a dtype that does not fit.
     """
     shapes = _check(value, spatial_shapes, sampling_locations, attention_weights)
@@ -46,19 +43,16 @@ def deform_attn(
 
 
 def _is_reference(value: Tensor) -> bool:
-    # The reference is better off outside the operator: autograd then need not compute its forward twice. Fake
-    # and meta tensors go to the operator, which knows their shapes without a back end.
+    # Outside the operator autograd need not compute the reference's forward twice. Fake and meta tensors go to the
+    # operator, which knows their shapes without a back end.
     real = type(value) in (Tensor, torch.nn.Parameter) and not value.is_meta
     return real and backends.choose(value.device, value.dtype) is None
 
 
 def _check(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> list[int]:
-    """The flattened spatial shapes, once everything fits together."""
+    """Return the flattened spatial shapes; ValueError or TypeError where the arguments do not fit together."""
     if value.dim() != 4 or min(value.shape[2:]) < 1:
         raise ValueError(f"value: expected shape (B, S, M, D) with M, D >= 1, got {tuple(value.shape)}")
     shapes = [size for shape in spatial_shapes for size in shape]

@@ -1,4 +1,4 @@
-"""Calls the compiled libraries through their C interface (ops/deform_attn.h)."""
+"""Calls of the compiled libraries through their C interface (ops/deform_attn.h)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,7 @@ from workbench.ops.build import Build
 ABI = 1  # WB_ABI
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _SIZES = ("batch", "pixels", "heads", "channels", "queries", "levels", "points")
-_TENSORS = (
-    "value",
-    "locations",
-    "weights",
-    "output",
-    "grad_output",
-    "grad_value",
-    "grad_locations",
-    "grad_weights",
-)
+_TENSORS = ("value", "locations", "weights", "output", "grad_output", "grad_value", "grad_locations", "grad_weights")
 _FAILURES = {
     -1: "its library has another ABI",
     -2: "out of memory",
@@ -37,7 +28,7 @@ _FAILURES = {
 
 
 class Arguments(ctypes.Structure):
-    """wb_deform_attn_args."""
+    """``wb_deform_attn_args`` of ops/deform_attn.h."""
 
     _fields_ = [
         ("abi", ctypes.c_int64),
@@ -54,10 +45,11 @@ class Arguments(ctypes.Structure):
 
 @functools.cache
 def openmp_runner() -> int | None:
-    """The address of GOMP_parallel in the OpenMP runtime torch has loaded, or None.
+    """Return the address of GOMP_parallel in the OpenMP runtime that torch has loaded, or None.
 
-    Running on torch's own threads keeps its idle ones, which spin for a while after each of its operators,
-    from competing with ours. Where there is no such runtime the library starts threads itself."""
+    torch's idle threads spin for a while after each of its operators and would compete with threads of our own. Without
+    such a runtime the library starts threads itself.
+    """
     folder = Path(torch.__file__).parent / "lib"
     candidates = [str(path) for path in sorted(folder.glob("lib*omp*"))]
     if sys.platform == "linux":
@@ -74,10 +66,10 @@ def openmp_runner() -> int | None:
 
 
 class Native:
-    """One loaded library: `forward` and `backward` over contiguous tensors that the caller has checked."""
+    """One loaded library: ``forward`` and ``backward`` over contiguous tensors that the caller has checked."""
 
     def __init__(self, build: Build) -> None:
-        """Raises OSError when the library does not load."""
+        """Load the library; OSError where it does not load."""
         self.build = build
         self.library = ctypes.CDLL(str(build.library))
         self.cuda = build.name.startswith("cuda")
@@ -87,7 +79,7 @@ class Native:
             self.library.wb_isa_name.restype = ctypes.c_char_p
 
     def instruction_sets(self) -> dict[str, int]:
-        """The CPU library's instruction sets that this processor has, best first."""
+        """Return the CPU library's instruction sets that this processor has, best first."""
         names = ((self.library.wb_isa_name(index), index) for index in range(3))
         return {name.decode(): index for name, index in names if name}
 

@@ -1,5 +1,7 @@
-"""Multi-scale deformable attention in plain PyTorch, on any device and in any floating dtype: the definition,
-which every other back end is measured against."""
+"""Multi-scale deformable attention in plain PyTorch, on any device and in any floating dtype.
+
+It defines the operator: every other back end is compared with it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,7 @@ from torch import Tensor
 
 
 def deform_attn_reference(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """Sample each head's feature maps at a few points a query and add them up, weighted.
 
@@ -55,10 +54,13 @@ def deform_attn_reference_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `deform_attn_reference` with respect to value, sampling_locations and attention_weights.
+    """Return the gradients of :func:`deform_attn_reference` with respect to its three tensors.
 
-    For inside an operator, where autograd records nothing; elsewhere autograd does the same. grad_output is
-    (B, Lq, M*D), the rest as there."""
+    It is for the inside of an operator, where autograd records nothing.
+
+    Args:
+        grad_output: (B, Lq, M*D). value, spatial_shapes, sampling_locations, attention_weights: as in the forward.
+    """
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32

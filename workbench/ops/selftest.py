@@ -1,4 +1,4 @@
-"""What the operators run on this machine: back ends, builds, and a check of each against float64."""
+"""The operators' self-test: which back ends this machine has, how each was built, and its error against float64."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FORWARD_TOLERANCE, BACKWARD_TOLERANCE = 1e-5, 1e-4  # float32, of the largest el
 _SHAPES = ((12, 9), (6, 5), (3, 1))
 
 
-def report() -> dict:
-    """Builds what can be built here and checks it. Never raises for a back end that cannot be had.
+def run_selftest() -> dict:
+    """Build what can be built here and check it. A back end that cannot be built is reported, not raised.
 
     Returns:
-        "in_use": {device type: back end}; "forced": WORKBENCH_OPS or None;
-        "builds": one dict a compiled back end: name, compiler, why (this compiler), seconds (of compiling),
-        cached (whether it was there already), library (path);
-        "unavailable": {back end: why};
-        "checks": one dict a back end and instruction set: backend, device, forward and backward (largest
-        error over the largest element of the float64 reference), passed."""
+        "in_use": {device type: back end}; "forced": WORKBENCH_OPS or None; "unavailable": {back end: why};
+        "builds": one dict a compiled back end: name, compiler, why (this compiler), seconds (of compiling), cached
+        (whether the cache had it), library (path);
+        "checks": one dict a back end and instruction set: backend, device, forward and backward (largest error over
+        the largest element of the float64 reference), passed.
+    """
     forced = backends.forced()
     result = {"in_use": {}, "forced": forced, "builds": [], "unavailable": {}, "checks": []}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -56,14 +56,14 @@ def report() -> dict:
     return result
 
 
-def format_report(result: dict) -> str:
-    """The report in lines for a person."""
+def format_selftest(result: dict) -> str:
+    """Return the result of :func:`run_selftest` as lines of text."""
     lines = []
     for device, name in result["in_use"].items():
         forced = f" (forced by WORKBENCH_OPS={result['forced']})" if result["forced"] else ""
         lines.append(f"deform_attn on {device}: {name} back end{forced}")
     for build in result["builds"]:
-        state = "found in the cache, built" if build["cached"] else "built now"
+        state = "in the cache, built" if build["cached"] else "built now"
         lines.append(f"  {build['name']}: {state} in {build['seconds']:.1f} s with {build['compiler']}; {build['why']}")
         lines.append(f"    {build['library']}")
     for check in result["checks"]:
@@ -77,21 +77,26 @@ def format_report(result: dict) -> str:
 
 
 def build_ops(force: bool = False) -> str:
-    """Builds what this machine can build (`force`: also what the cache has) and returns the report as text.
+    """Build what this machine can build and return the result of the self-test as text.
 
-    Raises WorkbenchError when a back end fails its check, which nobody should train with."""
+    Args:
+        force: also compile what the cache has.
+
+    Raises:
+        WorkbenchError: a back end fails its check, so that training with it would go wrong.
+    """
     if force:
         backends.forget(rebuild=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the report says the same
-        result = report()
+        warnings.simplefilter("ignore", RuntimeWarning)  # the result says the same
+        result = run_selftest()
     failed = [check["backend"] for check in result["checks"] if not check["passed"]]
     if failed:
         raise WorkbenchError(
             f"deform_attn computes wrong numbers with {', '.join(failed)}; set WORKBENCH_OPS=reference and "
-            f"report this:\n{format_report(result)}"
+            f"report this:\n{format_selftest(result)}"
         )
-    return format_report(result)
+    return format_selftest(result)
 
 
 def _inputs(device: str) -> tuple[list[Tensor], Tensor]:
@@ -126,13 +131,13 @@ def _check(native: Native | None, device: str, name: str) -> dict:
     inputs, grad_output = _inputs(device)
     exact = _reference([tensor.double() for tensor in inputs], grad_output.double())
     if native is None:
-        ours = _reference(inputs, grad_output)
+        results = _reference(inputs, grad_output)
     else:
         flat = [size for shape in _SHAPES for size in shape]
         value, locations, weights = inputs
         output = native.forward(value, flat, locations, weights)
-        ours = output, *native.backward(grad_output, value, flat, locations, weights)
-    errors = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(ours, exact, strict=True)]
+        results = output, *native.backward(grad_output, value, flat, locations, weights)
+    errors = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(results, exact, strict=True)]
     forward, backward = errors[0], max(errors[1:])
     passed = forward <= FORWARD_TOLERANCE and backward <= BACKWARD_TOLERANCE
     return {"backend": name, "device": device, "forward": forward, "backward": backward, "passed": passed}

@@ -19,7 +19,8 @@ import os
 import platform
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,13 @@ from torch import Tensor, nn
 
 from workbench import __version__
 from workbench.config import config_from_dict, config_to_dict, load_config
+from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
+from workbench.files import sync, write_json
+from workbench.registry import check_parts, imported_parts
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
-
-    from workbench.data.vocabulary import Vocabulary
 
 WEIGHTS, DESCRIPTION, STATE = "model.safetensors", "model.json", "training_state.pt"
 FORMAT_VERSION = 1
@@ -53,6 +55,7 @@ class Checkpoint:
     step: int
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    imports: list[dict[str, str]] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -94,20 +97,20 @@ def save_checkpoint(
             "categories": _categories(vocabulary),
             "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
             "versions": versions(),
+            "imports": imported_parts(),
             "config": config,
             "files": files,
             **(extra or {}),
         }
-        text = json.dumps(description, indent=1)
-        _write(new / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(new / DESCRIPTION, description, indent=1)
         # safetensors lets nobody else read what it writes; the user's own rules shall hold.
         (new / WEIGHTS).chmod((new / DESCRIPTION).stat().st_mode & 0o777)
-        _sync(new)
+        sync(new)
         if directory.exists():  # only then is an `old` one left over from a killed swap not needed any more
             shutil.rmtree(old, ignore_errors=True)
             os.rename(directory, old)
         os.rename(new, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -124,24 +127,46 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         WorkbenchError: it is missing, truncated, garbled, or of a newer format.
     """
-    from workbench.data.vocabulary import Vocabulary
-
     directory = resolve_checkpoint(path)
     description = read_description(directory)
-    try:
-        categories = description["categories"]
-        vocabulary = Vocabulary(
-            category_ids=tuple(int(c["id"]) for c in categories),
-            categories=tuple(str(c["name"]) for c in categories),
-            subcategories={str(s["name"]): tuple(s["classes"]) for s in description["subcategories"]},
-        )
+    with _described(directory):
         config = config_from_dict(description["config"], source=str(directory / DESCRIPTION))
         step, metrics = int(description["step"]), dict(description.get("metrics") or {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WorkbenchError(f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}") from None
+        vocabulary = _vocabulary(description)
     _check_file(directory, WEIGHTS, description)
     state_dict = read_safetensors(directory / WEIGHTS)
-    return Checkpoint(directory, config, vocabulary, state_dict, step, metrics, description.get("versions", {}))
+    recorded = description.get("versions", {}), description.get("imports", [])
+    return Checkpoint(directory, config, vocabulary, state_dict, step, metrics, *recorded)
+
+
+def load_vocabulary(path: str | Path) -> Vocabulary:
+    """Return the classes of a checkpoint, or of a run's best; only model.json is read.
+
+    Raises:
+        WorkbenchError: as :func:`load_checkpoint`.
+    """
+    directory = resolve_checkpoint(path)
+    description = read_description(directory)
+    with _described(directory):
+        return _vocabulary(description)
+
+
+@contextmanager
+def _described(directory: Path) -> Iterator[None]:
+    """Name model.json in what a missing or garbled key of it raises."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkbenchError(f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}") from None
+
+
+def _vocabulary(description: dict[str, Any]) -> Vocabulary:
+    categories = description["categories"]
+    return Vocabulary(
+        category_ids=tuple(int(c["id"]) for c in categories),
+        categories=tuple(str(c["name"]) for c in categories),
+        subcategories={str(s["name"]): tuple(s["classes"]) for s in description["subcategories"]},
+    )
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -159,10 +184,15 @@ def load_model(
     """Rebuild the model of a checkpoint, in eval mode on ``device``, from the checkpoint alone.
 
     ``config`` takes the place of the checkpoint's own, to change what follows the network (TEST.RANK_BY say).
+
+    Raises:
+        WorkbenchError: the checkpoint was made with a user's parts that have not been imported (see
+            :func:`workbench.registry.import_parts`), or does not fit the model.
     """
     from workbench.models import build_model
 
     checkpoint = load_checkpoint(path)
+    check_parts(checkpoint.imports, f"checkpoint {checkpoint.path}")
     model = build_model(config or checkpoint.config, checkpoint.vocabulary, pretrained=False)
     try:
         model.load_state_dict(checkpoint.state_dict)
@@ -312,9 +342,9 @@ def _beside(directory: Path, suffix: str) -> Path:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
-    """Write a file through to the disk; its size and CRC-32."""
+    """Write a file through to the disk; return its size and CRC-32."""
     write(path)
-    _sync(path)
+    sync(path)
     return _measure(path)
 
 
@@ -339,14 +369,6 @@ def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None
         )
     if _measure(path) != expected:
         raise WorkbenchError(f"checkpoint file {path} is garbled: its contents are not what was saved")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storable(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,31 +1,34 @@
 """The run directory: one training, everything it leaves behind.
 
-config.yaml   metrics.csv   log.txt   events.out.tfevents.*
-checkpoints/{last,best}   figures/   metrics.json   predictions.json
+config.yaml   imports.json   metrics.csv   log.txt   events.out.tfevents.*
+checkpoints/{last,best}   figures/   evaluations/<dataset>/{metrics,predictions}.json
+metrics.json   predictions.json: the best checkpoint on the first of DATASETS.TEST
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.config import config_to_dict, load_config, to_yaml
+from workbench.config import config_to_dict, flatten, load_config, to_yaml
 from workbench.errors import WorkbenchError
-from workbench.files import write_text
+from workbench.files import write_json, write_text
+from workbench.registry import check_parts, imported_parts
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-# Keys that may change between a run and its continuation: they alter no step of the training.
+# Keys that may change between a run and its continuation: they alter no step of the training and not which
+# images choose the best checkpoint. DATASETS.VAL is not among them, nor is DATASETS.TEST where it stands in for VAL.
 _FREE = (
     "OUTPUT_DIR",
     "MODEL.DEVICE",
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
-    "DATASETS.TEST",
     "DATASETS.ROOT",
     "TEST.",
     "INPUT.MIN_SIZE_TEST",
@@ -41,6 +44,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config, self.metrics, self.log = (self.path / n for n in ("config.yaml", "metrics.csv", "log.txt"))
+        self.imports = self.path / "imports.json"
         self.last, self.best = (self.path / "checkpoints" / n for n in ("last", "best"))
         self.figures = self.path / "figures"
         self.scores, self.predictions = self.path / "metrics.json", self.path / "predictions.json"
@@ -84,10 +88,18 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
                 f"OUTPUT_DIR {run.path} holds another run ({'; '.join(different)}); choose another "
                 f"OUTPUT_DIR, delete it, or continue it with its own {run.config.name}"
             )
+        if run.imports.exists():
+            try:
+                recorded = json.loads(run.imports.read_text(encoding="utf-8"))
+            except ValueError:
+                raise WorkbenchError(f"run file {run.imports} is garbled or cut off") from None
+            check_parts(recorded, f"the run {run.path}")
     try:
         for directory in (run.path / "checkpoints", run.figures):
             directory.mkdir(parents=True, exist_ok=True)
         write_text(run.config, to_yaml(cfg))
+        if parts := imported_parts():
+            write_json(run.imports, parts, indent=1)
     except OSError as error:
         raise WorkbenchError(f"OUTPUT_DIR {run.path} cannot be written: {error.strerror} ({error.filename})") from None
     return run, cfg
@@ -99,13 +111,54 @@ def run_of(checkpoint: Path) -> Path:
     return run if (run / "config.yaml").is_file() else checkpoint
 
 
+def report_dataset(cfg: CfgNode) -> str | None:
+    """Return the dataset of a run's reported scores: the first of DATASETS.TEST, or else of DATASETS.VAL."""
+    return next(iter([*cfg.DATASETS.TEST[:1], *cfg.DATASETS.VAL[:1]]), None)
+
+
+def selection_dataset(cfg: CfgNode) -> str | None:
+    """Return the dataset that checkpoints, thresholds and anything else are chosen on.
+
+    It is the first of DATASETS.VAL, or of DATASETS.TEST where VAL is empty; the reported scores of what was chosen
+    are then flattering.
+    """
+    return next(iter([*cfg.DATASETS.VAL[:1], *cfg.DATASETS.TEST[:1]]), None)
+
+
+def evaluation_directory(checkpoint: Path, cfg: CfgNode, dataset: str | Path | None) -> Path:
+    """Return where the results of a checkpoint on a dataset belong.
+
+    This is the checkpoint's run for :func:`report_dataset`, and ``evaluations/<dataset>`` in it for any other, so
+    that the run keeps its own scores.
+    """
+    run = run_of(checkpoint)
+    return run if dataset in (None, report_dataset(cfg)) else run / "evaluations" / Path(str(dataset)).stem
+
+
+def saved_metrics(directory: Path, checkpoint: Path, dataset: str | Path) -> dict[str, Any] | None:
+    """Return the metrics.json of a directory if it and predictions.json are current, else None.
+
+    Current means: they belong to this checkpoint and this dataset, and are newer than the checkpoint's files.
+    """
+    scores, predictions = directory / "metrics.json", directory / "predictions.json"
+    try:
+        metrics = json.loads(scores.read_text(encoding="utf-8"))
+        written = min(scores.stat().st_mtime_ns, predictions.stat().st_mtime_ns)
+        trained = max(file.stat().st_mtime_ns for file in checkpoint.iterdir())
+    except (OSError, ValueError):
+        return None
+    same = metrics.get("dataset") == Path(str(dataset)).stem and written >= trained
+    return metrics if same and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve() else None
+
+
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     """Keys that would change the training, each as ``KEY there, here``."""
-    there, here = flat(config_to_dict(saved)), flat(config_to_dict(wanted))
+    there, here = flatten(config_to_dict(saved)), flatten(config_to_dict(wanted))
+    free = (*_FREE, "DATASETS.TEST") if saved.DATASETS.VAL else _FREE
     return [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted({*there, *here})
-        if there.get(key) != here.get(key) and not any(key == k or k.endswith(".") and key.startswith(k) for k in _FREE)
+        if there.get(key) != here.get(key) and not any(key == k or k.endswith(".") and key.startswith(k) for k in free)
     ]
 
 
@@ -159,14 +212,3 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     text = path.read_text(encoding="utf-8")
     lines = text.split("\n")[:-1]  # what follows the last line end was cut off
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
-    joined: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            joined.update(flat(value, f"{prefix}{key}."))
-        else:
-            joined[f"{prefix}{key}"] = value
-    return joined

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
+from workbench.files import write_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -44,7 +45,7 @@ def write_report(run: str | Path) -> Path:
     html, _ = exporter.from_notebook_node(whole)
     target = run / REPORT
     try:
-        target.write_text(html, encoding="utf-8")
+        write_text(target, html)
     except OSError as error:
         raise WorkbenchError(f"The report {target} cannot be written: {error.strerror}") from None
     return target

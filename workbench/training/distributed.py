@@ -5,12 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def start_processes(cfg: CfgNode) -> tuple[Accelerator, torch.device]:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if any.
+class Processes(NamedTuple):
+    """This process's part in the job.
 
-    Returns:
-        the Accelerator (DDP and mixed precision; it moves nothing by itself) and this process's device.
+    ``accelerator`` gives DDP and mixed precision; it moves nothing by itself. ``device`` is the one of this process.
+    """
+
+    accelerator: Accelerator
+    device: torch.device
+
+
+def start_processes(cfg: CfgNode) -> Processes:
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if any.
 
     Raises:
         WorkbenchError: the device is not there, one GPU is named for several processes, or the launcher asks
@@ -57,7 +64,7 @@ def start_processes(cfg: CfgNode) -> tuple[Accelerator, torch.device]:
         )
     if started_here and dist.is_initialized():
         atexit.register(_leave)
-    return accelerator, device
+    return Processes(accelerator, device)
 
 
 def precision(cfg: CfgNode, device: torch.device) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from workbench.config import config_to_dict
+from workbench.config import config_to_dict, flatten
 from workbench.data.loaders import step_seed
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint import (
@@ -25,6 +25,7 @@ from workbench.runs.checkpoint import (
 from workbench.runs.directory import MetricsTable, RunDirectory
 from workbench.training.batch_norm import share_batch_norms
 from workbench.training.distributed import (
+    Processes,
     mean_over_processes,
     rank,
     run_on_all,
@@ -32,7 +33,7 @@ from workbench.training.distributed import (
     start_processes,
     world_size,
 )
-from workbench.training.ema import WeightAverage
+from workbench.training.ema import moving_average
 from workbench.training.events import EventFile
 from workbench.training.interrupt import Interrupted, StopRequest
 from workbench.training.nonfinite import find_nonfinite, save_batch
@@ -41,7 +42,6 @@ from workbench.training.progress import Progress, log
 from workbench.training.schedule import lr_factor, scaled_lr
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from fvcore.common.config import CfgNode
 
     from workbench.data.vocabulary import Vocabulary
@@ -78,7 +78,7 @@ class Trainer:
         *,
         evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
         on_best: Callable[[], None] | None = None,
-        processes: tuple[Accelerator, torch.device] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.cfg, self.vocabulary, self.run = cfg, vocabulary, run
         self.batches, self.evaluate, self.on_best = batches, evaluate, on_best
@@ -91,12 +91,15 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
 
         model.to(self.device)
+        # The average is copied before batch norms take a process group, which cannot be copied.
+        self.average = moving_average(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
         if world_size() > 1 and share_batch_norms(model):
             log.info("batch norms share their statistics between the processes")
         self.module = model
-        self.average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
         optimizer = build_optimizer(model, cfg)
-        state = run_on_all(self._resume_weights)  # before DDP hands rank 0's weights to all
+        # Every process reads the checkpoint, before DDP sends the weights of process 0 to all. One machine of
+        # several may fail to read what another can.
+        state = run_on_all(self._resume_weights) if run_on_main(lambda: has_checkpoint(run.last)) else None
         self.model = self.accelerator.prepare_model(model)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         if state is not None:
@@ -131,7 +134,7 @@ class Trainer:
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                     if self.average is not None:
-                        self.average.update(self.module)
+                        self.average.update_parameters(self.module)
                     self.step = step + 1
 
                     lr, seconds = scaled_lr(self.cfg) * factor, time.perf_counter() - began
@@ -215,6 +218,10 @@ class Trainer:
             "longer SOLVER.WARMUP_ITERS is what helps most often)"
         )
 
+    def _result(self) -> nn.Module:
+        """Return the model with the weights that are evaluated and saved: the moving average's, if one is kept."""
+        return self.module if self.average is None else self.average.module
+
     def _due(self, period: int) -> bool:
         return self.step == self.max_steps or (period > 0 and self.step % period == 0)
 
@@ -227,11 +234,9 @@ class Trainer:
             if self.step == self.max_steps:
                 run_on_main(lambda: self._save(self.run.best))
             return {}
-        self.module.eval()
-        averaged = self.average.applied(self.module) if self.average is not None else nullcontext()
         try:
-            with averaged, stop.at_once():
-                self.metrics = self.evaluate(self.module)
+            with stop.at_once():
+                self.metrics = self.evaluate(self._result().eval())
         except KeyboardInterrupt:
             if not stop.requested:
                 raise
@@ -244,7 +249,8 @@ class Trainer:
             run_on_main(self._save_best)
         shown = ["-" if value is None else f"{value:.2f}" for value in (ap, self.best["AP"])]
         log.info(f"step {self.step}: segm AP {shown[0]}; best {shown[1]}, of step {self.best['step']}")
-        return flatten_metrics(self.metrics)
+        numbers = flatten(self.metrics, "/").items()
+        return {name: number for name, number in numbers if type(number) in (int, float)}
 
     def _save_best(self) -> None:
         self._save(self.run.best)
@@ -258,16 +264,15 @@ class Trainer:
             "pending": self.pending,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-            "average": self.average.state_dict() if self.average is not None else None,
+            "average": {"updates": int(self.average.n_averaged) - 1} if self.average is not None else None,
             "model": self.module.state_dict() if self.average is not None else None,
         }
         run_on_main(lambda: self._save(self.run.last, state))
 
     def _save(self, directory: Path, state: dict[str, Any] | None = None) -> None:
-        weights = self.module if self.average is None else self.average.weights
         save_checkpoint(
             directory,
-            weights,
+            self._result(),
             config=config_to_dict(self.cfg),
             vocabulary=self.vocabulary,
             step=self.step,
@@ -275,16 +280,15 @@ class Trainer:
             extra={"metrics": self.metrics},
         )
 
-    def _resume_weights(self) -> dict[str, Any] | None:
-        """Take weights, best and step from the run's last checkpoint, if there is one; its training state."""
-        if not has_checkpoint(self.run.last):
-            return None
+    def _resume_weights(self) -> dict[str, Any]:
+        """Take weights, best and step from the run's last checkpoint; return its training state."""
         checkpoint, state = load_checkpoint(self.run.last), load_state(self.run.last)
         check_vocabulary(self.run.last, checkpoint.vocabulary, self.vocabulary)
         with self._fitting():
             self.module.load_state_dict(checkpoint.state_dict if state["model"] is None else state["model"])
             if self.average is not None:
-                self.average.load_state_dict(state["average"], checkpoint.state_dict)
+                self.average.module.load_state_dict(checkpoint.state_dict)
+                self.average.n_averaged.fill_(state["average"]["updates"] + 1)
             self.step, self.best, self.pending = state["step"], state["best"], state["pending"]
             self.metrics = checkpoint.metrics
         return state
@@ -340,14 +344,3 @@ def check_batch_size(cfg: CfgNode) -> None:
             f"{world_size()} processes and SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS}, so it "
             f"must be a multiple of {parts}"
         )
-
-
-def flatten_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """Numbers of a metrics dictionary as ``segm/AP``, ``subcategories/colour/accuracy``, ..."""
-    flat = {}
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}/{name}": number for name, number in flatten_metrics(value).items()})
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[key] = value
-    return flat

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.config import flatten
+
 
 def find_nonfinite(values: dict[str, float]) -> list[str]:
     """Names of the values that are infinite or not a number."""
@@ -29,7 +31,9 @@ def save_batch(directory: Path, batch: list[dict[str, Any]], losses: dict[str, f
     for index, element in enumerate(batch):
         plain = {key: value for key, value in element.items() if isinstance(value, (int, float, str))}
         elements.append(plain)
-        tensors.update(_tensors(element, f"{index:02d}"))
+        for name, value in flatten(element).items():
+            if isinstance(value, Tensor):
+                tensors[f"{index:02d}.{name}"] = value.detach().as_subclass(Tensor).cpu().contiguous().clone()
         image = element.get("image")
         if isinstance(image, Tensor) and image.dim() == 3 and image.shape[0] in (1, 3):
             picture = torch.nan_to_num(image.detach().float().cpu()).clamp(0, 255).to(torch.uint8)
@@ -41,13 +45,3 @@ def save_batch(directory: Path, batch: list[dict[str, Any]], losses: dict[str, f
         json.dumps({"losses": losses, "images": elements}, indent=1), encoding="utf-8"
     )
     return directory
-
-
-def _tensors(values: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-    found = {}
-    for key, value in values.items():
-        if isinstance(value, Tensor):
-            found[f"{prefix}.{key}"] = value.detach().as_subclass(Tensor).cpu().contiguous().clone()
-        elif isinstance(value, dict):
-            found.update(_tensors(value, f"{prefix}.{key}"))
-    return found

@@ -58,13 +58,16 @@ def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """AdamW or SGD over :func:`parameter_groups`; each group keeps its peak rate as ``initial_lr``."""
+    """Return AdamW or SGD over :func:`parameter_groups`; each group keeps its peak rate as ``initial_lr``.
+
+    AdamW takes torch's fused kernel, which needs each gradient in the memory format of its parameter. Gradients that
+    autograd accumulates are.
+    """
     groups = [{**group, "initial_lr": group["lr"]} for group in parameter_groups(model, cfg)]
-    fused = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for g in groups for p in g["params"])
     if cfg.SOLVER.OPTIMIZER == "SGD":
         momentum = cfg.SOLVER.MOMENTUM
         return torch.optim.SGD(groups, lr=scaled_lr(cfg), momentum=momentum, nesterov=cfg.SOLVER.NESTEROV)
-    return torch.optim.AdamW(groups, lr=scaled_lr(cfg), fused=fused or None)
+    return torch.optim.AdamW(groups, lr=scaled_lr(cfg), fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

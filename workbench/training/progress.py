@@ -14,10 +14,9 @@ import torch
 from tqdm import tqdm
 
 from workbench.runs.checkpoint import versions
-from workbench.training.distributed import gather, precision, rank
+from workbench.training.distributed import Processes, gather, precision, rank
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from fvcore.common.config import CfgNode
 
 log = logging.getLogger("workbench")
@@ -112,9 +111,9 @@ class Progress:
             self.bar.close()
 
 
-def log_machine(cfg: CfgNode, processes: tuple[Accelerator, torch.device]) -> None:
+def log_machine(cfg: CfgNode, processes: Processes) -> None:
     """Log versions, the device of every process and the precision that is really used."""
-    device = processes[1]
+    device = processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     devices = gather(f"process {rank()} uses {device} ({name})")
     log.info(", ".join(f"{key} {value}" for key, value in versions().items()))

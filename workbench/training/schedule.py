@@ -1,13 +1,23 @@
 """Learning rates as a function of the step alone, so that resuming needs no schedule state.
 
-The shapes are detectron2's: a warm-up, then multistep, cosine or polynomial decay over SOLVER.MAX_ITER steps.
+The shapes are detectron2's, made of fvcore's schedules: a warm-up times a multistep, cosine or polynomial decay over
+SOLVER.MAX_ITER steps.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from functools import partial
 from typing import TYPE_CHECKING
+
+from fvcore.common.param_scheduler import (
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+    PolynomialDecayParamScheduler,
+)
 
 from workbench.errors import WorkbenchError
 
@@ -39,32 +49,34 @@ def lr_arithmetic(cfg: CfgNode) -> str:
 
 
 def lr_factor(cfg: CfgNode, step: int) -> float:
-    """What the peak learning rate is multiplied by in step ``step`` (0-based): warm-up times decay."""
-    return warmup_factor(cfg, step) * decay_factor(cfg, step)
+    """Return what the peak learning rate is multiplied by in step ``step`` (0-based): warm-up times decay.
 
+    The warm-up goes from WARMUP_FACTOR to 1 in a line over WARMUP_ITERS steps; "constant" stays at WARMUP_FACTOR
+    and then jumps.
 
-def warmup_factor(cfg: CfgNode, step: int) -> float:
-    """From WARMUP_FACTOR to 1 over WARMUP_ITERS steps; "constant" stays at WARMUP_FACTOR and then jumps."""
+    Raises:
+        WorkbenchError: SOLVER.LR_SCHEDULER_NAME is not known.
+    """
     solver = cfg.SOLVER
-    if step >= solver.WARMUP_ITERS:
-        return 1.0
-    if solver.WARMUP_METHOD == "constant":
-        return solver.WARMUP_FACTOR
-    done = step / solver.WARMUP_ITERS
-    return solver.WARMUP_FACTOR * (1 - done) + done
-
-
-def decay_factor(cfg: CfgNode, step: int) -> float:
-    """The decay alone, as SOLVER.LR_SCHEDULER_NAME says; 1 at step 0."""
-    solver = cfg.SOLVER
-    done = min(step / max(solver.MAX_ITER, 1), 1.0)
-    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        return solver.GAMMA ** bisect_right(sorted(solver.STEPS), step)
-    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":  # Loshchilov & Hutter 2017 (arXiv 1608.03983), eq. 5, one period
-        end = solver.BASE_LR_END / solver.BASE_LR if solver.BASE_LR else 0.0
-        return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
+    factor = _decay(cfg)(min(step / max(solver.MAX_ITER, 1), 1.0))
     if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
-        ending = solver.POLY_LR_CONSTANT_ENDING
-        factor = (1 - done) ** solver.POLY_LR_POWER
-        return max(factor, ending) if ending > 0 else factor
+        factor = max(factor, solver.POLY_LR_CONSTANT_ENDING)
+    if step >= solver.WARMUP_ITERS:
+        return factor
+    constant = solver.WARMUP_METHOD == "constant"
+    warmup = ConstantParamScheduler if constant else partial(LinearParamScheduler, end_value=1.0)
+    return warmup(solver.WARMUP_FACTOR)(step / solver.WARMUP_ITERS) * factor
+
+
+def _decay(cfg: CfgNode) -> ParamScheduler:
+    """Return the decay that SOLVER.LR_SCHEDULER_NAME names, a function of the done share of training; 1 at 0."""
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
+        steps = sorted(step for step in solver.STEPS if step < solver.MAX_ITER)  # fvcore refuses later ones
+        values = [solver.GAMMA**number for number in range(len(steps) + 1)]
+        return MultiStepParamScheduler(values, milestones=steps, num_updates=max(solver.MAX_ITER, 1))
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":  # Loshchilov & Hutter 2017 (arXiv 1608.03983), eq. 5, one period
+        return CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR if solver.BASE_LR else 0.0)
+    if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
+        return PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER)
     raise WorkbenchError(f"config key SOLVER.LR_SCHEDULER_NAME: there is no schedule {solver.LR_SCHEDULER_NAME!r}")

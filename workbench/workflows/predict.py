@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from workbench.data.images import read_image
 from workbench.data.mapper import build_mapper
+from workbench.data.masks import mask_areas
 from workbench.data.vocabulary import Vocabulary
-from workbench.environment.facts import choose_device
+from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import FilterSettings, apply_filters
 from workbench.evaluation.results import to_coco_results
-from workbench.files import write_text
+from workbench.files import write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
 from workbench.visualization.drawing import draw_instances
 
@@ -86,8 +84,9 @@ def predict(
         target = output / name
         Image.fromarray(draw_instances(picture, rows, vocabulary)).save(target)
         written.append(target)
-    for number, row in enumerate(annotations, start=1):
-        row.update(id=number, iscrowd=0, area=float(_area(row["segmentation"])))
+    areas = mask_areas([row["segmentation"] for row in annotations]).tolist()
+    for number, (row, area) in enumerate(zip(annotations, areas, strict=True), start=1):
+        row.update(id=number, iscrowd=0, area=float(area))
     written.append(_save_coco(output / "predictions.json", images, annotations, vocabulary))
     if unreadable:
         rest = f"; the other {len(images)} are in {output}" if images else ""
@@ -128,10 +127,6 @@ def _free_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _area(rle: dict[str, Any]) -> int:
-    return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
-
-
 def _save_coco(path: Path, images: list[dict], annotations: list[dict], vocabulary: Vocabulary) -> Path:
     content = {
         "images": images,
@@ -141,5 +136,5 @@ def _save_coco(path: Path, images: list[dict], annotations: list[dict], vocabula
         ],
         "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
     }
-    write_text(path, json.dumps(content))
+    write_json(path, content)
     return path

@@ -34,9 +34,9 @@ import pandas as pd
 import yaml
 
 from workbench.config import load_config
-from workbench.environment.facts import usable_cores
+from workbench.environment.cpu import usable_cores
 from workbench.errors import WorkbenchError
-from workbench.files import write_text
+from workbench.files import write_json, write_text
 from workbench.runs.table import runs_frame
 
 KEYS = ("notebook", "output", "parameters", "overrides", "grid")
@@ -145,7 +145,7 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print
         executed = trial.directory / sweep.notebook.name
         if not succeeded and executed.is_file():
             executed.replace(_free(executed.with_suffix(".failed.ipynb")))
-        write_text(trial.directory / STATUS, json.dumps({"status": status, "settings": trial.settings}))
+        write_json(trial.directory / STATUS, {"status": status, "settings": trial.settings})
         say(f"{status:<8} {trial.directory}")
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from workbench.config import keys_without_effect
-from workbench.data.coco import CocoDataset
+from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
+from workbench.data.vocabulary import Vocabulary
 from workbench.models import build_model
-from workbench.runs.checkpoint import has_checkpoint, load_checkpoint
-from workbench.runs.directory import open_run
-from workbench.training.distributed import rank, run_on_all, run_on_main, start_processes, world_size
+from workbench.registry import imported_parts
+from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
+from workbench.runs.directory import (
+    RunDirectory,
+    evaluation_directory,
+    open_run,
+    report_dataset,
+    saved_metrics,
+    selection_dataset,
+)
+from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.loop import Trainer, check_batch_size
 from workbench.training.progress import log, log_machine, logging_to
 from workbench.training.schedule import lr_arithmetic
 from workbench.training.weights import load_weights
-from workbench.workflows.data import load_data
-from workbench.workflows.evaluate import DatasetEvaluation, evaluate
+from workbench.workflows.evaluate import DatasetEvaluation, evaluate_checkpoint
 
 
 def train(cfg: CfgNode, *, resume: bool = True) -> Path:
     """Train what ``cfg`` describes into OUTPUT_DIR, or continue the run that is there.
 
-    The datasets are checked before the first step. The best checkpoint by mask AP on the first of
-    DATASETS.TEST is kept in ``checkpoints/best``, with its metrics.json and predictions.json in the run
-    directory.
+    The datasets are checked before the first step. During training, and at its end, the model is evaluated on the
+    first of DATASETS.VAL; the best checkpoint by mask AP there is kept in ``checkpoints/best``, its results in
+    ``evaluations/<dataset>``. After training the best checkpoint is evaluated on the first of DATASETS.TEST, which
+    writes metrics.json and predictions.json of the run. TEST has no part in the choice. Where one of the two is
+    empty the other serves for both, and the log says that the score is flattering.
 
     Args:
+        cfg: the config; SEED -1 draws a seed.
         resume: False refuses an OUTPUT_DIR that holds a run.
 
     Returns:
@@ -42,40 +54,65 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
     Raises:
         WorkbenchError: as the sentence says; ``Interrupted`` when it was stopped and has saved.
     """
-
     processes = start_processes(cfg)
     run, cfg = run_on_main(lambda: open_run(cfg, resume=resume, seed=secrets.randbelow(2**31)))
     with logging_to(run.log):
-        _train(cfg, run, processes)
+        check_batch_size(cfg)
+        log_machine(cfg, processes)
+        continued = run_on_main(lambda: has_checkpoint(run.last))
+        # Files are read in every process, each perhaps on a machine of its own.
+        data = run_on_all(lambda: _load_splits(cfg, load_vocabulary(run.last) if continued else None))
+        _log_data(cfg, data)
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        torch.manual_seed(cfg.SEED)
+        model = run_on_all(lambda: _initial_model(cfg, data.train.vocabulary, continued))
+        log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+        for part in imported_parts():
+            log.info(f"parts of {part['name']}, sha256 {part['sha256']}")
+        _run_steps(cfg, run, model, data, processes)
+        if data.report is not None:
+            _report(cfg, run, data.report, processes)
+        log.info(f"run {run.path}, best checkpoint {run.best}, metrics {run.scores if data.report else run.metrics}")
     return run.path
 
 
-def _train(cfg: CfgNode, run: Any, processes: tuple[Accelerator, torch.device]) -> None:
-    check_batch_size(cfg)
-    log_machine(cfg, processes)
-    continued = has_checkpoint(run.last)
-    vocabulary = run_on_all(lambda: load_checkpoint(run.last).vocabulary) if continued else None
-    train_set = run_on_all(lambda: load_data(cfg, cfg.DATASETS.TRAIN, vocabulary, for_training=True))
-    evaluation = None
-    if cfg.DATASETS.TEST:
-        test_set = run_on_all(lambda: load_data(cfg, cfg.DATASETS.TEST[:1], train_set.vocabulary))
-        evaluation = DatasetEvaluation(cfg, test_set, processes[0], progress=False)
-    _log_data(cfg, train_set, evaluation and evaluation.dataset)
+class _Splits(NamedTuple):
+    """The datasets of a run; ``selection`` and ``report`` are one object where they are one dataset."""
 
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    torch.manual_seed(cfg.SEED)
-    model = run_on_all(lambda: build_model(cfg, train_set.vocabulary, pretrained=not continued))
+    train: CocoDataset
+    selection: CocoDataset | None
+    report: CocoDataset | None
+
+
+def _load_splits(cfg: CfgNode, vocabulary: Vocabulary | None) -> _Splits:
+    train_set = load_data(cfg, cfg.DATASETS.TRAIN, vocabulary, for_training=True)
+    names = selection_dataset(cfg), report_dataset(cfg)
+    loaded = {name: load_data(cfg, [name], train_set.vocabulary) for name in dict.fromkeys(names) if name is not None}
+    return _Splits(train_set, *(loaded.get(name) for name in names))
+
+
+def _initial_model(cfg: CfgNode, vocabulary: Vocabulary, continued: bool) -> nn.Module:
+    """Build the model, with the weights that the config names unless a checkpoint brings them."""
+    model = build_model(cfg, vocabulary, pretrained=not continued)
     if cfg.MODEL.WEIGHTS and not continued:
-        log.info(f"weights {cfg.MODEL.WEIGHTS}: {run_on_all(lambda: load_weights(model, cfg.MODEL.WEIGHTS))}")
-    log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+        log.info(f"weights {cfg.MODEL.WEIGHTS}: {load_weights(model, cfg.MODEL.WEIGHTS)}")
+    return model
+
+
+def _run_steps(cfg: CfgNode, run: RunDirectory, model: nn.Module, data: _Splits, processes: Processes) -> None:
     mapper = build_mapper(cfg, is_train=True)
+    evaluation = save_evaluation = None
+    if data.selection is not None:
+        evaluation = DatasetEvaluation(cfg, data.selection, processes.accelerator, progress=False)
+        directory = evaluation_directory(run.best, cfg, selection_dataset(cfg))
+        save_evaluation = partial(evaluation.save, directory, run.best)
     trainer = Trainer(
         cfg,
         model,
-        train_set.vocabulary,
+        data.train.vocabulary,
         run,
         lambda start_step: build_train_loader(
-            train_set,
+            data.train,
             mapper,
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             seed=cfg.SEED,
@@ -85,24 +122,41 @@ def _train(cfg: CfgNode, run: Any, processes: tuple[Accelerator, torch.device]) 
             world_size=world_size(),
         ),
         evaluate=evaluation,
-        on_best=evaluation and (lambda: evaluation.save(run.path, run.best)),
+        on_best=save_evaluation,
         processes=processes,
     )
     trainer.train()
-    if evaluation is not None and not run.scores.exists():  # somebody deleted it, or a kill came in between
-        evaluate(run.best, output=run.path, overrides=["MODEL.DEVICE", cfg.MODEL.DEVICE])
-    log.info(f"run {run.path}, best checkpoint {run.best}, metrics {run.scores if evaluation else run.metrics}")
 
 
-def _log_data(cfg: CfgNode, train_set: CocoDataset, test_set: CocoDataset | None) -> None:
-    for purpose, dataset in (("train", train_set), ("evaluate", test_set)):
-        if dataset is not None:
-            objects = sum(len(d["annotations"]) for d in dataset.dicts)
-            left_out = f", {dataset.skipped} annotations and images left out for faults" if dataset.skipped else ""
-            names = ", ".join(entry.name for entry in dataset.entries)
-            log.info(f"{purpose} on {names}: {len(dataset)} images, {objects} objects{left_out}")
-    classes = [f"{n} ({len(c)})" for n, c in train_set.vocabulary.subcategories.items()]
-    log.info(f"{train_set.vocabulary.num_classes} categories, subcategories {', '.join(classes) or 'none'}")
+def _report(cfg: CfgNode, run: RunDirectory, dataset: CocoDataset, processes: Processes) -> None:
+    """Evaluate the best checkpoint on the dataset to report, unless its current metrics.json is there already.
+
+    It is there where the same dataset chose the best checkpoint, or where the run was finished before; a kill
+    between the last step and the end of this evaluation leaves it to the next start of the same command.
+    """
+    name = report_dataset(cfg)
+    if run_on_main(lambda: saved_metrics(run.path, run.best, name) is None):
+        log.info(f"evaluating the best checkpoint on {name}")
+        metrics = evaluate_checkpoint(run.best, cfg, dataset, processes, run.path)
+        ap = (metrics["segm"] or {}).get("AP")
+        log.info(f"{name}: segm AP {'-' if ap is None else f'{ap:.2f}'} of the best checkpoint")
+
+
+def _log_data(cfg: CfgNode, data: _Splits) -> None:
+    for purpose, dataset in zip(("train", "evaluate", "report"), data, strict=True):
+        if dataset is None or (purpose == "report" and dataset is data.selection):
+            continue
+        objects = sum(len(d["annotations"]) for d in dataset.dicts)
+        left_out = f", {dataset.skipped} annotations and images left out for faults" if dataset.skipped else ""
+        names = ", ".join(entry.name for entry in dataset.entries)
+        log.info(f"{purpose} on {names}: {len(dataset)} images, {objects} objects{left_out}")
+    if data.selection is not None and data.selection is data.report:
+        log.warning(
+            f"{selection_dataset(cfg)} both chooses the best checkpoint and reports its score, so the score is "
+            "flattering; name another dataset in DATASETS.VAL to choose on"
+        )
+    classes = [f"{n} ({len(c)})" for n, c in data.train.vocabulary.subcategories.items()]
+    log.info(f"{data.train.vocabulary.num_classes} categories, subcategories {', '.join(classes) or 'none'}")
     split = f", split over {world_size()} processes" if world_size() > 1 else ""
     if cfg.SOLVER.ACCUMULATION_STEPS > 1:
         split += f", accumulated in {cfg.SOLVER.ACCUMULATION_STEPS} parts"

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from workbench.data.shapes.contours import mask_to_polygons
-from workbench.data.masks import decode_mask, encode_mask, encode_uncompressed
+from workbench.data.masks import encode_mask, encode_polygons, encode_uncompressed
 from workbench.data.shapes.rendering import (
     COLOURS,
     SHAPES,
@@ -26,6 +25,7 @@ from workbench.data.shapes.rendering import (
     render_object,
 )
 from workbench.errors import WorkbenchError
+from workbench.files import write_json
 
 TRAIN_IMAGES, VAL_IMAGES, TEST_IMAGES = 2000, 200, 300
 IMAGE_SIZE, CROWDED_IMAGE_SIZE = 128, 256
@@ -36,8 +36,8 @@ TILT = 30.0  # degrees, either way
 EMPTY_SHARE, CROWD_SHARE, UNLABELLED_SHARE = 0.03, 0.04, 0.05
 
 META_FILE = "shapes.json"
-# Raise it when the pictures change, so that a folder made before is not mistaken for one made now.
-_VERSION = 2
+# Raise it when pictures or annotations change, so that a folder made before is not mistaken for one made now.
+_VERSION = 3
 _SPLITS = ("train", "val", "test")
 
 
@@ -136,22 +136,19 @@ class _Scene:
 
 
 def _segmentation(mask: np.ndarray, form: float, crowd: bool) -> list | dict:
-    """The mask as polygons (70 of 100), compressed or uncompressed RLE. Where polygons would not say it
-    exactly enough (a hole, a tiny part) it is an RLE too; crowds are uncompressed, as in COCO."""
+    """Return the mask as polygons (70 of 100), compressed or uncompressed RLE, each exact to the pixel.
+
+    A mask with a hole is an RLE too; crowds are uncompressed RLEs, as in COCO.
+    """
     if crowd:
         return encode_uncompressed(mask)
-    if form < 0.7:
-        polygons = mask_to_polygons(mask)
-        if polygons is not None:
-            again = decode_mask(polygons, *mask.shape)
-            if (again & mask).sum() >= 0.975 * (again | mask).sum():
-                return polygons
+    polygons = encode_polygons(mask) if form < 0.7 else None
+    if polygons:
+        return polygons
     return encode_uncompressed(mask) if form > 0.85 else encode_mask(mask)
 
 
-def draw_scene(
-    seed: int, split: str, index: int, *, image_size: int, crowded: bool
-) -> tuple[np.ndarray, list[dict]]:
+def draw_scene(seed: int, split: str, index: int, *, image_size: int, crowded: bool) -> tuple[np.ndarray, list[dict]]:
     """Picture number ``index`` of a split: (image_size, image_size, 3) uint8 RGB and its annotations
     without ids."""
     rng = np.random.default_rng([seed, _SPLITS.index(split), int(crowded), index])
@@ -181,17 +178,13 @@ def _write_split(folder: Path, split: str, count: int, *, seed: int, image_size:
         "info": {"description": f"Generated shapes, split {split}, seed {seed}"},
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": n, "name": shape, "supercategory": "shape"} for n, shape in enumerate(SHAPES, 1)
-        ],
+        "categories": [{"id": n, "name": shape, "supercategory": "shape"} for n, shape in enumerate(SHAPES, 1)],
         "subcategories": [
             {"name": "colour", "classes": list(COLOURS)},
             {"name": "texture", "classes": list(TEXTURES)},
         ],
     }
-    path = folder / "annotations" / f"{split}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_json(folder / "annotations" / f"{split}.json", content, separators=(",", ":"))
 
 
 def generate_shapes(
@@ -218,9 +211,7 @@ def generate_shapes(
     settings = {"version": _VERSION, "seed": seed, "train": train, "val": val, "test": test}
     settings |= {"image_size": image_size, "crowded": crowded}
     if seed < 0 or min(train, val, test) < 0 or image_size < 32:
-        raise WorkbenchError(
-            "The seed and the numbers of images must be 0 or more, the image size 32 or more."
-        )
+        raise WorkbenchError("The seed and the numbers of images must be 0 or more, the image size 32 or more.")
     if _holds_same(output, settings):
         return False
     partial = output.with_name(output.name + ".partial")
@@ -229,12 +220,10 @@ def generate_shapes(
             shutil.rmtree(partial)
         for split, count in zip(_SPLITS, (train, val, test), strict=True):
             _write_split(partial, split, count, seed=seed, image_size=image_size, crowded=crowded)
-        (partial / META_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(partial / META_FILE, settings, indent=2)
         partial.replace(output)
     except OSError as error:
-        raise WorkbenchError(
-            f"The shapes dataset cannot be written to {output}: {error.strerror or error}."
-        ) from error
+        raise WorkbenchError(f"The shapes dataset cannot be written to {output}: {error.strerror or error}.") from error
     return True
 
 
@@ -252,17 +241,12 @@ def _holds_same(output: Path, settings: dict) -> bool:
     except (OSError, ValueError):
         there = None
     if not isinstance(there, dict):
-        raise WorkbenchError(
-            f"{output} holds other files; name an empty or new folder for the shapes dataset."
-        )
+        raise WorkbenchError(f"{output} holds other files; name an empty or new folder for the shapes dataset.")
     if there == settings:
         return True
     differ = [
-        f"{key} {there.get(key)} there, {settings[key]} asked"
-        for key in settings
-        if there.get(key) != settings[key]
+        f"{key} {there.get(key)} there, {settings[key]} asked" for key in settings if there.get(key) != settings[key]
     ]
     raise WorkbenchError(
-        f"{output} holds a shapes dataset of other settings ({'; '.join(differ)}); "
-        "delete it or name another folder."
+        f"{output} holds a shapes dataset of other settings ({'; '.join(differ)}); delete it or name another folder."
     )

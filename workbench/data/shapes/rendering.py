@@ -79,9 +79,7 @@ def _texture(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> tuple
     return 0.5 + 2 * u * v, none
 
 
-def palette_rgb(
-    colour: str, *, hue_shift: float = 0.0, saturation: float = 0.9, value: float = 0.9
-) -> np.ndarray:
+def palette_rgb(colour: str, *, hue_shift: float = 0.0, saturation: float = 0.9, value: float = 0.9) -> np.ndarray:
     """(3,) float32 RGB 0..255 of a colour class; ``hue_shift`` in degrees."""
     hue = (HUES[colour] + hue_shift) / 360 % 1
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32) * 255
@@ -148,9 +146,7 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _random_rgb(
-    rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
-) -> np.ndarray:
+def _random_rgb(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
     rgb = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
     return np.array(rgb, dtype=np.float32) * 255
 
@@ -201,8 +197,7 @@ def render_background(rng: np.random.Generator, height: int, width: int) -> np.n
     rows, columns = math.ceil(height / step) + 1, math.ceil(width / step) + 1
     hue, saturation, value = rng.uniform(0, 1, (3, rows * columns))
     hues = [
-        colorsys.hsv_to_rgb(h, 0.15 + 0.65 * s, 0.3 + 0.5 * v)
-        for h, s, v in zip(hue, saturation, value, strict=True)
+        colorsys.hsv_to_rgb(h, 0.15 + 0.65 * s, 0.3 + 0.5 * v) for h, s, v in zip(hue, saturation, value, strict=True)
     ]
     grid = Image.fromarray((np.array(hues).reshape(rows, columns, 3) * 255).astype(np.uint8))
     canvas = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)

@@ -36,7 +36,7 @@ class Layer(NamedTuple):
 
 
 def measure_layers(features: nn.Sequential) -> list[Layer]:
-    """Every layer of torchvision's ``features``, measured on a dry run."""
+    """Return every layer of torchvision's ``features``, measured on a dry run."""
     shapes = measure(_EveryLayer(features))
     return [Layer(index, *shapes[str(index)], _dilation(layer)) for index, layer in enumerate(features)]
 
@@ -46,7 +46,7 @@ def _dilation(layer: nn.Module) -> int:
 
 
 def layer_table(layers: Sequence[Layer], taps: Sequence[int] = ()) -> str:
-    """:func:`measure_layers` as text, the tapped layers marked."""
+    """Return the layers as text, the tapped ones marked."""
     names = dict(zip(taps, STAGES, strict=False))
     rows = [
         f"{layer.index:5d}  {layer.channels:8d}  {f'1/{layer.stride}':>6}  {layer.dilation:8d}  "
@@ -101,20 +101,18 @@ def check_taps(layers: Sequence[Layer], taps: Sequence[int]) -> None:
     table = layer_table(layers, taps)
     last = len(layers) - 1
     if len(taps) != len(STAGES) or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] > last:
-        raise PyramidError(
-            f"MODEL.MOBILENET.TAPS {list(taps)} must be four rising layer numbers from 0 to {last}.\n{table}"
-        )
+        raise PyramidError(f"the taps {list(taps)} must be four rising layer numbers from 0 to {last}.\n{table}")
     tapped = {name: layers[tap] for name, tap in zip(STAGES, taps, strict=True)}
     check_pyramid({name: FeatureShape(layer.channels, layer.stride) for name, layer in tapped.items()}, table)
     if tapped["res5"].stride != 32:
         raise PyramidError(
-            f"MODEL.MOBILENET.TAPS: res5 taps layer {taps[-1]}, which belongs to the stage of stride "
+            f"res5 taps layer {taps[-1]}, which belongs to the stage of stride "
             f"{tapped['res5'].stride} and not to that of stride 32.\n{table}"
         )
     for name, layer in tapped.items():
         after = layers[layer.index + 1] if layer.index < last else None
         if after is not None and (after.channels, after.stride) == (layer.channels, layer.stride):
             raise PyramidError(
-                f"MODEL.MOBILENET.TAPS: {name} taps layer {layer.index}, but its group of {layer.channels} channels at "
-                f"1/{layer.stride} goes on after it; tap the last layer of the group.\n{table}"
+                f"{name} taps layer {layer.index}, but its group of {layer.channels} channels at 1/{layer.stride} goes "
+                f"on after it; tap the last layer of the group.\n{table}"
             )

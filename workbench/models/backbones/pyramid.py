@@ -1,4 +1,4 @@
-"""What a backbone really puts out: measured on a dry run, never typed in."""
+"""Channels and strides of a backbone's feature maps, measured on a dry run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ class PyramidError(ValueError):
 
 
 def measure(backbone: nn.Module, size: int = 256) -> dict[str, FeatureShape]:
-    """Channels and strides of a backbone's outputs, from a run without data or arithmetic (meta tensors).
+    """Return channels and strides of a backbone's outputs, from a run on meta tensors, which hold no data.
 
     Args:
-        backbone: maps (B, 3, H, W) to {name: (B, C, H / stride, W / stride)}; it is left as it was.
-        size: height and width of the imagined image, a multiple of every stride.
+        backbone: maps (B, 3, H, W) to {name: (B, C, H / stride, W / stride)}; it is not changed.
+        size: height and width of the image, a multiple of every stride.
+
+    Raises:
+        PyramidError: the backbone returns something else than a dict.
     """
     on_meta = {
         name: torch.empty_like(tensor, device="meta")
@@ -42,6 +45,8 @@ def measure(backbone: nn.Module, size: int = 256) -> dict[str, FeatureShape]:
     finally:
         for module, training in modes:
             module.training = training
+    if not isinstance(features, Mapping):
+        raise PyramidError(f"a backbone returns a dict of feature maps, not {type(features).__name__}")
     return {name: FeatureShape(f.shape[1], round(size / f.shape[2])) for name, f in features.items()}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from workbench.models.backbones.pyramid import STAGES
+
 _BUILDERS = {18: resnet.resnet18, 34: resnet.resnet34, 50: resnet.resnet50, 101: resnet.resnet101}
 
 
@@ -30,21 +32,11 @@ class ResNetBackbone(nn.Module):
     ):
         super().__init__()
         if depth not in _BUILDERS:
-            raise ValueError(f"MODEL.RESNETS.DEPTH {depth}: there are ResNets of depth {sorted(_BUILDERS)}")
+            raise ValueError(f"there is no ResNet of depth {depth}, only of {', '.join(map(str, _BUILDERS))}")
         extra = {"replace_stride_with_dilation": list(dilated)} if any(dilated) else {}
         network = _BUILDERS[depth](weights=None, norm_layer=norm_layer, **extra)
-        self.conv1, self.bn1, self.relu, self.maxpool = (
-            network.conv1,
-            network.bn1,
-            network.relu,
-            network.maxpool,
-        )
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            network.layer1,
-            network.layer2,
-            network.layer3,
-            network.layer4,
-        )
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+            setattr(self, name, getattr(network, name))
         parts = [(self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,)]
         for part in parts[:freeze_at]:
             for module in part:
@@ -54,10 +46,6 @@ class ResNetBackbone(nn.Module):
         """(B, 3, H, W) -> res2 to res5 at 1/4 to 1/32 (less when dilated)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         outputs = {}
-        for name, stage in zip(
-            ("res2", "res3", "res4", "res5"),
-            (self.layer1, self.layer2, self.layer3, self.layer4),
-            strict=True,
-        ):
+        for name, stage in zip(STAGES, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
             x = outputs[name] = stage(x)
         return outputs

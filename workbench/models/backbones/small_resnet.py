@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workbench.models.backbones.pyramid import STAGES
+
 
 def _conv(inputs: int, outputs: int, stride: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), norm_layer(outputs))
@@ -70,6 +72,6 @@ class SmallResNet(nn.Module):
         """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ..., "res5": (B, widths[3], H/32, W/32)}."""
         x = self.stem(x)
         outputs = {}
-        for name, stage in zip(("res2", "res3", "res4", "res5"), self.stages, strict=True):
+        for name, stage in zip(STAGES, self.stages, strict=True):
             x = outputs[name] = stage(x)
         return outputs

@@ -1,0 +1,43 @@
+"""Atomic writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from workbench.files import replacing, write_json, write_text
+
+
+def test_text_and_json_are_written_as_they_are(tmp_path: Path) -> None:
+    write_text(tmp_path / "made" / "a.csv", ["a,b\n", "é\r\n"])
+    assert (tmp_path / "made" / "a.csv").read_bytes() == "a,b\né\r\n".encode()
+    write_json(tmp_path / "a.json", {"name": "é", "empty": float("nan")}, indent=1)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "name": "é",\n "empty": NaN\n}\n'
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with replacing(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseException]) -> None:
+    write_json(tmp_path / "file", 1)
+    with pytest.raises(error), replacing(tmp_path / "file") as draft:
+        draft.write_text("half")
+        raise error
+    assert json.loads((tmp_path / "file").read_text()) == 1 and os.listdir(tmp_path) == ["file"]
+
+
+def test_what_json_cannot_hold_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    write_json(tmp_path / "file", 1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "file", float("nan"), allow_nan=False)
+    assert (tmp_path / "file").read_text() == "1\n"
