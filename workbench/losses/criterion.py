@@ -18,9 +18,7 @@ _log = logging.getLogger(__name__)
 
 Generators = Sequence[torch.Generator] | None
 LossTerm = tuple[float, Tensor, Tensor]  # weight, sum, normaliser
-LayerLoss = Callable[
-    [Mapping[str, Any], Sequence[Mapping[str, Any]], Sequence[Match], Generators], dict[str, LossTerm]
-]
+LayerLoss = Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]], Sequence[Match], Generators], dict[str, LossTerm]]
 
 _IGNORED = -1  # the label of an unlabelled object, and of a query that is taught nothing
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from workbench.data.coco import load_data
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
@@ -41,7 +42,7 @@ from workbench.workflows.evaluate import evaluate, evaluate_for_selection
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-    from workbench.data.coco import CocoDataset, load_data
+    from workbench.data.coco import CocoDataset
     from workbench.data.vocabulary import Vocabulary
 
 
