@@ -173,9 +173,9 @@ def test_dataset_dicts_are_detectron2s(write, content) -> None:
 
 def test_vocabulary_round_trip() -> None:
     vocabulary = Vocabulary((0, 9), ("a", "b"), {"ripe": ("false", "true")})
-    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
-    with pytest.raises(WorkbenchError):
-        Vocabulary.from_dict({"categories": ["a"]})
+    assert Vocabulary.from_coco(json.loads(json.dumps(vocabulary.to_coco()))) == vocabulary
+    with pytest.raises(TypeError):
+        Vocabulary.from_coco({"categories": ["a"], "subcategories": []})
 
 
 @pytest.mark.parametrize(

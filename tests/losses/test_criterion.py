@@ -90,6 +90,79 @@ def test_nothing_labelled_at_all_is_zero_not_nan():
     assert loss.item() == 0
 
 
+def test_the_no_object_weight_of_subcategories_is_their_own():
+    """One object, three queries: log 4 for the object, log 2 for two queries that are taught no-object."""
+    labels, masks, colours = torch.tensor([0]), blocks(1), torch.tensor([1])
+    outputs = perfect(labels, 2, 3, masks, colours)
+    outputs["pred_logits"] = torch.zeros(1, 3, 3)
+    outputs["pred_subcategories"]["colour"] = torch.zeros(1, 3, 4)
+    outputs["pred_subcategories"]["colour"][0, :, 3] = math.log(3)  # probabilities 1/6, 1/6, 1/6, 1/2
+    truth = targets(labels, masks, colours)
+    for weight in (1.0, 0.1, 0.0):
+        losses = criterion(subcategory_no_object_weight=weight)(outputs, truth, seeds=[0])
+        expected = (math.log(6) + 2 * weight * math.log(2)) / (1 + 2 * weight)
+        assert losses["loss_subcategory_colour"].item() == pytest.approx(expected)
+        assert losses["loss_ce"].item() == pytest.approx(2 * math.log(3))
+
+
+def test_subcategories_untaught_on_queries_without_object():
+    """Weight 0: what a query without an object says reaches neither the loss nor its gradient."""
+    labels, masks, colours = torch.tensor([0, 1]), blocks(2), torch.tensor([2, 0])
+    outputs = perfect(labels, 2, 4, masks, colours)
+    head = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    head[0, 3, 0] = 1e4
+    outputs["pred_subcategories"]["colour"] = head.requires_grad_()
+    loss_of = criterion(subcategory_no_object_weight=0.0)
+    loss_of.matcher.subcategory_cost = 0.0
+    loss = loss_of(outputs, targets(labels, masks, colours), seeds=[0])["loss_subcategory_colour"]
+    assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(head[0, :2], colours).item())
+    loss.backward()
+    assert head.grad[0, :2].abs().min() > 0 and torch.equal(head.grad[0, 2:], torch.zeros(2, 4))
+
+
+def test_untaught_subcategories_have_gradients_without_objects():
+    """Several processes wait for the gradient of every parameter, also where nothing is matched."""
+    outputs = perfect(torch.tensor([0]), 2, 3, blocks(1), torch.tensor([0]))
+    head = outputs["pred_subcategories"]["colour"].requires_grad_()
+    empty = targets(torch.zeros(0, dtype=torch.int64), blocks(0), torch.zeros(0, dtype=torch.int64))
+    losses = criterion(subcategory_no_object_weight=0.0)(outputs, empty, seeds=[0])
+    assert losses["loss_subcategory_colour"].item() == 0
+    sum(losses.values()).backward()
+    assert torch.equal(head.grad, torch.zeros_like(head))
+
+
+def test_one_more_loss_is_one_more_entry():
+    labels, masks = torch.tensor([0, 1]), blocks(2)
+    outputs = perfect(labels, 2, 3, masks)
+    outputs["aux_outputs"] = [perfect(labels, 2, 3, masks)]
+
+    def loss_area(layer, targets, matched, generators):
+        """Mean difference of the areas of a mask and its object."""
+        differences = [
+            layer["pred_masks"][i, queries].sigmoid().mean((1, 2)) - targets[i]["masks"][objects].float().mean((1, 2))
+            for i, (queries, objects) in enumerate(matched)
+        ]
+        total = torch.cat(differences).abs().sum()
+        return {"loss_area": (3.0, total, total.new_tensor(float(sum(map(len, differences)))))}
+
+    plain = criterion()(outputs, targets(labels, masks), seeds=[0])
+    loss_of = criterion()
+    loss_of.losses["area"] = loss_area
+    outputs["pred_masks"][0, 1, :8] = -20.0  # half of an object that covers a quarter of the image
+    losses = loss_of(outputs, targets(labels, masks), seeds=[0])
+    assert set(losses) == set(plain) | {"loss_area", "loss_area_0"}
+    assert losses["loss_area"].item() == pytest.approx(3 * 0.125 / 2)
+    assert losses["loss_area_0"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_two_losses_of_one_name_are_refused():
+    labels, masks = torch.tensor([0]), blocks(1)
+    loss_of = criterion()
+    loss_of.losses["again"] = loss_of.loss_labels
+    with pytest.raises(ValueError, match="both called loss_ce"):
+        loss_of(perfect(labels, 2, 2, masks), targets(labels, masks), seeds=[0])
+
+
 def test_images_without_objects_train():
     """Invariant 5's sibling: the no-object class is taught, and every output has a finite gradient."""
     outputs = perfect(torch.tensor([0]), 2, 3, blocks(1), torch.tensor([0]))
@@ -112,7 +185,8 @@ def test_more_objects_than_queries_is_said_once(caplog):
             losses = loss_of(outputs, targets(labels, masks), seeds=[0])
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert len(caplog.records) == 1
-    assert "3 objects" in caplog.text and "2 queries" in caplog.text and "NUM_OBJECT_QUERIES" in caplog.text
+    assert "3 objects" in caplog.text and "2 queries" in caplog.text
+    assert "MODEL." not in caplog.text  # the criterion is plain PyTorch: config keys are not its language
 
 
 def test_earlier_layers_have_their_own_losses():

@@ -22,7 +22,6 @@ from workbench.runs.checkpoint import (
     load_model,
     load_state,
     load_vocabulary,
-    read_torch_file,
     resolve_checkpoint,
     save_checkpoint,
 )
@@ -68,7 +67,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing that catches Exception may clean up after it."""
 
 
-_STEPS = ("rename", "rmtree", "fsync", "mkdir", "save_file", "_save_state")
+_STEPS = ("rename", "replace", "rmtree", "fsync", "mkdir", "save_file", "_save_state")
 
 
 def _die_at(monkeypatch: pytest.MonkeyPatch, moment: int, after: bool) -> None:
@@ -83,10 +82,11 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, moment: int, after: bool) -> None:
             number = len(done)
             if number == moment and not after:
                 raise Killed
-            result = real(*args, **kwargs)
-            if number == moment and after:
-                raise Killed
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if number == moment and after:
+                    raise Killed
 
         monkeypatch.setattr(owner, name, call)
 
@@ -118,7 +118,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path
         save(place, step=3)  # what the kill left lying about is no hindrance
         assert load_checkpoint(place).step == 3
         assert os.listdir(place.parent) == ["last"]
-    assert moment > 8
+    assert moment > 15
 
 
 def _full(*_: object, **__: object) -> None:
@@ -217,9 +217,10 @@ def test_nothing_is_unpickled_blindly(tmp_path: Path) -> None:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
-    torch.save({"model": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(WorkbenchError, match="trap.pth is truncated, garbled, or holds more than tensors"):
-        read_torch_file(tmp_path / "trap.pth")
+    place = save(tmp_path / "last")  # model.json knows no checksum of the training state
+    torch.save({"model": Trap()}, place / "training_state.pt")
+    with pytest.raises(WorkbenchError, match="training_state.pt is garbled, or holds more than tensors"):
+        load_state(place)
     assert not (tmp_path / "sprung").exists()
 
 

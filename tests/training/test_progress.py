@@ -72,8 +72,11 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4/4" in terminal.getvalue() and "loss 0.500, lr 1.00e-03" in terminal.getvalue()
 
 
-def test_other_processes_show_nothing(in_a_log: None, capsys: pytest.CaptureFixture) -> None:
-    progress = Progress(0, 1, enabled=False)
+def test_other_processes_show_nothing(
+    in_a_log: None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.training.progress.rank", lambda: 1)
+    progress = Progress(0, 1)
     progress.update(1, {"total_loss": 0.5}, 1e-3)
     progress.close()
     assert capsys.readouterr() == ("", "")

@@ -91,6 +91,14 @@ def test_cells_of_a_confusion_matrix_are_shaded_by_their_row_and_say_counts() ->
     assert "colour" in _words(figure) and "9" in _words(figure)
 
 
+def test_scores_by_setting_shows_every_run_and_the_mean_of_each_value() -> None:
+    table = pd.DataFrame({"lr": [0.1, 0.1, 0.2], "seed": [0, 1, 0], "AP": [10.0, 20.0, 40.0]})
+    figure = charts.scores_by_setting(table, ["lr", "seed"], "AP")
+    runs, means = figure.axes[0].lines
+    assert list(runs.get_ydata()) == [10, 20, 40] and list(means.get_ydata()) == [15, 40]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["lr", "seed"]
+
+
 def test_the_saturation_chart_shows_what_so_many_queries_must_miss() -> None:
     table = pd.DataFrame({"visible": [1, 40], "repeat": 0, "missed": [0, 20], "share": [0.0, 50.0], "merged": 0.0})
     table = table.assign(experiment="the same object", run="a", queries=20)

@@ -50,27 +50,23 @@ class Vocabulary:
         """K_s of each subcategory, without the no-object class."""
         return {name: len(classes) for name, classes in self.subcategories.items()}
 
-    def to_dict(self) -> dict:
-        """Plain lists and dicts, for JSON."""
+    def to_coco(self) -> dict:
+        """Return the top-level ``categories`` and ``subcategories`` of a COCO instances file."""
+        categories = zip(self.category_ids, self.categories, strict=True)
         return {
-            "category_ids": list(self.category_ids),
-            "categories": list(self.categories),
-            "subcategories": {name: list(classes) for name, classes in self.subcategories.items()},
+            "categories": [{"id": number, "name": name} for number, name in categories],
+            "subcategories": [{"name": n, "classes": list(c)} for n, c in self.subcategories.items()],
         }
 
     @classmethod
-    def from_dict(cls, values: dict) -> Vocabulary:
-        """The inverse of :meth:`to_dict`."""
-        try:
-            return cls(
-                category_ids=tuple(int(n) for n in values["category_ids"]),
-                categories=tuple(str(name) for name in values["categories"]),
-                subcategories={
-                    str(name): tuple(str(c) for c in classes) for name, classes in values["subcategories"].items()
-                },
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WorkbenchError(f"A list of categories and subcategories cannot be read: {error!r}.") from error
+    def from_coco(cls, content: dict) -> Vocabulary:
+        """Return the inverse of :meth:`to_coco`; KeyError, TypeError or ValueError where ``content`` is garbled."""
+        categories = content["categories"]
+        return cls(
+            category_ids=tuple(int(item["id"]) for item in categories),
+            categories=tuple(str(item["name"]) for item in categories),
+            subcategories={str(item["name"]): tuple(map(str, item["classes"])) for item in content["subcategories"]},
+        )
 
 
 def class_name(value: object) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,12 @@ from workbench.losses.matcher import HungarianMatcher, Match
 from workbench.losses.point_sampling import point_sample, random_points, uncertain_points
 
 _log = logging.getLogger(__name__)
+
+Generators = Sequence[torch.Generator] | None
+LossTerm = tuple[float, Tensor, Tensor]  # weight, sum, normaliser
+LayerLoss = Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]], Sequence[Match], Generators], dict[str, LossTerm]]
+
+_IGNORED = -1  # the label of an unlabelled object, and of a query that is taught nothing
 
 
 def mask_losses(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -36,13 +42,21 @@ def mask_losses(logits: Tensor, targets: Tensor, num_masks: Tensor | float) -> t
 
 
 class SetCriterion(nn.Module):
-    """Match, then add up class, mask, dice and subcategory losses of every decoder layer.
+    """Match, then add up the losses of every decoder layer.
+
+    ``losses`` maps a name to a function that is called once a decoder layer, in this order, as
+    ``loss(layer, targets, matched, generators)`` with the raw outputs of that layer, the targets, ``matched[image]``
+    (query indices, object indices) and the images' generators. It returns {key: (weight, sum, normaliser)}, and the
+    loss that is reported under the key is weight * sum / normaliser, where the normaliser is the mean over all
+    processes. Another loss is one more entry: ``criterion.losses["boundary"] = boundary_loss``.
 
     Args:
         matcher: assigns queries to objects.
         class_weight, mask_weight, dice_weight: weights of the three losses.
         subcategory_weight: weight of each subcategory's loss; 0 leaves subcategories out altogether.
-        no_object_weight: weight of the no-object class in every classification loss.
+        no_object_weight: weight of the no-object class in the loss of the main category.
+        subcategory_no_object_weight: weight of the no-object class in the loss of each subcategory; with 0 only
+            queries with an object are taught a subcategory.
         num_points, oversample_ratio, importance_sample_ratio: PointRend's sampling of mask points: of
             ``num_points * oversample_ratio`` uniform candidates the ``importance_sample_ratio`` most uncertain are
             kept, the rest of ``num_points`` is uniform.
@@ -57,6 +71,7 @@ class SetCriterion(nn.Module):
         dice_weight: float = 5.0,
         subcategory_weight: float = 1.0,
         no_object_weight: float = 0.1,
+        subcategory_no_object_weight: float = 0.1,
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
@@ -68,10 +83,16 @@ class SetCriterion(nn.Module):
         self.dice_weight = dice_weight
         self.subcategory_weight = subcategory_weight
         self.no_object_weight = no_object_weight
+        self.subcategory_no_object_weight = subcategory_no_object_weight
         self.num_points = num_points
         self.num_candidates = int(num_points * oversample_ratio)
         self.num_uncertain = min(int(num_points * importance_sample_ratio), self.num_candidates)
-        self._told_too_many = False
+        self.losses: dict[str, LayerLoss] = {
+            "labels": self.loss_labels,
+            "subcategories": self.loss_subcategories,
+            "masks": self.loss_masks,
+        }
+        self._warned_of_objects = False
 
     def forward(
         self,
@@ -95,85 +116,86 @@ class SetCriterion(nn.Module):
             normalised over the batches of all processes, so that averaging gradients over processes gives those of
             the whole batch.
         """
-        self._tell_of_too_many(outputs["pred_logits"].shape[1], targets)
-        layers = [*outputs.get("aux_outputs", ()), outputs]
-        names = [*map(str, range(len(layers) - 1)), ""]
+        self._warn_if_objects_exceed_queries(outputs["pred_logits"].shape[1], targets)
+        aux_outputs = outputs.get("aux_outputs", ())
+        layers = [*aux_outputs, outputs]
+        suffixes = [*(f"_{index}" for index in range(len(aux_outputs))), ""]
         device = outputs["pred_logits"].device
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if seeds is not None else None
+        generators = None
+        if seeds is not None:
+            generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         matches = self.matcher(layers, targets, generators)
-        matches = [[(q.to(device), t.to(device)) for q, t in layer] for layer in matches]
 
-        weights: list[float] = []
-        sums: dict[str, Tensor] = {}
-        counts: list[Tensor] = []
-
-        def add(key: str, weight: float, total: Tensor, count: Tensor) -> None:
-            if key in sums:
-                raise ValueError(f"two losses are both called {key}: rename one of the subcategories")
-            sums[key] = total
-            weights.append(weight)
-            counts.append(count)
-
-        for layer, matched, name in zip(layers, matches, names, strict=True):
-            suffix = f"_{name}" if name else ""
-            labels = [target["labels"] for target in targets]
-            add(
-                f"loss_ce{suffix}",
-                self.class_weight,
-                *self._class_loss(layer["pred_logits"], labels, matched),
-            )
-            if self.subcategory_weight:
-                for subcategory, logits in layer["pred_subcategories"].items():
-                    labels = [target["subcategories"][subcategory] for target in targets]
-                    total, count = self._class_loss(logits, labels, matched)
-                    add(f"loss_subcategory_{subcategory}{suffix}", self.subcategory_weight, total, count)
-            cross_entropy, dice = self._mask_losses(layer["pred_masks"], targets, matched, generators)
-            num_masks = dice.new_tensor(float(sum(len(objects) for _, objects in matched)))
-            add(f"loss_mask{suffix}", self.mask_weight, cross_entropy, num_masks)
-            add(f"loss_dice{suffix}", self.dice_weight, dice, num_masks)
-        normalisers = _mean_over_processes(torch.stack(counts)).unbind()
+        terms: dict[str, LossTerm] = {}
+        for layer, pairs, suffix in zip(layers, matches, suffixes, strict=True):
+            matched = [(queries.to(device), objects.to(device)) for queries, objects in pairs]
+            for loss in self.losses.values():
+                for key, term in loss(layer, targets, matched, generators).items():
+                    if key + suffix in terms:
+                        raise ValueError(f"two losses are both called {key + suffix}: rename one of them")
+                    terms[key + suffix] = term
+        normalisers = _mean_over_processes(torch.stack([normaliser for _, _, normaliser in terms.values()]))
         return {
             key: weight * total / normaliser
-            for (key, total), weight, normaliser in zip(sums.items(), weights, normalisers, strict=True)
+            for (key, (weight, total, _)), normaliser in zip(terms.items(), normalisers.unbind(), strict=True)
         }
 
-    def _class_loss(self, logits: Tensor, labels: Sequence[Tensor], matched: Sequence[Match]) -> tuple[Tensor, Tensor]:
-        """Weighted cross-entropy summed over queries, and the sum of the weights.
-
-        Queries without an object are taught the no-object class; those of an unlabelled object nothing.
-        """
-        logits = logits.float()
-        no_object = logits.shape[-1] - 1
-        wanted = torch.full(logits.shape[:2], no_object, dtype=torch.int64, device=logits.device)
-        for image, (queries, objects) in enumerate(matched):
-            wanted[image, queries] = labels[image][objects]
-        weights = logits.new_ones(no_object + 1)
-        weights[no_object] = self.no_object_weight
-        total = F.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), weight=weights, ignore_index=-1, reduction="sum"
-        )
-        return total, torch.where(wanted >= 0, weights[wanted], 0.0).sum()
-
-    def _mask_losses(
+    def loss_labels(
         self,
-        pred_masks: Tensor,
+        layer: Mapping[str, Any],
         targets: Sequence[Mapping[str, Any]],
         matched: Sequence[Match],
-        generators: Sequence[torch.Generator] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Sums over matched masks of the two mask losses at sampled points."""
+        generators: Generators = None,
+    ) -> dict[str, LossTerm]:
+        """``loss_ce``: cross-entropy of the main category."""
+        labels = [target["labels"] for target in targets]
+        terms = _cross_entropy(layer["pred_logits"], labels, matched, self.no_object_weight)
+        return {"loss_ce": (self.class_weight, *terms)}
+
+    def loss_subcategories(
+        self,
+        layer: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Any]],
+        matched: Sequence[Match],
+        generators: Generators = None,
+    ) -> dict[str, LossTerm]:
+        """``loss_subcategory_<name>``: cross-entropy of each subcategory; nothing where their weight is 0."""
+        if not self.subcategory_weight:
+            return {}
+        losses = {}
+        for name, logits in layer["pred_subcategories"].items():
+            labels = [target["subcategories"][name] for target in targets]
+            terms = _cross_entropy(logits, labels, matched, self.subcategory_no_object_weight)
+            losses[f"loss_subcategory_{name}"] = (self.subcategory_weight, *terms)
+        return losses
+
+    def loss_masks(
+        self,
+        layer: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Any]],
+        matched: Sequence[Match],
+        generators: Generators = None,
+    ) -> dict[str, LossTerm]:
+        """``loss_mask`` and ``loss_dice`` of the matched masks at sampled points."""
+        pred_masks = layer["pred_masks"]
+        num_masks = pred_masks.new_tensor(float(sum(len(objects) for _, objects in matched)), dtype=torch.float32)
         logits = torch.cat([pred_masks[i, queries] for i, (queries, _) in enumerate(matched)]).unsqueeze(1)
-        if not len(logits):  # keep the graph, so that every parameter still has a gradient
-            return pred_masks.sum() * 0.0, pred_masks.sum() * 0.0
-        truth = torch.cat([targets[i]["masks"][objects] for i, (_, objects) in enumerate(matched)]).unsqueeze(1)
-        candidates, extra = self._draw_points(matched, generators, logits.device)
-        points = uncertain_points(logits, candidates, extra, self.num_uncertain)
-        with torch.no_grad():
-            wanted = point_sample(truth.float(), points).squeeze(1)
-        return mask_losses(point_sample(logits, points).squeeze(1).float(), wanted, 1.0)
+        if len(logits):
+            masks = torch.cat([targets[i]["masks"][objects] for i, (_, objects) in enumerate(matched)])
+            candidates, extra = self._draw_points(matched, generators, logits.device)
+            points = uncertain_points(logits, candidates, extra, self.num_uncertain)
+            with torch.no_grad():
+                truth = point_sample(masks.unsqueeze(1).float(), points).squeeze(1)
+            cross_entropy, dice = mask_losses(point_sample(logits, points).squeeze(1).float(), truth, 1.0)
+        else:  # keep the graph, so that every parameter still has a gradient
+            cross_entropy = dice = pred_masks.sum() * 0.0
+        return {
+            "loss_mask": (self.mask_weight, cross_entropy, num_masks),
+            "loss_dice": (self.dice_weight, dice, num_masks),
+        }
 
     def _draw_points(
-        self, matched: Sequence[Match], generators: Sequence[torch.Generator] | None, device: torch.device
+        self, matched: Sequence[Match], generators: Generators, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Uniform points, drawn image by image so that they depend on nothing but the image's seed."""
         num_extra = self.num_points - self.num_uncertain
@@ -185,17 +207,42 @@ class SetCriterion(nn.Module):
             extra.append(drawn[:, self.num_candidates :])
         return torch.cat(candidates), torch.cat(extra)
 
-    def _tell_of_too_many(self, num_queries: int, targets: Sequence[Mapping[str, Any]]) -> None:
+    def _warn_if_objects_exceed_queries(self, num_queries: int, targets: Sequence[Mapping[str, Any]]) -> None:
         most = max((len(target["labels"]) for target in targets), default=0)
-        if most > num_queries and not self._told_too_many:
-            self._told_too_many = True
+        if most > num_queries and not self._warned_of_objects:
+            self._warned_of_objects = True
             _log.warning(
                 "an image has %d objects but the model has %d queries: at most %d of them can be learnt or found; "
-                "raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES above the largest number of objects in an image",
+                "give the model more queries than the largest number of objects in an image",
                 most,
                 num_queries,
                 num_queries,
             )
+
+
+def _cross_entropy(
+    logits: Tensor, labels: Sequence[Tensor], matched: Sequence[Match], no_object_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy summed over queries, and the sum of the weights.
+
+    Queries without an object are taught the no-object class, or nothing where its weight is 0; those of an
+    unlabelled object are taught nothing.
+
+    Args:
+        logits: (B, Q, K+1). labels: one (N,) int64 an image, -1 unlabelled.
+    """
+    logits = logits.float()
+    no_object = logits.shape[-1] - 1
+    unmatched = no_object if no_object_weight else _IGNORED
+    wanted = torch.full(logits.shape[:2], unmatched, dtype=torch.int64, device=logits.device)
+    for image, (queries, objects) in enumerate(matched):
+        wanted[image, queries] = labels[image][objects]
+    weights = logits.new_ones(no_object + 1)
+    weights[no_object] = no_object_weight
+    total = F.cross_entropy(
+        logits.flatten(0, 1), wanted.flatten(), weight=weights, ignore_index=_IGNORED, reduction="sum"
+    )
+    return total, torch.where(wanted >= 0, weights[wanted], 0.0).sum()
 
 
 def _mean_over_processes(counts: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def mask_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def label_cost(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the probability of each object's class: (..., Q, K+1) and (N,) int64 give (..., Q, N).
 
-    A label of -1 (unlabelled) costs 0 for every query, so it never sways the matching.
+    A label of -1 (unlabelled) costs 0 for every query, so it does not affect the matching.
     """
     cost = -logits.softmax(-1)[..., labels.clamp(min=0)]
     return cost * (labels >= 0)

@@ -83,6 +83,7 @@ def build_criterion(cfg: CfgNode) -> SetCriterion:
         dice_weight=former.DICE_WEIGHT,
         subcategory_weight=former.SUBCATEGORY_WEIGHT,
         no_object_weight=former.NO_OBJECT_WEIGHT,
+        subcategory_no_object_weight=former.SUBCATEGORY_NO_OBJECT_WEIGHT,
         num_points=former.TRAIN_NUM_POINTS,
         oversample_ratio=former.OVERSAMPLE_RATIO,
         importance_sample_ratio=former.IMPORTANCE_SAMPLE_RATIO,

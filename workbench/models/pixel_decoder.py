@@ -50,11 +50,15 @@ class MSDeformAttn(nn.Module):
         """query (B, Lq, C), reference_points (Lq, 2) as (x, y) in [0, 1], value (B, S, C) -> (B, Lq, C)."""
         batch, length, _ = query.shape
         value = self.value_proj(value).unflatten(2, (self.heads, -1))
-        offsets = self.sampling_offsets(query).view(batch, length, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).view(batch, length, self.heads, self.levels * self.points)
-        weights = weights.softmax(-1).view(batch, length, self.heads, self.levels, self.points)
-        sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
-        locations = reference_points[None, :, None, None, None] + offsets / sizes[:, None]
+        samples = (batch, length, self.heads, self.levels, self.points)
+        # All coordinates in one dimension: on a CPU, torch is slow on a last dimension of two.
+        sizes = query.new_tensor([(width, height) for height, width in spatial_shapes])
+        sizes = sizes.repeat_interleave(self.points, 0).flatten().repeat(self.heads)
+        centres = reference_points.repeat(1, self.heads * self.levels * self.points)
+        locations = (centres + self.sampling_offsets(query) / sizes).view(*samples, 2)
+        # Softmax over the first dimension: on a CPU, torch is slow on a last dimension as short as this.
+        weights = self.attention_weights(query).view(-1, self.levels * self.points).t().softmax(0)
+        weights = weights.t().contiguous().view(samples)
         return self.output_proj(deform_attn(value, spatial_shapes, locations, weights))
 
 

@@ -1,14 +1,13 @@
-"""Checkpoints: one directory that rebuilds a model by itself and survives being killed while it is replaced.
+"""Checkpoints: one directory that rebuilds a model by itself and survives a kill while it is replaced.
 
     last/
       model.safetensors     the weights to use (the moving average's, when one is kept)
       model.json            config, categories, subcategories, versions, step, metrics, size of each file
       training_state.pt     what resuming needs on top; absent where a checkpoint is for use only
 
-A checkpoint is written whole beside its place (``last.new``), flushed to the disk, and swapped in by
-renaming. A directory cannot be renamed over another one, so the old one steps aside to ``last.old`` for a
-moment; a reader that finds no ``last`` takes ``last.old``. At every instant one complete checkpoint can be
-found.
+A checkpoint is written beside its place (``last.new``), flushed to the disk, and swapped in by renaming. A directory
+cannot be renamed over another one, so the old one is first renamed to ``last.old``; a reader that finds no ``last``
+takes ``last.old``. At every instant one complete checkpoint can be read.
 """
 
 from __future__ import annotations
@@ -19,22 +18,25 @@ import os
 import platform
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench import __version__
 from workbench.config import config_from_dict, config_to_dict, load_config
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
-from workbench.files import sync, write_json
+from workbench.files import sync, write_text
+from workbench.models import build_model
+from workbench.models.weights import read_state
 from workbench.registry import check_parts, imported_parts
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ FORMAT_VERSION = 1
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint directory holds. ``state`` is filled by :func:`load_state` only."""
+    """What a checkpoint directory holds, but for the training state, which :func:`load_state` reads."""
 
     path: Path
     config: CfgNode
@@ -88,25 +90,25 @@ def save_checkpoint(
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        files = {WEIGHTS: _write(new / WEIGHTS, lambda path: save_file(_storable(weights), path))}
+        save_file(_storable(weights), new / WEIGHTS)
         if state is not None:
-            files[STATE] = _write(new / STATE, lambda path: _save_state(state, path))
+            _save_state(state, new / STATE)
         description = {
             "format_version": FORMAT_VERSION,
             "step": step,
-            "categories": _categories(vocabulary),
-            "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
+            **vocabulary.to_coco(),
             "versions": versions(),
             "imports": imported_parts(),
             "config": config,
-            "files": files,
+            "files": {file.name: _measure(file) for file in new.iterdir()},
             **(extra or {}),
         }
-        write_json(new / DESCRIPTION, description, indent=1)
-        # safetensors lets nobody else read what it writes; the user's own rules shall hold.
+        write_text(new / DESCRIPTION, json.dumps(description, indent=1))  # ends in }, so that any cut is noticed
+        # safetensors makes its file readable by the user alone; the user's umask is to hold.
         (new / WEIGHTS).chmod((new / DESCRIPTION).stat().st_mode & 0o777)
-        sync(new)
-        if directory.exists():  # only then is an `old` one left over from a killed swap not needed any more
+        for file in (*new.iterdir(), new):
+            sync(file)
+        if directory.exists():  # otherwise `old`, left by a killed swap, is the only checkpoint
             shutil.rmtree(old, ignore_errors=True)
             os.rename(directory, old)
         os.rename(new, directory)
@@ -130,13 +132,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     directory = resolve_checkpoint(path)
     description = read_description(directory)
     with _described(directory):
-        config = config_from_dict(description["config"], source=str(directory / DESCRIPTION))
-        step, metrics = int(description["step"]), dict(description.get("metrics") or {})
-        vocabulary = _vocabulary(description)
+        checkpoint = Checkpoint(
+            directory,
+            config=config_from_dict(description["config"], source=str(directory / DESCRIPTION)),
+            vocabulary=Vocabulary.from_coco(description),
+            state_dict={},
+            step=int(description["step"]),
+            metrics=dict(description.get("metrics") or {}),
+            versions=description.get("versions", {}),
+            imports=description.get("imports", []),
+        )
     _check_file(directory, WEIGHTS, description)
-    state_dict = read_safetensors(directory / WEIGHTS)
-    recorded = description.get("versions", {}), description.get("imports", [])
-    return Checkpoint(directory, config, vocabulary, state_dict, step, metrics, *recorded)
+    checkpoint.state_dict = read_state(directory / WEIGHTS)
+    return checkpoint
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
@@ -148,7 +156,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     directory = resolve_checkpoint(path)
     description = read_description(directory)
     with _described(directory):
-        return _vocabulary(description)
+        return Vocabulary.from_coco(description)
 
 
 @contextmanager
@@ -160,22 +168,21 @@ def _described(directory: Path) -> Iterator[None]:
         raise WorkbenchError(f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}") from None
 
 
-def _vocabulary(description: dict[str, Any]) -> Vocabulary:
-    categories = description["categories"]
-    return Vocabulary(
-        category_ids=tuple(int(c["id"]) for c in categories),
-        categories=tuple(str(c["name"]) for c in categories),
-        subcategories={str(s["name"]): tuple(s["classes"]) for s in description["subcategories"]},
-    )
-
-
 def load_state(path: str | Path) -> dict[str, Any]:
-    """The training state of a checkpoint directory, tensors on the CPU."""
+    """Return the training state of a checkpoint directory, tensors on the CPU.
+
+    Raises:
+        WorkbenchError: it is missing, truncated, garbled, or holds anything but plain data and tensors.
+    """
     directory = resolve_checkpoint(path)
-    if not (directory / STATE).is_file():
-        raise WorkbenchError(f"checkpoint {directory} has no {STATE}, so training cannot continue from it")
     _check_file(directory, STATE, read_description(directory))
-    return read_torch_file(directory / STATE)
+    try:
+        return torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
+        raise WorkbenchError(
+            f"checkpoint file {directory / STATE} is garbled, or holds more than tensors and plain data: "
+            f"{_one_line(error)}"
+        ) from None
 
 
 def load_model(
@@ -183,14 +190,12 @@ def load_model(
 ) -> tuple[nn.Module, Checkpoint]:
     """Rebuild the model of a checkpoint, in eval mode on ``device``, from the checkpoint alone.
 
-    ``config`` takes the place of the checkpoint's own, to change what follows the network (TEST.RANK_BY say).
+    ``config`` replaces the checkpoint's own, to change what follows the network (TEST.RANK_BY for example).
 
     Raises:
         WorkbenchError: the checkpoint was made with a user's parts that have not been imported (see
             :func:`workbench.registry.import_parts`), or does not fit the model.
     """
-    from workbench.models import build_model
-
     checkpoint = load_checkpoint(path)
     check_parts(checkpoint.imports, f"checkpoint {checkpoint.path}")
     model = build_model(config or checkpoint.config, checkpoint.vocabulary, pretrained=False)
@@ -204,7 +209,7 @@ def load_model(
 
 
 def checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
-    """A checkpoint's config with overrides; a GPU it was trained on is not asked for again unless they do."""
+    """Return a checkpoint's config with overrides; MODEL.DEVICE is auto (or cpu) unless they set it."""
     values = read_description(path).get("config") or {}
     cfg = config_from_dict(values, source=str(path / DESCRIPTION)).clone()
     cfg.defrost()
@@ -221,9 +226,12 @@ def checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint directory meant by ``path``: itself, or the best, else the last, of a run directory.
+    """Return the checkpoint directory that ``path`` is, or the best, else the last, of a run directory.
 
-    Where a save was killed between its two renames, that is the leftover ``.old`` directory.
+    Where a save was killed between its two renames, it is the ``.old`` directory.
+
+    Raises:
+        WorkbenchError: there is none.
     """
     path = Path(path)
     for candidate in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
@@ -232,13 +240,11 @@ def resolve_checkpoint(path: str | Path) -> Path:
                 return place
     if not path.exists():
         raise WorkbenchError(f"checkpoint {path} does not exist")
-    if path.is_dir() and (path / WEIGHTS).exists():
-        raise WorkbenchError(f"checkpoint {path} has no {DESCRIPTION}")
     raise WorkbenchError(f"{path} is neither a checkpoint (a directory with {DESCRIPTION}) nor a run that holds one")
 
 
 def has_checkpoint(path: str | Path) -> bool:
-    """Whether a complete checkpoint can be read at ``path``."""
+    """Return whether a complete checkpoint can be read at ``path``."""
     try:
         resolve_checkpoint(path)
     except WorkbenchError:
@@ -246,57 +252,41 @@ def has_checkpoint(path: str | Path) -> bool:
     return True
 
 
-def vocabulary_differences(checkpoint: Vocabulary, dataset: Vocabulary) -> list[str]:
-    """What differs between the classes of a checkpoint and of a dataset, one clause each."""
+def check_vocabulary(path: Path, checkpoint: Vocabulary, dataset: Vocabulary) -> None:
+    """Raise WorkbenchError naming the differences if the checkpoint was trained on other classes than a dataset's."""
     differences = []
     groups = [("categories", checkpoint.categories, dataset.categories)]
     for name in sorted({*checkpoint.subcategories, *dataset.subcategories}):
-        ours, theirs = checkpoint.subcategories.get(name), dataset.subcategories.get(name)
-        if ours is None or theirs is None:
-            where = "the dataset" if ours is None else "the checkpoint"
+        trained, wanted = checkpoint.subcategories.get(name), dataset.subcategories.get(name)
+        if trained is None or wanted is None:
+            where = "the dataset" if trained is None else "the checkpoint"
             differences.append(f"subcategory {name!r} is in {where} only")
         else:
-            groups.append((f"classes of subcategory {name!r}", ours, theirs))
-    for what, ours, theirs in groups:
-        only_ours = [n for n in ours if n not in theirs]
-        only_theirs = [n for n in theirs if n not in ours]
-        if only_ours:
-            differences.append(f"{what} in the checkpoint only: {', '.join(map(repr, only_ours))}")
-        if only_theirs:
-            differences.append(f"{what} in the dataset only: {', '.join(map(repr, only_theirs))}")
-        if not only_ours and not only_theirs and tuple(ours) != tuple(theirs):
-            differences.append(f"{what} in another order: {', '.join(ours)} / {', '.join(theirs)}")
-    return differences
-
-
-def check_vocabulary(path: Path, checkpoint: Vocabulary, dataset: Vocabulary) -> None:
-    """Raise WorkbenchError naming the differences if the checkpoint was trained on other classes."""
-    differences = vocabulary_differences(checkpoint, dataset)
+            groups.append((f"classes of subcategory {name!r}", trained, wanted))
+    for what, trained, wanted in groups:
+        for where, some, others in (("checkpoint", trained, wanted), ("dataset", wanted, trained)):
+            if only := [name for name in some if name not in others]:
+                differences.append(f"{what} in the {where} only: {', '.join(map(repr, only))}")
+        if set(trained) == set(wanted) and tuple(trained) != tuple(wanted):
+            differences.append(f"{what} in another order: {', '.join(trained)} / {', '.join(wanted)}")
     if differences:
         raise WorkbenchError(
             f"checkpoint {path} was trained on other classes than the dataset's: {'; '.join(differences)}"
         )
 
 
-def _categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    pairs = zip(vocabulary.category_ids, vocabulary.categories, strict=True)
-    return [{"id": number, "name": name} for number, name in pairs]
-
-
 def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    from importlib.metadata import version  # not an import of torchvision, which takes seconds
-
+    """Return the versions that a result may depend on."""
     return {
         "workbench": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": version("torchvision"),
+        "torchvision": version("torchvision"),  # importing it takes seconds
     }
 
 
 def read_description(directory: Path) -> dict[str, Any]:
-    """model.json of a checkpoint directory."""
+    """Return model.json of a checkpoint directory; WorkbenchError where it is garbled or of a newer format."""
     path = directory / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -314,38 +304,8 @@ def read_description(directory: Path) -> dict[str, Any]:
     return description
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, on the CPU."""
-    if not path.is_file():
-        raise WorkbenchError(f"checkpoint file {path} does not exist")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WorkbenchError(f"checkpoint file {path} is truncated or garbled: {_one_line(error)}") from None
-
-
-def read_torch_file(path: Path) -> Any:
-    """What a .pt or .pth file holds, tensors on the CPU; anything but plain data and tensors is refused."""
-    if not path.is_file():
-        raise WorkbenchError(f"checkpoint file {path} does not exist")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
-        raise WorkbenchError(
-            f"checkpoint file {path} is truncated, garbled, or holds more than tensors and plain data: "
-            f"{_one_line(error)}"
-        ) from None
-
-
 def _beside(directory: Path, suffix: str) -> Path:
     return directory.with_name(f"{directory.name}.{suffix}")
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
-    """Write a file through to the disk; return its size and CRC-32."""
-    write(path)
-    sync(path)
-    return _measure(path)
 
 
 def _measure(path: Path) -> dict[str, Any]:
@@ -357,18 +317,13 @@ def _measure(path: Path) -> dict[str, Any]:
 
 
 def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None:
-    path = directory / name
-    expected = description.get("files", {}).get(name)
+    """Raise WorkbenchError unless a file is there and holds what was saved."""
+    path, expected = directory / name, description.get("files", {}).get(name)
     if not path.is_file():
         raise WorkbenchError(f"checkpoint file {path} does not exist")
-    if expected is None:
-        return
-    if path.stat().st_size != expected["bytes"]:
-        raise WorkbenchError(
-            f"checkpoint file {path} is {path.stat().st_size} bytes long instead of {expected['bytes']}"
-        )
-    if _measure(path) != expected:
-        raise WorkbenchError(f"checkpoint file {path} is garbled: its contents are not what was saved")
+    if expected is not None and (found := _measure(path)) != expected:
+        sizes = f"{found['bytes']} bytes instead of {expected['bytes']}"
+        raise WorkbenchError(f"checkpoint file {path} is truncated or garbled: {sizes}, or other contents")
 
 
 def _storable(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -390,15 +345,13 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def _reason(error: BaseException, directory: Path) -> str:
-    """Why writing failed, for a person. What torch and safetensors raise may hide the system's error."""
-    systems = error
-    while systems is not None and not isinstance(systems, OSError):
-        systems = systems.__context__
-    if "No space left" in str(error) or getattr(systems, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+    """Return why writing failed. Errors of torch and safetensors may have the system's error as their context."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if "No space left" in str(error) or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk that holds {directory.parent} is full"
-    if isinstance(systems, OSError):
-        return f"{systems.strerror or systems} ({systems.filename or directory})"
-    return _one_line(error)
+    return f"{cause.strerror or cause} ({cause.filename or directory})" if cause else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

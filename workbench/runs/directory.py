@@ -1,4 +1,4 @@
-"""The run directory: one training, everything it leaves behind.
+"""The run directory: everything that one training writes.
 
 config.yaml   imports.json   metrics.csv   log.txt   events.out.tfevents.*
 checkpoints/{last,best}   figures/   evaluations/<dataset>/{metrics,predictions}.json
@@ -24,18 +24,8 @@ if TYPE_CHECKING:
 
 # Keys that may change between a run and its continuation: they alter no step of the training and not which
 # images choose the best checkpoint. DATASETS.VAL is not among them, nor is DATASETS.TEST where it stands in for VAL.
-_FREE = (
-    "OUTPUT_DIR",
-    "MODEL.DEVICE",
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "DATASETS.ROOT",
-    "TEST.",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "VIS_PERIOD",
-    "CUDNN_BENCHMARK",
-)
+_FREE = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "DATASETS.ROOT", "TEST.")
+_FREE += ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "VIS_PERIOD", "CUDNN_BENCHMARK")
 
 
 class RunDirectory:
@@ -43,8 +33,8 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config, self.metrics, self.log = (self.path / n for n in ("config.yaml", "metrics.csv", "log.txt"))
-        self.imports = self.path / "imports.json"
+        self.config, self.imports = self.path / "config.yaml", self.path / "imports.json"
+        self.metrics, self.log = self.path / "metrics.csv", self.path / "log.txt"
         self.last, self.best = (self.path / "checkpoints" / n for n in ("last", "best"))
         self.figures = self.path / "figures"
         self.scores, self.predictions = self.path / "metrics.json", self.path / "predictions.json"
@@ -55,7 +45,8 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
 
     Args:
         cfg: the wanted config; SEED -1 takes the seed of the run that is continued, or ``seed``.
-        resume: whether a run that is there may be continued.
+        resume: whether an existing run may be continued.
+        seed: the seed of a new run with SEED -1.
 
     Returns:
         the directory, and the config with the seed filled in, which is what config.yaml holds.
@@ -65,28 +56,22 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
             writable.
     """
     run = RunDirectory(cfg.OUTPUT_DIR)
-    found = run.config.exists()
-    if not found and (run.last.exists() or run.metrics.exists()):
-        raise WorkbenchError(
-            f"OUTPUT_DIR {run.path} holds a run without its config.yaml, so it cannot be continued; choose "
-            "another OUTPUT_DIR or delete it"
-        )
-    saved = load_config(run.config) if found else None
+    saved = load_config(run.config) if run.config.exists() else None
+    other = "choose another OUTPUT_DIR or delete it"
+    if saved is None and (run.last.exists() or run.metrics.exists()):
+        raise WorkbenchError(f"OUTPUT_DIR {run.path} holds a run without its config.yaml, which cannot go on; {other}")
     if saved is not None and not resume:
-        raise WorkbenchError(
-            f"OUTPUT_DIR {run.path} holds a run already; resume it, choose another OUTPUT_DIR or delete it"
-        )
+        raise WorkbenchError(f"OUTPUT_DIR {run.path} holds a run already; resume it, {other}")
     cfg = cfg.clone()
     cfg.defrost()
     if cfg.SEED < 0:
         cfg.SEED = saved.SEED if saved is not None else seed
     cfg.freeze()
     if saved is not None:
-        different = differences(saved, cfg)
-        if different:
+        if different := differences(saved, cfg):
             raise WorkbenchError(
-                f"OUTPUT_DIR {run.path} holds another run ({'; '.join(different)}); choose another "
-                f"OUTPUT_DIR, delete it, or continue it with its own {run.config.name}"
+                f"OUTPUT_DIR {run.path} holds another run ({'; '.join(different)}); {other}, or continue it with its "
+                f"own {run.config.name}"
             )
         if run.imports.exists():
             try:
@@ -106,14 +91,14 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run directory that a checkpoint lies in, or else the checkpoint's own directory."""
+    """Return the run directory that a checkpoint lies in, or else the checkpoint's own directory."""
     run = checkpoint.resolve().parent.parent
     return run if (run / "config.yaml").is_file() else checkpoint
 
 
 def report_dataset(cfg: CfgNode) -> str | None:
     """Return the dataset of a run's reported scores: the first of DATASETS.TEST, or else of DATASETS.VAL."""
-    return next(iter([*cfg.DATASETS.TEST[:1], *cfg.DATASETS.VAL[:1]]), None)
+    return (*cfg.DATASETS.TEST[:1], *cfg.DATASETS.VAL[:1], None)[0]
 
 
 def selection_dataset(cfg: CfgNode) -> str | None:
@@ -122,7 +107,7 @@ def selection_dataset(cfg: CfgNode) -> str | None:
     It is the first of DATASETS.VAL, or of DATASETS.TEST where VAL is empty; the reported scores of what was chosen
     are then flattering.
     """
-    return next(iter([*cfg.DATASETS.VAL[:1], *cfg.DATASETS.TEST[:1]]), None)
+    return (*cfg.DATASETS.VAL[:1], *cfg.DATASETS.TEST[:1], None)[0]
 
 
 def evaluation_directory(checkpoint: Path, cfg: CfgNode, dataset: str | Path | None) -> Path:
@@ -152,7 +137,7 @@ def saved_metrics(directory: Path, checkpoint: Path, dataset: str | Path) -> dic
 
 
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
-    """Keys that would change the training, each as ``KEY there, here``."""
+    """Return the keys that would change the training, with their saved and their wanted values."""
     there, here = flatten(config_to_dict(saved)), flatten(config_to_dict(wanted))
     free = (*_FREE, "DATASETS.TEST") if saved.DATASETS.VAL else _FREE
     return [
@@ -163,11 +148,10 @@ def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
 
 
 class MetricsTable:
-    """metrics.csv: one row a logged step, flushed at once, numbers written so that they read back exactly.
+    """metrics.csv: one row a logged step, flushed at once; numbers read back exactly.
 
-    Reopening drops rows beyond ``step`` (the checkpoint's), which the continued run writes anew, and a row
-    that a kill cut off. A column that appears later (the first evaluation) rewrites the file with the longer
-    header.
+    Reopening drops rows after ``step`` (the checkpoint's), which the continued run writes again, and a row that a
+    kill cut off. A new column (of the first evaluation) rewrites the file with the longer header.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -176,12 +160,12 @@ class MetricsTable:
         self._file: io.TextIOBase | None = None
         rows = [row for row in read_metrics(path) if int(row["step"]) <= step] if path.exists() else []
         for row in rows:
-            self._learn(row)
+            self._add_columns(row)
         self._rewrite(rows)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append ``row``; its keys are columns and its ``step`` must be there. OSError where the disk is full."""
-        if self._learn(row):
+        """Append ``row``, whose keys are columns and include ``step``; OSError where the disk is full."""
+        if self._add_columns(row):
             self._rewrite([*read_metrics(self.path), row])
             return
         csv.writer(self._file, lineterminator="\n").writerow([row.get(c, "") for c in self.columns])
@@ -191,7 +175,7 @@ class MetricsTable:
         if self._file is not None:
             self._file.close()
 
-    def _learn(self, row: Mapping[str, Any]) -> bool:
+    def _add_columns(self, row: Mapping[str, Any]) -> bool:
         new = [c for c in row if c not in self.columns and c is not None]
         self.columns += new
         return bool(new)
@@ -208,7 +192,6 @@ class MetricsTable:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv as text; a last row that was cut off is left out."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.split("\n")[:-1]  # what follows the last line end was cut off
+    """Return the rows of metrics.csv as text, without a last row that has no line end."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]

@@ -1,31 +1,29 @@
-"""One HTML file out of a run's executed notebooks, to send to somebody who has none of this installed."""
+"""A run's executed notebooks as one HTML file, which opens without this package or Jupyter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import nbformat
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from traitlets.config import Config
 
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
 
 REPORT = "report.html"
 
 
 def write_report(run: str | Path) -> Path:
-    """Joins the executed notebooks ``NN_*.ipynb`` of a run directory, in their order, into ``report.html`` there.
+    """Join the executed notebooks ``NN_*.ipynb`` of a run directory, in their order, into ``report.html`` there.
 
-    Words, pictures and tables stay, code and progress bars go. The file stands alone: pictures are inside it, and
-    nothing is fetched when it is opened.
+    Text, pictures and tables stay; code and progress bars are left out. The file contains its pictures and fetches
+    nothing when it is opened.
 
-    Raises WorkbenchError when the run has no executed notebook, or one that cannot be read.
+    Raises:
+        WorkbenchError: the run has no executed notebook, one cannot be read, or the report cannot be written.
     """
-    import nbformat
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
     run = Path(run)
     paths = sorted(run.glob("[0-9][0-9]_*.ipynb"))
     if not paths:
@@ -34,13 +32,13 @@ def write_report(run: str | Path) -> Path:
     whole.metadata["title"] = f"Report on {run.name}"
     for path in paths:
         try:
-            whole.cells += _for_readers(nbformat.read(path, as_version=4))
+            whole.cells += _shown_cells(nbformat.read(path, as_version=4))
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise WorkbenchError(f"The notebook {path} cannot be read: {error}") from None
     for number, cell in enumerate(whole.cells):
-        cell.id = f"cell-{number}"  # they were unique within their own notebook only
-    elsewhere = ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url")  # scripts a browser would fetch
-    exporter = HTMLExporter(config=Config({"HTMLExporter": dict.fromkeys(elsewhere, "")}))
+        cell.id = f"cell-{number}"  # ids are unique within one notebook only
+    scripts = ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url")  # a browser would fetch them
+    exporter = HTMLExporter(config=Config({"HTMLExporter": dict.fromkeys(scripts, "")}))
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     html, _ = exporter.from_notebook_node(whole)
     target = run / REPORT
@@ -51,8 +49,8 @@ def write_report(run: str | Path) -> Path:
     return target
 
 
-def _for_readers(notebook: NotebookNode) -> list[NotebookNode]:
-    """The cells that say something without their code."""
+def _shown_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the text cells, and the code cells that have output other than progress bars."""
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -1,4 +1,4 @@
-"""What run directories hold, for people."""
+"""The contents of run directories as tables and text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.config import load_config
+from workbench.config import flatten, load_config
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import metrics_table
 from workbench.runs.directory import RunDirectory, read_metrics
@@ -25,18 +25,24 @@ SHOWN_KEYS = {
 
 
 def find_runs(roots: Iterable[str | Path]) -> list[Path]:
-    """Run directories among ``roots`` and below them, sorted by path."""
-    found = set()
+    """Return the run directories among ``roots`` and below them, sorted by path.
+
+    Raises:
+        WorkbenchError: one of the roots is no directory.
+    """
+    runs = set()
     for root in map(Path, roots):
         if not root.is_dir():
             raise WorkbenchError(f"There is no directory {root} to look for runs in.")
-        found |= {file.parent for file in root.rglob("config.yaml") if (file.parent / "checkpoints").is_dir()}
-    return sorted(found)
+        runs |= {file.parent for file in root.rglob("config.yaml") if (file.parent / "checkpoints").is_dir()}
+    return sorted(runs)
 
 
 def runs_frame(runs: Iterable[str | Path]) -> pd.DataFrame:
-    """One row a run: config keys that matter, steps done and wanted, and the key numbers of its metrics.json,
-    NaN where there is none yet. A run that cannot be read has its reason under ``problem``."""
+    """Return one row a run: :data:`SHOWN_KEYS`, steps done and wanted, and the key numbers of its metrics.json.
+
+    Numbers are NaN where there is no metrics.json yet. Column ``problem`` says why a run cannot be read.
+    """
     return pd.DataFrame([_row(Path(run)) for run in runs])
 
 
@@ -45,11 +51,8 @@ def _row(run: Path) -> dict[str, Any]:
     directory = RunDirectory(run)
     try:
         cfg = load_config(directory.config)
-        for key, column in SHOWN_KEYS.items():
-            value: Any = cfg
-            for part in key.split("."):
-                value = value[part]
-            row[column] = value
+        values = flatten(cfg)
+        row |= {column: values[key] for key, column in SHOWN_KEYS.items()}
         row["backbone"] = row["backbone"].removeprefix("build_").removesuffix("_backbone")
         rows = read_metrics(directory.metrics) if directory.metrics.exists() else []
         row |= {"step": int(rows[-1]["step"]) if rows else 0, "steps": cfg.SOLVER.MAX_ITER}
@@ -69,35 +72,28 @@ def _key_numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def describe_run(directory: str | Path) -> str:
-    """The metrics table of a run and the paths of what it left behind, as text.
+    """Return the metrics table of a run and the paths of its results, as text.
 
-    Raises WorkbenchError when the directory is missing or has no readable metrics.json.
+    Raises:
+        WorkbenchError: the directory is missing or has no readable metrics.json.
     """
-    run = Path(directory)
-    scores = run / "metrics.json"
-    if not run.is_dir():
-        raise WorkbenchError(f"There is no run directory {run}.")
+    run = RunDirectory(directory)
+    if not run.path.is_dir():
+        raise WorkbenchError(f"There is no run directory {run.path}.")
     try:
-        metrics = json.loads(scores.read_text(encoding="utf-8"))
+        metrics = json.loads(run.scores.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WorkbenchError(
-            f"{run} has no metrics.json; score it first: workbench eval --ckpt {run / 'checkpoints' / 'best'}"
+            f"{run.path} has no metrics.json; score it first: workbench eval --ckpt {run.best}"
         ) from None
     except (OSError, ValueError) as error:
-        raise WorkbenchError(f"{scores} cannot be read: {error}") from None
-    places = {
-        "checkpoint": run / "checkpoints" / "best",
-        "scores": scores,
-        "figures": run / "figures",
-    }
-    lines = [metrics_table(metrics), ""]
-    lines += [f"{name:<10} {path}" for name, path in places.items() if path.exists()]
-    lines += [f"{'notebook':<10} {path}" for path in sorted(run.glob("*.ipynb"))]
-    return "\n".join(lines)
+        raise WorkbenchError(f"{run.scores} cannot be read: {error}") from None
+    places = [("checkpoint", run.best), ("scores", run.scores), ("figures", run.figures)]
+    places += [("notebook", path) for path in sorted(run.path.glob("*.ipynb"))]
+    return "\n".join([metrics_table(metrics), "", *(f"{name:<10} {path}" for name, path in places if path.exists())])
 
 
 def metrics_frame(path: str | Path) -> pd.DataFrame:
-    """metrics.csv as numbers, one row a logged step; empty where there is no file yet."""
-    path = Path(path)
-    rows = read_metrics(path) if path.exists() else []
+    """Return metrics.csv as numbers, one row a logged step; empty where there is no file yet."""
+    rows = read_metrics(Path(path)) if Path(path).exists() else []
     return pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")

@@ -1,10 +1,12 @@
 """Batch norm over the whole global batch when several processes share it.
 
-Per-process statistics would make the result depend on how many processes there are. torch's SyncBatchNorm
-needs a GPU; :class:`SharedBatchNorm2d` does the same with any backend.
+Statistics of each process alone would make the result depend on the number of processes. torch's SyncBatchNorm needs
+a GPU; :class:`SharedBatchNorm2d` computes the same with any backend.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,47 +14,39 @@ from torch import Tensor, nn
 
 
 def share_batch_norms(model: nn.Module) -> int:
-    """Make every batch norm share its statistics between the processes; returns how many there are.
+    """Make every batch norm share its statistics between the processes; return how many there are.
 
-    Names, parameters and buffers stay as they are. The exchange has a process group of its own, so that it
-    cannot be confused with the gradients' when two processes reach them in another order.
+    Names, parameters and buffers stay as they are. The exchange has a process group of its own, as two processes may
+    reach it and the exchange of gradients in different orders.
     """
-    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
-    found = [
-        (parent, name, module)
-        for parent in model.modules()
-        for name, module in parent.named_children()
-        if isinstance(module, kinds)
-    ]
-    if not found:
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    if not norms:
         return 0
     group = dist.new_group()
-    replaced: dict[nn.Module, nn.Module] = {}
-    for parent, name, module in found:
-        if module not in replaced:
-            replaced[module] = _shared(module, group)
-        setattr(parent, name, replaced[module])
-    return len(replaced)
+    shared = {module: _shared(module, group) for module in norms}
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if module in shared:
+                setattr(parent, name, shared[module])
+    return len(norms)
 
 
 def _shared(module: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     on_gpu = module.weight is not None and module.weight.device.type == "cuda"
-    kind, place = (nn.SyncBatchNorm, {"process_group": group}) if on_gpu else (SharedBatchNorm2d, {"group": group})
-    affine, tracking = module.affine, module.track_running_stats
-    shared = kind(module.num_features, module.eps, module.momentum, affine, tracking, **place)
-    for name, parameter in module.named_parameters(recurse=False):
-        setattr(shared, name, parameter)
-    for name, buffer in module.named_buffers(recurse=False):
-        setattr(shared, name, buffer)
+    kind = nn.SyncBatchNorm if on_gpu else SharedBatchNorm2d
+    settings = module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+    shared = kind(*settings, process_group=group)
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        setattr(shared, name, tensor)
     return shared.train(module.training)
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` over the inputs (N, C, H, W) of all processes together."""
 
-    def __init__(self, num_features, eps, momentum, affine, track_running_stats, *, group: dist.ProcessGroup) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.group = group
+    def __init__(self, *settings: Any, process_group: dist.ProcessGroup) -> None:
+        super().__init__(*settings)
+        self.group = process_group
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -76,7 +70,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes; so is its gradient."""
+    """Sum over the processes, as is its gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:

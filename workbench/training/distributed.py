@@ -1,4 +1,4 @@
-"""Several processes: devices, agreement on errors, exchange of plain objects. With one, nothing is sent."""
+"""Several processes: devices, common errors, exchange of plain objects. With one process nothing is sent."""
 
 from __future__ import annotations
 
@@ -52,23 +52,19 @@ def start_processes(cfg: CfgNode) -> Processes:
     # Accelerate keeps one state for the whole interpreter; a notebook may run twice, on different devices.
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
     started_here = not dist.is_initialized()
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        device_placement=False,
-        mixed_precision=precision(cfg, device),
-    )
+    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False, mixed_precision=precision(cfg, device))
     sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if accelerator.distributed_type in sharded:
         raise WorkbenchError(
             f"the launcher asks for {accelerator.distributed_type.value}; only data parallelism works here"
         )
     if started_here and dist.is_initialized():
-        atexit.register(_leave)
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return Processes(accelerator, device)
 
 
 def precision(cfg: CfgNode, device: torch.device) -> str:
-    """Accelerate's name of the mixed precision that SOLVER.AMP asks for and ``device`` can do."""
+    """Return accelerate's name of the mixed precision that SOLVER.AMP asks for and ``device`` can do."""
     if not cfg.SOLVER.AMP.ENABLED:
         return "no"
     if cfg.SOLVER.AMP.DTYPE == "float16":
@@ -77,44 +73,30 @@ def precision(cfg: CfgNode, device: torch.device) -> str:
 
 
 def rank() -> int:
-    """Index of this process, 0 for the main one."""
+    """Return the index of this process, 0 for the main one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def run_on_main(function: Callable[[], T]) -> T:
-    """Call ``function`` in the main process and return its result in all of them.
+    """Call ``function`` in the main process and return its result, small plain data, in all of them.
 
-    What it raises there is raised in every process, so that none waits for one that has gone. The result must
-    be plain data; keep it small.
+    Errors are raised in every process, as :func:`run_on_all` does.
     """
+    result = run_on_all(lambda: function() if rank() == 0 else None)
     if world_size() == 1:
-        return function()
-    outcome: list[Any] = [None, None]
-    error: BaseException | None = None
-    if rank() == 0:
-        try:
-            outcome[0] = function()
-        except Exception as caught:
-            error, outcome[1] = (
-                caught,
-                (str(caught), isinstance(caught, WorkbenchError), type(caught).__name__),
-            )
-    dist.broadcast_object_list(outcome, src=0)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        message, for_user, kind = outcome[1]
-        raise (WorkbenchError(message) if for_user else RuntimeError(f"the main process failed: {kind}: {message}"))
-    return outcome[0]
+        return result
+    results = [result]
+    dist.broadcast_object_list(results, src=0)
+    return results[0]
 
 
 def run_on_all(function: Callable[[], T]) -> T:
-    """Call ``function`` in every process; if it raises in one, raise in all."""
+    """Call ``function`` in every process; if it raises in one, raise in all, so that none waits for another."""
     if world_size() == 1:
         return function()
     result, error = None, None
@@ -122,20 +104,19 @@ def run_on_all(function: Callable[[], T]) -> T:
         result = function()
     except Exception as caught:
         error = caught
-    told = (str(error), isinstance(error, WorkbenchError), type(error).__name__) if error is not None else None
-    outcomes: list[Any] = [None] * world_size()
-    dist.all_gather_object(outcomes, told)
+    errors: list[Any] = [None] * world_size()
+    dist.all_gather_object(errors, error and (str(error), isinstance(error, WorkbenchError), type(error).__name__))
     if error is not None:
         raise error
-    for index, outcome in enumerate(outcomes):
-        if outcome is not None:
-            message, for_user, kind = outcome
-            raise (WorkbenchError(message) if for_user else RuntimeError(f"process {index} failed: {kind}: {message}"))
+    for index, other in enumerate(errors):
+        if other is not None:
+            message, for_user, kind = other
+            raise WorkbenchError(message) if for_user else RuntimeError(f"process {index} failed: {kind}: {message}")
     return result
 
 
 def gather(value: Any) -> list[Any]:
-    """``value`` of every process, in their order, in the main process; an empty list in the others."""
+    """Return ``value`` of every process, in their order, in the main process; an empty list in the others."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size() if rank() == 0 else None
@@ -144,14 +125,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Mean of a small tensor over the processes."""
+    """Return the mean of a small tensor over the processes."""
     if world_size() == 1:
         return values
     values = values.clone()
     dist.all_reduce(values)
     return values / world_size()
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""TensorBoard's event file, written row by row in the training's own thread.
+"""TensorBoard's event file, written row by row in the thread of the training.
 
-torch's SummaryWriter writes from a thread behind it, which meets a full disk with a traceback of its own and costs
-ten times as much for the fifty numbers of a step.
+torch's SummaryWriter writes from a second thread, where a full disk ends in a traceback, and takes ten times as long
+for the fifty numbers of a step.
 """
 
 from __future__ import annotations
@@ -13,28 +13,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
 
 class EventFile:
-    """A new ``events.out.tfevents.*`` in ``directory``; what older ones hold beyond ``step`` no longer counts."""
+    """A new ``events.out.tfevents.*`` in ``directory``, which replaces the events of older ones after ``step``."""
 
     def __init__(self, directory: Path, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         number = len(list(directory.glob("events.out.tfevents.*")))
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{number}"
         self._file = (directory / name).open("wb")
         self._records = RecordWriter(self._file)
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if step:
-            start = SessionLog(status=SessionLog.START)
-            self._append(Event(wall_time=time.time(), step=step + 1, session_log=start))
+            self._append(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append the numbers of ``row`` at its ``step``; OSError where the disk is full."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         values = [
             Summary.Value(tag=f"losses/{name}" if "loss" in name else name, simple_value=value)
             for name, value in row.items()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noticed at once, obeyed between two steps, so that a checkpoint can be written."""
+"""Ctrl-C and SIGTERM: noted at once, acted on between two steps, so that a checkpoint can be written."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Interrupted(WorkbenchError):
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM within it into ``requested``; a second Ctrl-C stops at once.
+    """A context in which the first Ctrl-C or SIGTERM sets ``name``; a second Ctrl-C raises KeyboardInterrupt.
 
-    Signals can be caught in the main thread only; elsewhere it does nothing.
+    Signals can be caught in the main thread only; in others it does nothing.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,9 @@ class StopRequest:
         self._before: dict[int, object] = {}
         self._raising = False
 
-    @property
-    def requested(self) -> bool:
-        return self.name is not None
-
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it, a stop raises KeyboardInterrupt at once, unless that left other processes waiting."""
+        """Raise KeyboardInterrupt for a stop at once; with several processes the others would wait forever."""
         self._raising = world_size() == 1
         try:
             yield

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from workbench.config import config_to_dict, flatten
 from workbench.data.loaders import step_seed
 from workbench.errors import WorkbenchError
-from workbench.runs.checkpoint import (
-    check_vocabulary,
-    has_checkpoint,
-    load_checkpoint,
-    load_state,
-    save_checkpoint,
-)
+from workbench.runs.checkpoint import check_vocabulary, has_checkpoint, load_checkpoint, load_state, save_checkpoint
 from workbench.runs.directory import MetricsTable, RunDirectory
 from workbench.training.batch_norm import share_batch_norms
 from workbench.training.distributed import (
@@ -57,13 +51,13 @@ class Trainer:
         cfg: SOLVER, TEST.EVAL_PERIOD and SEED are read here; SEED must be drawn already (>= 0).
         model: ``model(batched_inputs)`` gives a dict of weighted losses in training mode.
         vocabulary: written into the checkpoints.
-        run: where everything goes.
+        run: the run directory.
         batches: ``batches(start_step)`` yields this process's share of the global batch of that step and of
             all later ones.
-        evaluate: ``evaluate(model)``, called in every process with the model in eval mode, gives metrics
-            whose ``["segm"]["AP"]`` picks the best checkpoint; None never evaluates.
-        on_best: called in the main process after a new best checkpoint has been written.
-        processes: what ``start_processes(cfg)`` gave, where that was called already.
+        evaluate: ``evaluate(model)``, called in every process with the model in eval mode, returns metrics
+            whose ``["segm"]["AP"]`` selects the best checkpoint; None never evaluates.
+        on_best: called in the main process after a new best checkpoint was written.
+        processes: the result of ``start_processes(cfg)``, if that was called already.
 
     IMS_PER_BATCH images make one optimiser step, whatever the number of processes and ACCUMULATION_STEPS.
     """
@@ -113,7 +107,7 @@ class Trainer:
             WorkbenchError: a loss was not finite, or something could not be saved.
         """
         self.writers = _Writers(self.run, self.step - bool(self.pending)) if rank() == 0 else None
-        progress = Progress(self.step, self.max_steps, enabled=rank() == 0)
+        progress = Progress(self.step, self.max_steps)
         try:
             with StopRequest() as stop:
                 if self.pending:
@@ -125,11 +119,11 @@ class Trainer:
                     waited = time.perf_counter() - began
                     factor = lr_factor(self.cfg, step)
                     set_lr(self.optimizer, factor)
-                    # What draws from torch's generator, such as dropout, draws the same when repeated.
+                    # Random numbers of the model, such as dropout's, are the same when a step is repeated.
                     torch.manual_seed(step_seed(self.cfg.SEED, step, -1 - rank()))
                     losses = self._backward(batch)
                     norm = clip_gradients(self._unscaled_parameters(), self.cfg)
-                    values, stopping = self._read(losses, norm, stop.requested)
+                    values, stopping = self._read(losses, norm, stop.name is not None)
                     self._check_finite(step, values, losses, batch)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
@@ -149,7 +143,7 @@ class Trainer:
     def _finish_step(self, row: dict[str, float], stop: StopRequest, stopping: bool) -> None:
         """Evaluate, log and save what is due after a step.
 
-        Where a stop comes before the evaluation is through, the row waits for it in the checkpoint.
+        Where a stop comes before the evaluation is finished, the row is kept in the checkpoint until it is.
         """
         evaluated: dict[str, float] | None = {}
         if self._due(self.cfg.TEST.EVAL_PERIOD):
@@ -163,13 +157,12 @@ class Trainer:
             self._save_last()
         if stopping and (self.pending or self.step < self.max_steps):
             raise Interrupted(
-                f"{stop.name or 'another process'} stopped training after step {self.step} of "
-                f"{self.max_steps}; the checkpoint {self.run.last} was written, and the same command "
-                "continues from it"
+                f"{stop.name or 'another process'} stopped training after step {self.step} of {self.max_steps}; the "
+                f"checkpoint {self.run.last} was written, and the same command continues from it"
             )
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of this process's part of the global batch, with gradients left in the parameters."""
+        """Return the losses of this process's part of the global batch; leave gradients in the parameters."""
         losses: dict[str, Tensor] = {}
         size = math.ceil(len(batch) / self.chunks)
         chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
@@ -190,9 +183,9 @@ class Trainer:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _read(self, losses: dict[str, Tensor], norm: Tensor, stop: bool) -> tuple[dict[str, float], bool]:
-        """Losses averaged over the processes, as numbers, and whether any process was asked to stop.
+        """Return the losses averaged over the processes, as numbers, and whether any process was asked to stop.
 
-        Everything crosses from the device, and between processes, in one go.
+        There is one transfer between the processes and one from the device.
         """
         flag = torch.tensor(float(stop), device=norm.device)
         numbers = torch.stack([flag, *(value.float() for value in losses.values())])
@@ -201,21 +194,24 @@ class Trainer:
         return {"total_loss": sum(values.values()), **values, "grad_norm": numbers[-1]}, numbers[0] > 0
 
     def _check_finite(self, step: int, values: dict[str, float], losses: dict[str, Tensor], batch: Batch) -> None:
+        """Raise WorkbenchError for a loss or gradient that is not finite, in every process, and keep the batch."""
         wrong = find_nonfinite({name: values[name] for name in losses})
         # Loss scaling provokes infinite gradients and then skips the step.
         if not wrong and self.accelerator.scaler is None:
             wrong = find_nonfinite({"grad_norm": values["grad_norm"]})
         if not wrong:
             return
-        own = {name: float(value) for name, value in losses.items()}
-        directory = self.run.path / "nonfinite" / f"step_{step + 1:07d}_process_{rank()}"
-        run_on_all(lambda: save_batch(directory, batch, own))
+        kept = self.run.path / "nonfinite" / f"step_{step + 1:07d}_process_{rank()}"
+        batch_note = f"the batch is kept in {kept}"
+        try:
+            save_batch(kept, batch, {name: float(value) for name, value in losses.items()})
+        except OSError as error:
+            batch_note = f"the batch cannot be kept in {kept}: {error.strerror}"
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         last = f"; the last checkpoint is {self.run.last}" if has_checkpoint(self.run.last) else ""
         raise WorkbenchError(
-            f"{names} became {values[wrong[0]]} in step {step + 1}, and training stopped before the "
-            f"weights were touched; the batch is kept in {directory}{last} (a lower SOLVER.BASE_LR or a "
-            "longer SOLVER.WARMUP_ITERS is what helps most often)"
+            f"{names} became {values[wrong[0]]} in step {step + 1}, and training stopped before the weights were "
+            f"changed; {batch_note}{last} (a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS helps most often)"
         )
 
     def _result(self) -> nn.Module:
@@ -228,7 +224,8 @@ class Trainer:
     def _evaluate(self, stop: StopRequest) -> dict[str, float] | None:
         """Evaluate the weights that a checkpoint would hold, and save them if they are the best.
 
-        Returns the metrics as flat numbers; None where a stop cut the evaluation off.
+        Returns:
+            the metrics as numbers under names such as ``segm/AP``; None where a stop ended the evaluation.
         """
         if self.evaluate is None:
             if self.step == self.max_steps:
@@ -238,7 +235,7 @@ class Trainer:
             with stop.at_once():
                 self.metrics = self.evaluate(self._result().eval())
         except KeyboardInterrupt:
-            if not stop.requested:
+            if stop.name is None:
                 raise
             return None
         ap = (self.metrics.get("segm") or {}).get("AP")
@@ -246,16 +243,11 @@ class Trainer:
         best = self.best["AP"]
         if self.best["step"] is None or (ap is not None and (best is None or ap >= best)):
             self.best = {"AP": ap, "step": self.step}
-            run_on_main(self._save_best)
+            run_on_main(lambda: self._save(self.run.best))
         shown = ["-" if value is None else f"{value:.2f}" for value in (ap, self.best["AP"])]
         log.info(f"step {self.step}: segm AP {shown[0]}; best {shown[1]}, of step {self.best['step']}")
-        numbers = flatten(self.metrics, "/").items()
-        return {name: number for name, number in numbers if type(number) in (int, float)}
-
-    def _save_best(self) -> None:
-        self._save(self.run.best)
-        if self.on_best is not None:
-            self.on_best()
+        values = flatten(self.metrics, "/").items()
+        return {name: v for name, v in values if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
     def _save_last(self) -> None:
         state = {
@@ -279,6 +271,8 @@ class Trainer:
             state=state,
             extra={"metrics": self.metrics},
         )
+        if directory == self.run.best and self.on_best is not None:
+            self.on_best()
 
     def _resume_weights(self) -> dict[str, Any]:
         """Take weights, best and step from the run's last checkpoint; return its training state."""
@@ -310,25 +304,25 @@ class Trainer:
 
 
 class _Writers:
-    """metrics.csv and TensorBoard's events side by side."""
+    """metrics.csv and TensorBoard's events; WorkbenchError where they cannot be written."""
 
     def __init__(self, run: RunDirectory, step: int) -> None:
         self.run = run
-        with self._telling():
+        with self._naming_the_run():
             self.table, self.events = MetricsTable(run.metrics, step), EventFile(run.path, step)
 
     def write(self, row: dict[str, Any]) -> None:
-        with self._telling():
+        with self._naming_the_run():
             self.table.write(row)
             self.events.write(row)
 
     def close(self) -> None:
         for file in (self.table, self.events):
-            with suppress(OSError):  # a full disk was told of when writing
+            with suppress(OSError):  # of a full disk, which write() has reported
                 file.close()
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _naming_the_run(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -337,10 +331,9 @@ class _Writers:
 
 def check_batch_size(cfg: CfgNode) -> None:
     """Raise WorkbenchError unless a step's images divide among processes and accumulation steps."""
-    parts = world_size() * cfg.SOLVER.ACCUMULATION_STEPS
-    if cfg.SOLVER.IMS_PER_BATCH % parts:
+    images, chunks = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
+    if images % (world_size() * chunks):
         raise WorkbenchError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the number of images in a step, over all "
-            f"{world_size()} processes and SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS}, so it "
-            f"must be a multiple of {parts}"
+            f"SOLVER.IMS_PER_BATCH {images} is the number of images in a step, over all {world_size()} processes and "
+            f"SOLVER.ACCUMULATION_STEPS {chunks}, so it must be a multiple of {world_size() * chunks}"
         )

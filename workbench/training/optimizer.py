@@ -13,23 +13,19 @@ from workbench.training.schedule import scaled_lr
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
-_NORMS = (
-    nn.modules.batchnorm._NormBase,  # every batch and instance norm
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
-# Tables of learned positions are embeddings in all but their type.
+# _NormBase: every batch and instance norm
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+# Learned positions, which are parameters and not ``nn.Embedding``, but decay as embeddings do.
 _TABLES = ("level_embed", "relative_position_bias_table", "absolute_pos_embed")
 
 
 def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
-    """Groups of parameters that share a learning rate and a weight decay, as few as possible.
+    """Return groups of parameters that share a learning rate and a weight decay, as few as possible.
 
     Parameters under ``backbone.`` learn at BACKBONE_MULTIPLIER times the rate; norm layers decay by
     WEIGHT_DECAY_NORM, ``nn.Embedding`` and position tables by WEIGHT_DECAY_EMBED, biases by WEIGHT_DECAY_BIAS
-    where it is set. Frozen parameters are left out; a parameter shared by two modules is listed once.
-    ``names`` go along for the log.
+    where it is set. Frozen parameters are left out; a parameter shared by two modules is listed once. ``names`` are
+    those of ``params``.
     """
     solver = cfg.SOLVER
     base = scaled_lr(cfg)
@@ -65,9 +61,8 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
     """
     groups = [{**group, "initial_lr": group["lr"]} for group in parameter_groups(model, cfg)]
     if cfg.SOLVER.OPTIMIZER == "SGD":
-        momentum = cfg.SOLVER.MOMENTUM
-        return torch.optim.SGD(groups, lr=scaled_lr(cfg), momentum=momentum, nesterov=cfg.SOLVER.NESTEROV)
-    return torch.optim.AdamW(groups, lr=scaled_lr(cfg), fused=True)
+        return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV)
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -77,21 +72,19 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def clip_gradients(parameters: Iterable[Tensor], cfg: CfgNode) -> Tensor:
-    """Clip gradients in place as SOLVER.CLIP_GRADIENTS says; returns their norm before that, 0-d float.
+    """Clip gradients in place as SOLVER.CLIP_GRADIENTS says; return their norm before that, 0-d float.
 
-    "full_model" scales all gradients together to CLIP_VALUE (Mask2Former's), "norm" each parameter's by
-    itself, "value" clamps every number.
+    CLIP_TYPE "full_model" scales all gradients together to CLIP_VALUE (Mask2Former's), "norm" those of each
+    parameter, "value" clamps every number.
     """
     parameters = [p for p in parameters if p.grad is not None]
     clip = cfg.SOLVER.CLIP_GRADIENTS
     norm = nn.utils.get_total_norm([p.grad for p in parameters], clip.NORM_TYPE)
-    if not clip.ENABLED:
-        return norm
-    if clip.CLIP_TYPE == "full_model":
+    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
         nn.utils.clip_grads_with_norm_(parameters, clip.CLIP_VALUE, norm)
-    elif clip.CLIP_TYPE == "norm":
+    elif clip.ENABLED and clip.CLIP_TYPE == "norm":
         for parameter in parameters:
             nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
-    else:
+    elif clip.ENABLED:
         nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
     return norm

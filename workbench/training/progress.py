@@ -1,4 +1,4 @@
-"""What a person sees while training: a bar in a terminal or notebook, plain lines in a log; and log.txt."""
+"""Progress of a training: a bar in a terminal or notebook, plain lines in a log; and log.txt."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger("workbench")
 
 
 class _Console(logging.Handler):
-    """Prints through tqdm, which keeps a bar below the lines; stdout is looked up as notebooks replace it."""
+    """Prints through tqdm, which keeps a bar below the lines, to the present stdout, which notebooks replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
 
 
 class _LogFile(logging.FileHandler):
-    """log.txt; a disk that is full is told by what must be saved, not by each line of the log."""
+    """log.txt. Write errors are ignored here; saving a checkpoint reports them."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -42,7 +42,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def logging_to(path: Path | None) -> Iterator[None]:
-    """Log to the console and, with times, to the file ``path``; warnings only in all but the main process."""
+    """Log to the console and, with times, to the file ``path``; other processes than the main one log warnings."""
     handlers: list[logging.Handler] = [_Console()]
     if rank() != 0:
         handlers[0].setLevel(logging.WARNING)
@@ -67,30 +67,29 @@ def logging_to(path: Path | None) -> Iterator[None]:
 class Progress:
     """Steps done, total loss, learning rate, speed and time left.
 
-    A terminal gets a bar that redraws itself; so does a notebook, seldom enough not to swell the saved one.
-    Where neither is there, a plain line every ten seconds at first and then every fiftieth of the time gone
-    by.
+    A terminal and a notebook get a bar. Otherwise it is a log line every ten seconds, or every fiftieth of the elapsed
+    time where that is longer.
     """
 
-    def __init__(self, start: int, total: int, enabled: bool = True) -> None:
-        self.start, self.total, self.enabled = start, total, enabled
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total, self.enabled = start, total, rank() == 0
         self.began = self.last_line = time.monotonic()
         self.bar = None
         notebook = "ipykernel" in sys.modules
-        if enabled and (sys.stderr.isatty() or notebook):
+        if self.enabled and (sys.stderr.isatty() or notebook):
             self.bar = tqdm(
                 total=total,
                 initial=start,
                 desc="training",
                 unit="step",
-                mininterval=5.0 if notebook else 0.5,
+                mininterval=5.0 if notebook else 0.5,  # each update is saved with a notebook
                 file=sys.stdout if notebook else sys.stderr,
                 ncols=100 if notebook else None,
                 dynamic_ncols=not notebook,
             )
 
     def update(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """``step`` steps are done; ``losses`` are the last one's, ``total_loss`` among them."""
+        """Show that ``step`` steps are done; ``losses`` are those of the last one, with ``total_loss``."""
         if not self.enabled:
             return
         summary = f"loss {losses['total_loss']:.3f}, lr {lr:.2e}"
@@ -112,11 +111,11 @@ class Progress:
 
 
 def log_machine(cfg: CfgNode, processes: Processes) -> None:
-    """Log versions, the device of every process and the precision that is really used."""
+    """Log versions, the device of every process and the mixed precision in use."""
     device = processes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     devices = gather(f"process {rank()} uses {device} ({name})")
     log.info(", ".join(f"{key} {value}" for key, value in versions().items()))
     log.info("; ".join(devices) + f"; mixed precision {precision(cfg, device)}")
     if cfg.SOLVER.AMP.ENABLED and precision(cfg, device) == "no":
-        log.warning("SOLVER.AMP asks for float16, which CPUs lack: training in float32 (bfloat16 works everywhere)")
+        log.warning("SOLVER.AMP asks for float16, which CPUs lack; training in float32 (bfloat16 works everywhere)")

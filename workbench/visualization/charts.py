@@ -239,6 +239,21 @@ def heat_table(
     return figure
 
 
+def scores_by_setting(table: pd.DataFrame, settings: Sequence[str], score: str) -> Figure:
+    """A score of several runs against each setting, with the mean of each value; ``table`` has a row a run."""
+    figure = Figure(figsize=(4 * len(settings), 3.2))
+    panels = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
+    for axes, name in zip(panels, settings, strict=True):
+        values = table[name].astype(str)
+        means = table.groupby(values, sort=False)[score].mean()
+        axes.plot(values, table[score], "o", alpha=0.5, label="a run")
+        axes.plot(list(means.index), means, "_", markersize=28, color="black", label="mean")
+        axes.set(xlabel=name, ylabel=score if axes is panels[0] else "")
+        axes.margins(x=0.2)
+    panels[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    return figure
+
+
 def confusion(counts: pd.DataFrame) -> Figure:
     """A confusion matrix as `confusion_matrices` returns it: counts, shaded by the share of their row."""
     name = str(counts.columns.name).removeprefix("predicted ")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from workbench.data.images import read_image
 from workbench.data.mapper import build_mapper
@@ -44,6 +48,7 @@ def predict(
         score_threshold: instances that score less are left out; 0.5 by default, or what ``filters`` say.
         filters: which instances are kept, as settings or as the JSON they were saved in.
         device: cpu, cuda, ... instead of the checkpoint's.
+        overrides: config keys and values in turn, over the checkpoint's config.
 
     Returns:
         the files written. predictions.json is a COCO instances file (images, annotations with ``score`` and
@@ -52,7 +57,6 @@ def predict(
     Raises:
         WorkbenchError: nothing to read; or some images could not be read, after all others were written.
     """
-
     output = Path(output)
     settings = FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
     if score_threshold is not None:
@@ -64,9 +68,9 @@ def predict(
         if file.parent.resolve() == output.resolve():
             raise WorkbenchError(f"the output folder {output} holds the input {file}; choose another folder")
     model, checkpoint = load_model(path, choose_device(cfg.MODEL.DEVICE), config=cfg)
-    vocabulary, mapper = checkpoint.vocabulary, build_mapper(cfg, is_train=False)
-    settings.check(vocabulary)
+    settings.check(checkpoint.vocabulary)
     output.mkdir(parents=True, exist_ok=True)
+    find = partial(_find_objects, model, build_mapper(cfg, is_train=False), checkpoint.vocabulary, settings)
     images, annotations, written, unreadable = [], [], [], []
     for number, (file, name) in enumerate(zip(files, _free_names(files), strict=True), start=1):
         try:
@@ -74,47 +78,62 @@ def predict(
         except WorkbenchError as error:
             unreadable.append(str(error))
             continue
+        rows = find(picture, number)
         height, width = picture.shape[:2]
-        with torch.inference_mode():
-            batch = [{"image": mapper.resize(picture), "height": height, "width": width, "image_id": number}]
-            rows = to_coco_results(model(batch)[0], number, vocabulary)
-        rows = apply_filters(rows, settings, vocabulary).rows
         images.append({"id": number, "file_name": str(file), "height": height, "width": width})
         annotations += rows
-        target = output / name
-        Image.fromarray(draw_instances(picture, rows, vocabulary)).save(target)
-        written.append(target)
+        written.append(output / name)
+        Image.fromarray(draw_instances(picture, rows, checkpoint.vocabulary)).save(written[-1])
     areas = mask_areas([row["segmentation"] for row in annotations]).tolist()
     for number, (row, area) in enumerate(zip(annotations, areas, strict=True), start=1):
         row.update(id=number, iscrowd=0, area=float(area))
-    written.append(_save_coco(output / "predictions.json", images, annotations, vocabulary))
+    written.append(output / "predictions.json")
+    write_json(written[-1], {"images": images, "annotations": annotations, **checkpoint.vocabulary.to_coco()})
     if unreadable:
-        rest = f"; the other {len(images)} are in {output}" if images else ""
+        rest = f"; the other {len(written) - 1} are in {output}" if len(written) > 1 else ""
         raise WorkbenchError(f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}")
     return written
 
 
+def _find_objects(
+    model: nn.Module,
+    mapper: Callable[..., dict],
+    vocabulary: Vocabulary,
+    settings: FilterSettings,
+    picture: np.ndarray,
+    image_id: int,
+) -> list[dict[str, Any]]:
+    """Return the COCO results of one image, (H, W, 3) uint8 RGB, that pass the filters."""
+    height, width = picture.shape[:2]
+    with torch.inference_mode():
+        item = {"image": mapper.resize(picture), "height": height, "width": width, "image_id": image_id}
+        rows = to_coco_results(model([item])[0], image_id, vocabulary)
+    return apply_filters(rows, settings, vocabulary).rows
+
+
 def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Image files that files, folders (searched through) and globs name, each once, in their order."""
-    found: dict[Path, None] = {}
+    """Return the image files that files, folders (searched through) and globs name, each once, in their order.
+
+    Raises:
+        WorkbenchError: one of them names no image.
+    """
+    images: dict[Path, None] = {}
     for item in [inputs] if isinstance(inputs, (str, Path)) else inputs:
         path = Path(item).expanduser()
-        if path.is_dir():
-            files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in _IMAGES and p.is_file()]
-        elif path.is_file():
+        if path.is_file():
             files = [path]
         else:
-            matches = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))
-            files = [p for p in matches if p.is_file() and p.suffix.lower() in _IMAGES]
+            matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+            files = sorted(p for p in matches if p.suffix.lower() in _IMAGES and p.is_file())
         if not files:
             kind = "folder" if path.is_dir() else "file, folder or pattern"
             raise WorkbenchError(f"the {kind} {item} names no image")
-        found.update(dict.fromkeys(files))
-    return list(found)
+        images.update(dict.fromkeys(files))
+    return list(images)
 
 
 def _free_names(files: Sequence[Path]) -> list[str]:
-    """A PNG name for each file, none twice: folders may hold files of the same name."""
+    """Return a PNG name for each file, none twice: folders may hold files of the same name."""
     names: list[str] = []
     taken: set[str] = set()
     for file in files:
@@ -125,16 +144,3 @@ def _free_names(files: Sequence[Path]) -> list[str]:
         taken.add(name.lower())
         names.append(name)
     return names
-
-
-def _save_coco(path: Path, images: list[dict], annotations: list[dict], vocabulary: Vocabulary) -> Path:
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [
-            {"id": i, "name": n} for i, n in zip(vocabulary.category_ids, vocabulary.categories, strict=True)
-        ],
-        "subcategories": [{"name": n, "classes": list(c)} for n, c in vocabulary.subcategories.items()],
-    }
-    write_json(path, content)
-    return path

@@ -1,4 +1,4 @@
-"""Sweeps: one notebook over a grid of settings, and one table of what came of it.
+"""Sweeps: one notebook over a grid of settings, and one table of the results.
 
 A sweep file::
 
@@ -11,7 +11,7 @@ A sweep file::
       SOLVER.BASE_LR: [0.0005, 0.001]
 
 Every run is a process of its own with a folder of its own. A run that is done is not repeated; one that failed or
-was cut short is, and continues where its checkpoint stands. The notebook of a failed run is kept.
+was stopped is, and continues from its checkpoint. The notebook of a failed run is kept.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ import yaml
 from workbench.config import load_config
 from workbench.environment.cpu import usable_cores
 from workbench.errors import WorkbenchError
-from workbench.files import write_json, write_text
+from workbench.files import replacing, write_json, write_text
 from workbench.runs.table import runs_frame
+from workbench.visualization import charts
 
 KEYS = ("notebook", "output", "parameters", "overrides", "grid")
 STATUS = "sweep.json"  # in each run's folder, written when it ends
 TABLE = "sweep.csv"
-SCORES = ("AP", "joint AP")  # what is plotted, where it was measured
+SCORES = ("AP", "joint AP")  # plotted where they were measured
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, read and checked."""
+    """The contents of a sweep file."""
 
     notebook: Path
     output: Path
@@ -69,29 +70,28 @@ class Sweep:
     overrides: tuple[str, ...] = ()
 
     def trials(self) -> list[Trial]:
-        """Every cell of the grid, the last key varying fastest."""
-        names = _short_names(self.grid)
-        found = []
+        """Return every cell of the grid, the last key varying fastest."""
+        names, trials = _short_names(self.grid), []
         for values in itertools.product(*self.grid.values()):
             settings = dict(zip(self.grid, values, strict=True))
-            words = [f"{names[key]}={_slug(value)}" for key, value in settings.items()]
-            directory = self.output / ",".join(words)
+            directory = self.output / ",".join(f"{names[key]}={_slug(value)}" for key, value in settings.items())
             parameters, overrides = dict(self.parameters), list(self.overrides)
             for key, value in settings.items():
-                if _is_config_key(key):
+                if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", key):  # a config key, not a parameter
                     overrides += [key, str(value)]
                 else:
                     parameters[key] = value
             parameters |= {"output": str(directory), "overrides": overrides}
-            found.append(Trial(directory, settings, parameters))
-        return found
+            trials.append(Trial(directory, settings, parameters))
+        return trials
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """Reads and checks a sweep file.
+    """Read and check a sweep file.
 
-    Raises WorkbenchError: unreadable, an unknown or missing key, an empty grid, two cells with the same folder, a
-    config that does not load with a cell's settings.
+    Raises:
+        WorkbenchError: it is unreadable, a key is unknown or missing, the grid is empty, two cells have the same
+            folder, or the config does not load with a cell's settings.
     """
     path = Path(path)
     try:
@@ -121,11 +121,18 @@ def load_sweep(path: str | Path) -> Sweep:
 
 
 def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print) -> pd.DataFrame:
-    """Runs what is not done yet, ``jobs`` at a time, then writes the table and the figures.
+    """Run the trials that are not done, then write sweep.csv and the figures.
 
-    Returns the table: a row a trial with its settings, status and key numbers. Failed trials are in it; the rest
-    of the sweep does not stop for them. Ctrl-C stops the running trials, which continue from their last checkpoint
-    when the sweep is run again, and raises.
+    A failed trial does not stop the others. Ctrl-C stops the running trials, which continue from their last
+    checkpoint when the sweep is run again, and raises.
+
+    Args:
+        sweep: the sweep.
+        jobs: how many trials run at a time.
+        say: receives the progress, one line a call.
+
+    Returns:
+        the table of :func:`sweep_table`.
     """
     trials = sweep.trials()
     waiting = [trial for trial in trials if not trial.done]
@@ -160,12 +167,12 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print
             raise
     table = sweep_table(sweep)
     write_text(sweep.output / TABLE, table.to_csv(index=False))
-    draw_sweep(sweep, table)
+    save_figures(sweep, table)
     return table
 
 
 def sweep_table(sweep: Sweep) -> pd.DataFrame:
-    """A row a trial: its settings under short names, its status ("done", "failed" or "waiting"), its key numbers."""
+    """Return a row a trial: settings under short names, status (done, failed or waiting), key numbers."""
     trials, names = sweep.trials(), _short_names(sweep.grid)
     settings = pd.DataFrame([{names[key]: value for key, value in t.settings.items()} for t in trials])
     settings["status"] = [_status(t.directory).get("status", "waiting") for t in trials]
@@ -173,36 +180,23 @@ def sweep_table(sweep: Sweep) -> pd.DataFrame:
     return settings.join(numbers.drop(columns=[name for name in settings if name in numbers]))
 
 
-def draw_sweep(sweep: Sweep, table: pd.DataFrame) -> list[Path]:
-    """Figures of a sweep, in ``figures/``: each score against each setting, and, where the grid has two settings or
-    more, as a table of the first two (the mean over the others). Returns their paths."""
-    from matplotlib import pyplot
-
-    from workbench.visualization import charts
-
+def save_figures(sweep: Sweep, table: pd.DataFrame) -> None:
+    """Draw each score against each setting and, of two settings or more, a table of the first two, into figures/."""
     charts.use_style()
-    names, paths = list(_short_names(sweep.grid).values()), []
-    (sweep.output / "figures").mkdir(parents=True, exist_ok=True)
+    names = list(_short_names(sweep.grid).values())
     for score in [name for name in SCORES if name in table and table[name].notna().any()]:
-        figure, panels = pyplot.subplots(1, len(names), figsize=(4 * len(names), 3.2), squeeze=False, sharey=True)
-        for axes, name in zip(panels[0], names, strict=True):
-            groups = table.groupby(table[name].astype(str), sort=False)[score]
-            axes.plot(table[name].astype(str), table[score], "o", alpha=0.5, label="a run")
-            axes.plot(list(groups.groups), groups.mean(), "_", markersize=28, color="black", label="mean")
-            axes.set(xlabel=name, ylabel=score if axes is panels[0][0] else "")
-            axes.margins(x=0.2)
-        panels[0][-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
-        paths.append(_save(figure, sweep.output / "figures" / f"{_slug(score)}.png"))
-        if len(names) > 1:
+        figures = {_slug(score): charts.scores_by_setting(table, names, score)}
+        if len(names) > 1:  # the mean over the other settings
             cells = table.pivot_table(index=names[0], columns=names[1], values=score, aggfunc="mean", sort=False)
             cells.columns = [f"{names[1]} {value}" for value in cells.columns]
-            figure = charts.heat_table(cells, title=f"{score} by {names[0]} and {names[1]}")
-            paths.append(_save(figure, sweep.output / "figures" / f"{_slug(score)}_table.png"))
-    return paths
+            figures[f"{_slug(score)}_table"] = charts.heat_table(cells, title=f"{score} by {names[0]} and {names[1]}")
+        for name, figure in figures.items():
+            with replacing(sweep.output / "figures" / f"{name}.png") as draft:
+                figure.savefig(draft, format="png", dpi=144, bbox_inches="tight", facecolor="white")
 
 
 def _run(notebook: Path, trial: Trial, environment: Mapping[str, str], processes: set) -> bool:
-    """Runs a trial's notebook; whether it came to its end. What it prints goes into ``papermill.log``."""
+    """Run a trial's notebook and return whether it succeeded. Its output goes to ``papermill.log``."""
     trial.directory.mkdir(parents=True, exist_ok=True)
     executed = trial.directory / notebook.name
     parameters = json.dumps(trial.parameters)  # JSON is YAML
@@ -214,7 +208,7 @@ def _run(notebook: Path, trial: Trial, environment: Mapping[str, str], processes
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches it once, from here
+            start_new_session=True,  # run_sweep passes Ctrl-C on, once
         )
         processes.add(process)
         try:
@@ -224,7 +218,7 @@ def _run(notebook: Path, trial: Trial, environment: Mapping[str, str], processes
 
 
 def _free(path: Path) -> Path:
-    """``path``, or where that is taken ``path`` with a number."""
+    """Return ``path``, or if it exists ``path`` with a number."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -240,23 +234,11 @@ def _status(directory: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_config_key(key: str) -> bool:
-    return re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", key) is not None
-
-
 def _short_names(grid: Mapping[str, Any]) -> dict[str, str]:
-    """The last part of each key in small letters; the whole key where two share it."""
+    """Map each key to its last part in small letters, or to the whole key where two share it."""
     short = {key: key.rsplit(".", 1)[-1].lower() for key in grid}
     return {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
 
 
 def _slug(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", str(value)).strip("_") or "empty"
-
-
-def _save(figure: Any, path: Path) -> Path:
-    from matplotlib import pyplot
-
-    figure.savefig(path, dpi=144, bbox_inches="tight", facecolor="white")
-    pyplot.close(figure)
-    return path
