@@ -103,15 +103,11 @@ def load_dataset(
         faults = find_faults(content, entry, words, check_images=check_images)
         if faults and not (skip_faults and all(map(_can_be_skipped, faults))):
             raise DatasetError(f"The dataset {entry.annotations} has {report(faults, _FAULTS_SHOWN)}", faults)
-        left, dropped = _to_dicts(content, entry, words, faults)
+        kept, dropped = _to_dicts(content, entry, words, faults)
         if dropped:
-            logger.warning(
-                "%s: %d annotations and images are left out for %d faults",
-                entry.annotations,
-                dropped,
-                len(faults),
-            )
-        dicts += left
+            message = "%s: %d annotations and images are left out for %d faults"
+            logger.warning(message, entry.annotations, dropped, len(faults))
+        dicts += kept
         skipped += dropped
     if filter_empty:
         dicts = [d for d in dicts if any(not a["iscrowd"] for a in d["annotations"])]

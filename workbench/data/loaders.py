@@ -32,41 +32,24 @@ def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 class _Failure:
-    """A user's error on its way out of a worker process: raised there, it would arrive wrapped in a
-    traceback."""
+    """A WorkbenchError as a value: raised in a worker process, it would arrive wrapped in a traceback."""
 
     def __init__(self, message: str):
         self.message = message
 
 
 class _Mapped(Dataset):
-    """Applies ``read`` to whatever the sampler hands out."""
+    """Map the dataset dicts that the sampler asks for, as indices or (index, seed)."""
 
-    def __init__(self, read: Callable[[object], dict]):
-        self.read = read
+    def __init__(self, dicts: list[dict], mapper: Callable[..., dict]):
+        self.dicts, self.mapper = dicts, mapper
 
-    def __getitem__(self, item: object) -> dict | _Failure:
+    def __getitem__(self, item: int | tuple[int, int]) -> dict | _Failure:
+        index, *seed = item if isinstance(item, tuple) else (item,)
         try:
-            return self.read(item)
+            return self.mapper(self.dicts[index], *seed)
         except WorkbenchError as error:
             return _Failure(str(error))
-
-
-class _ReadTrain:
-    def __init__(self, dicts: list[dict], mapper: Callable[[dict, int], dict]):
-        self.dicts, self.mapper = dicts, mapper
-
-    def __call__(self, item: tuple[int, int]) -> dict:
-        index, seed = item
-        return self.mapper(self.dicts[index], seed)
-
-
-class _ReadTest:
-    def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict]):
-        self.dicts, self.mapper = dicts, mapper
-
-    def __call__(self, index: int) -> dict:
-        return self.mapper(self.dicts[index])
 
 
 class _TrainBatches:
@@ -115,9 +98,9 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
 
 
-def _loader(read: Callable[[object], dict], batches: object, num_workers: int) -> DataLoader:
+def _loader(dicts: list[dict], mapper: Callable[..., dict], batches: object, num_workers: int) -> DataLoader:
     return DataLoader(
-        _Mapped(read),
+        _Mapped(dicts, mapper),
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_to_arrays if num_workers else _as_it_is,
@@ -168,7 +151,7 @@ def build_train_loader(
         rank=rank,
         world_size=world_size,
     )
-    return map(_unpack, iter(_loader(_ReadTrain(dataset.dicts, mapper), batches, num_workers)))
+    return map(_unpack, iter(_loader(dataset.dicts, mapper, batches, num_workers)))
 
 
 class TestLoader:
@@ -201,4 +184,4 @@ def build_test_loader(
     ``dataset.dicts``."""
     indices = list(range(rank, len(dataset.dicts), world_size))
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    return TestLoader(_loader(_ReadTest(dataset.dicts, mapper), batches, num_workers), indices)
+    return TestLoader(_loader(dataset.dicts, mapper, batches, num_workers), indices)
