@@ -11,6 +11,7 @@ import torch
 
 from workbench.environment import device
 from workbench.environment.device import choose_device, verify_device
+from workbench.environment.system import run_quietly
 from workbench.errors import WorkbenchError
 
 NAMES = ("Alpha", "Beta", "Gamma")
@@ -109,7 +110,7 @@ def test_free_memory_is_read_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_failing_or_hanging_command_is_an_empty_answer() -> None:
-    assert device.run_quietly("no-such-command-here") == ""
-    assert device.run_quietly(sys.executable, "-c", "import sys; print(1); sys.exit(3)") == ""
-    assert device.run_quietly(sys.executable, "-c", "input()") == ""
-    assert device.run_quietly(sys.executable, "-c", "while True: pass", timeout=0.5) == ""
+    assert run_quietly("no-such-command-here") == ""
+    assert run_quietly(sys.executable, "-c", "import sys; print(1); sys.exit(3)") == ""
+    assert run_quietly(sys.executable, "-c", "input()") == ""
+    assert run_quietly(sys.executable, "-c", "while True: pass", timeout=0.5) == ""

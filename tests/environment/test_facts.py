@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from workbench.environment import cpu
+from workbench.environment import system
 from workbench.environment.facts import find_toolkits, inspect_machine
 from workbench.environment.problems import format_report
 
@@ -69,13 +69,13 @@ def test_visible_devices_at_start_is_not_what_the_process_set_since() -> None:
 )
 def test_usable_cores_keep_a_containers_limit(limit: str, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(cpu, "read_text", lambda path: limit if path.endswith("cpu.max") else "")
-    assert cpu.usable_cores() == cores
+    monkeypatch.setattr(system, "read_text", lambda path: limit if path.endswith("cpu.max") else "")
+    assert system.usable_cores() == cores
 
 
 def test_the_processor_is_read_from_the_kernels_text(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "processor : 0\nmodel name\t: Alpha 9\nflags\t\t: fpu avx2 fma avx\n"
-    monkeypatch.setattr(cpu, "read_text", lambda _: text)
-    assert cpu.cpu_name() == "Alpha 9" and cpu.simd_flags() == ["avx", "avx2", "fma"]
-    monkeypatch.setattr(cpu, "read_text", lambda _: "Features : asimd sve\n")
-    assert cpu.simd_flags() == ["asimd", "sve"]
+    monkeypatch.setattr(system, "read_text", lambda _: text)
+    assert system.cpu_name() == "Alpha 9" and system.simd_flags() == ["avx", "avx2", "fma"]
+    monkeypatch.setattr(system, "read_text", lambda _: "Features : asimd sve\n")
+    assert system.simd_flags() == ["asimd", "sve"]

@@ -6,14 +6,12 @@ Nothing here starts CUDA on a GPU that the run does not use.
 from __future__ import annotations
 
 import os
-import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from workbench.environment.cpu import cpu_name
+import torch
+
+from workbench.environment.system import cpu_name, run_quietly
 from workbench.errors import WorkbenchError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -28,8 +26,6 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         WorkbenchError: the device is unknown or missing; the message lists those that are available.
     """
-    import torch
-
     wanted = str(name).strip().lower()
     if wanted == "cpu":
         return torch.device("cpu")
@@ -61,8 +57,6 @@ def freest_gpu() -> int:
     Free memory is read from nvidia-smi and matched by UUID: torch would create a CUDA context of some hundred MB on
     every GPU, and nvidia-smi's own numbering ignores CUDA_VISIBLE_DEVICES and CUDA's ordering.
     """
-    import torch
-
     count = torch.cuda.device_count()
     if count < 2:
         return 0
@@ -73,8 +67,6 @@ def freest_gpu() -> int:
 
 def gpu_uuid(index: int) -> str:
     """Return the UUID of a GPU in nvidia-smi's spelling (``GPU-...``), or "" where torch does not know it."""
-    import torch
-
     uuid = str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
     return uuid if not uuid or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
 
@@ -92,8 +84,6 @@ def free_memory_by_uuid() -> dict[str, int]:
 
 def explain_missing_cuda() -> str:
     """Return why torch sees no CUDA GPU in this process, as a clause."""
-    import torch
-
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
@@ -107,18 +97,7 @@ def explain_missing_cuda() -> str:
     )
 
 
-def run_quietly(*command: str, timeout: float = 20.0) -> str:
-    """Return the standard output of a command, or "" if it is missing, fails or takes longer than ``timeout`` s."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, errors="replace")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _visible(count: int) -> str:
-    import torch
-
     names = ", ".join(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count))
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     because = "" if variable is None else f" under CUDA_VISIBLE_DEVICES={variable!r}"
@@ -126,8 +105,6 @@ def _visible(count: int) -> str:
 
 
 def _alternatives() -> str:
-    import torch
-
     there = ["cpu"]
     if torch.cuda.is_available():
         there += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -142,8 +119,6 @@ def verify_device(device: torch.device | str) -> dict[str, Any]:
     Returns:
         {requested, used, name, agrees_with_cpu, allocated_mib}; ``used`` is the device that holds the result.
     """
-    import torch
-
     wanted = torch.device(device)
     generator = torch.Generator().manual_seed(0)
     matrix = torch.rand(64, 64, generator=generator)

@@ -59,7 +59,7 @@ def thread_trial(most: int | None = None, seconds: float = 0.5) -> pd.DataFrame:
     import torch
     from torch import nn
 
-    from workbench.environment.cpu import usable_cores
+    from workbench.environment.system import usable_cores
 
     most = most or usable_cores()
     counts = sorted({*(2**n for n in range(most.bit_length())), most})

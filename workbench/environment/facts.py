@@ -19,9 +19,8 @@ from typing import Any
 
 import psutil
 
-from workbench.environment.cpu import cpu_name, read_text, simd_flags, usable_cores
-from workbench.environment.device import free_memory_by_uuid, freest_gpu, gpu_uuid, run_quietly
 from workbench.environment.problems import find_problems
+from workbench.environment.system import cpu_name, read_text, run_quietly, simd_flags, usable_cores
 
 GIB = 1024**3
 PACKAGES = (
@@ -142,6 +141,8 @@ def _inspect_cuda() -> dict[str, Any]:
 
 def _inspect_gpus() -> list[dict[str, Any]]:
     import torch
+
+    from workbench.environment.device import free_memory_by_uuid, freest_gpu, gpu_uuid
 
     free, freest, gpus = free_memory_by_uuid(), freest_gpu(), []
     for index in range(torch.cuda.device_count()):

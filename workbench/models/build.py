@@ -158,7 +158,7 @@ def _mobilenet(cfg: CfgNode, pretrained: bool) -> nn.Module:
         backbone = MobileNetV3Backbone(taps=keys.TAPS, dilated=keys.DILATED, norm_layer=norm_layer)
     except PyramidError as error:
         raise WorkbenchError(f"config key MODEL.MOBILENET.TAPS: {error}") from None
-    return _with_weights(backbone, "mobilenet_v3_large", keys.WEIGHTS, ("imagenet", "deeplabv3"), pretrained)
+    return _with_weights(backbone, "mobilenet_v3_large", keys.WEIGHTS, pretrained)
 
 
 @BACKBONES.register("build_resnet_backbone")
@@ -170,7 +170,7 @@ def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
         norm_layer=_norm("MODEL.RESNETS.NORM", keys.NORM),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
-    return _with_weights(backbone, f"resnet{keys.DEPTH}", keys.WEIGHTS, ("imagenet", "deeplabv3"), pretrained)
+    return _with_weights(backbone, f"resnet{keys.DEPTH}", keys.WEIGHTS, pretrained)
 
 
 @BACKBONES.register("build_small_resnet_backbone")
@@ -179,11 +179,10 @@ def _small_resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     return SmallResNet(widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=_norm("MODEL.SMALL_RESNET.NORM", keys.NORM))
 
 
-def _with_weights(
-    backbone: nn.Module, network: str, weights: str, published: tuple[str, ...], pretrained: bool
-) -> nn.Module:
+def _with_weights(backbone: nn.Module, network: str, weights: str, pretrained: bool) -> nn.Module:
     if pretrained and weights != "none":
-        state = torchvision_state(network, weights) if weights in published else read_state(weights)
+        published = weights in ("imagenet", "deeplabv3")
+        state = torchvision_state(network, weights) if published else read_state(weights)
         load_backbone(backbone, state, weights)
     return backbone
 

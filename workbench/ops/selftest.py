@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -39,17 +40,7 @@ def run_selftest() -> dict:
             continue
         if forced in (None, device):
             result["in_use"][device] = device
-        build = native.build
-        result["builds"].append(
-            {
-                "name": build.name,
-                "compiler": build.compiler,
-                "why": build.why,
-                "seconds": build.seconds,
-                "cached": build.cached,
-                "library": str(build.library),
-            }
-        )
+        result["builds"].append(asdict(native.build) | {"library": str(native.build.library)})
         result["checks"] += _check_native(native, device)
     if "cuda" not in devices:
         result["unavailable"]["cuda"] = "torch sees no CUDA device."

@@ -34,7 +34,7 @@ import pandas as pd
 import yaml
 
 from workbench.config import load_config
-from workbench.environment.cpu import usable_cores
+from workbench.environment.system import usable_cores
 from workbench.errors import WorkbenchError
 from workbench.files import replacing, write_json, write_text
 from workbench.runs.table import runs_frame

@@ -1,10 +1,11 @@
-"""The processor: its name, its vector extensions, and how many cores this process may use."""
+"""Questions to the operating system: the processor, the cores this process may use, files and commands."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 SIMD_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")
@@ -37,6 +38,15 @@ def read_text(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+def run_quietly(*command: str, timeout: float = 20.0) -> str:
+    """Return the standard output of a command, or "" if it is missing, fails or takes longer than ``timeout`` s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _cpuinfo(field: str) -> str:
