@@ -260,6 +260,7 @@ EXAMPLES = dict(
     [
         ("my_backbone.py", ["MODEL.BACKBONE.NAME", "patches"], "backbone.stages.0.weight"),
         ("my_model.py", ["MODEL.META_ARCHITECTURE", "PooledQueries"], "queries"),
+        ("my_loss.py", ["MODEL.META_ARCHITECTURE", "Mask2FormerArea"], None),
         ("my_mapper.py", ["INPUT.DATASET_MAPPER_NAME", "noisy", "DATALOADER.NUM_WORKERS", "1"], None),
     ],
 )

@@ -165,6 +165,14 @@ def test_a_pyramid_with_a_gap_is_refused():
         check_pyramid(shapes)
 
 
+def test_a_pyramid_may_end_at_res4():
+    shapes = measure(SmallResNet(widths=(8, 8, 16), depths=(1, 1, 1)))
+    assert [(name, shape.stride) for name, shape in shapes.items()] == [("res2", 4), ("res3", 8), ("res4", 16)]
+    check_pyramid(shapes)
+    with pytest.raises(PyramidError):  # the strides alone are right
+        check_pyramid({"res2": shapes["res2"], "res3": shapes["res3"], "res5": shapes["res4"]})
+
+
 def test_the_table_marks_the_taps():
     layers = measure_layers(mobilenet_v3_large(weights=None).features)
     table = layer_table(layers, (3, 6, 10, 15)).splitlines()

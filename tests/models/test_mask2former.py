@@ -215,6 +215,22 @@ def test_any_backbone_with_these_strides_plugs_in(overrides, strides):
     assert [m.shape[-1] for m in maps] == [64 // stride for stride in strides[:0:-1]]
 
 
+def test_a_backbone_that_ends_at_res4():
+    """The encoder takes strides 4, 8 and 16, nothing is left for the FPN, and every parameter learns."""
+    small = ["MODEL.SMALL_RESNET.WIDTHS", "[8, 8, 16]", "MODEL.SMALL_RESNET.DEPTHS", "[1, 1, 1]"]
+    with pytest.raises(WorkbenchError, match="res5 is to be decoded but the backbone gives res2, res3, res4"):
+        tiny(*small)
+    features = "['res2', 'res3', 'res4']"
+    head = "MODEL.SEM_SEG_HEAD."
+    names = [head + "IN_FEATURES", features, head + "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", features]
+    model = tiny(*small, *names).train()
+    with torch.no_grad():
+        embeddings, maps = model.pixel_decoder(model.backbone(torch.randn(2, 3, 64, 64)))
+    assert embeddings.shape[-1] == 16 and [m.shape[-1] for m in maps] == [4, 8, 16]
+    sum(model([example(2), example(1, seed=1)]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -113,7 +113,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
     Args:
         input_shapes: measured channels and strides of the backbone's outputs.
         in_features: which of them to use; ``transformer_in_features``: which of those the encoder works on. The
-            others, finer ones, are joined top-down as in an FPN until ``common_stride`` is reached.
+            others, finer ones, are joined top-down as in an FPN until ``common_stride`` is reached; with none, the
+            encoder's finest map becomes the per-pixel embeddings.
         conv_dim: channels of the encoder. mask_dim: channels of the per-pixel embeddings.
         feedforward, layers, heads, points, dropout: of the encoder.
         norm: "GN" or "" (none) in the FPN part.
@@ -136,6 +137,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         common_stride: int = 4,
     ):
         super().__init__()
+        missing = [name for name in in_features if name not in input_shapes]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} is to be decoded but the backbone gives {', '.join(input_shapes)}")
         by_stride = sorted(in_features, key=lambda name: (input_shapes[name].stride, name))
         # The encoder works from coarse to fine, as the transformer decoder will.
         self.encoder_features = [name for name in reversed(by_stride) if name in transformer_in_features]

@@ -53,13 +53,16 @@ def measure(backbone: nn.Module, size: int = 256) -> dict[str, FeatureShape]:
 def check_pyramid(shapes: Mapping[str, FeatureShape], table: str = "") -> None:
     """Raise PyramidError unless res2 to res5 have strides 4, 8, 16, 32, or 4, 8, 16, 16 or 4, 8, 8, 8 (dilated).
 
+    A backbone may also end at res4, with strides 4, 8, 16.
+
     Args:
         shapes: from :func:`measure`.
         table: appended to the message: the backbone's layers, so that the right ones can be read off.
     """
-    strides = tuple(shapes[name].stride for name in STAGES if name in shapes)
-    allowed = ((4, 8, 16, 32), (4, 8, 16, 16), (4, 8, 8, 8))
-    if strides not in allowed:
+    names = [name for name in STAGES if name in shapes]
+    strides = tuple(shapes[name].stride for name in names)
+    allowed = ((4, 8, 16, 32), (4, 8, 16, 16), (4, 8, 8, 8), (4, 8, 16))
+    if strides not in allowed or tuple(names) != STAGES[: len(names)]:
         found = ", ".join(f"{name} {shape.channels} channels at 1/{shape.stride}" for name, shape in shapes.items())
         raise PyramidError(
             "the backbone's stages must have strides 4, 8, 16, 32 (or repeat the last one when dilated), "

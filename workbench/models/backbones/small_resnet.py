@@ -35,7 +35,8 @@ class SmallResNet(nn.Module):
     """Basic residual blocks after a stem of two 3x3 convolutions (ResNet-D's changes, He et al., 2019).
 
     Args:
-        widths: channels of res2 to res5; the stem has half the first.
+        widths: channels of res2 to res5; the stem has half the first. Three widths end it at res4, where small
+            images would leave nothing to see at stride 32.
         depths: blocks of each stage.
         norm_layer: normalisation, called with the number of channels.
     """
@@ -69,7 +70,7 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ..., "res5": (B, widths[3], H/32, W/32)}."""
+        """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ..., "res5": (B, widths[3], H/32, W/32)}, a map a stage."""
         x = self.stem(x)
         outputs = {}
         for name, stage in zip(STAGES, self.stages, strict=True):
