@@ -289,4 +289,4 @@ def test_the_documented_examples_train_and_evaluate(
 
 
 def test_every_example_of_the_documentation_is_tested() -> None:
-    assert sorted(EXAMPLES) == ["my_backbone.py", "my_mapper.py", "my_model.py"]
+    assert sorted(EXAMPLES) == ["my_backbone.py", "my_loss.py", "my_mapper.py", "my_model.py"]
