@@ -256,6 +256,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     cfg = get_cfg()
     if path is not None:
         _merge_yaml(cfg, Path(path))
+    return override(cfg, overrides)
+
+
+def override(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
+    """Return a checked and frozen copy of a config with keys and values set, as :func:`load_config` does."""
+    cfg = cfg.clone()
+    cfg.defrost()
     if len(overrides) % 2:
         raise WorkbenchError(f"config overrides come in KEY VALUE pairs; {overrides[-1]!r} has no value")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
@@ -290,9 +297,7 @@ def config_from_dict(values: Mapping[str, Any], source: str = "the saved config"
     """Return the frozen config that :func:`config_to_dict` wrote; keys that it lacks take their defaults."""
     cfg = get_cfg()
     _merge(cfg, values, source)
-    check(cfg)
-    cfg.freeze()
-    return cfg
+    return override(cfg, ())
 
 
 def to_yaml(cfg: CfgNode) -> str:
@@ -306,12 +311,13 @@ def check(cfg: CfgNode) -> None:
         raise WorkbenchError(
             "config key MODEL.BACKBONE.NAME is 'D2SwinTransformer': there is no Swin backbone here yet"
         )
+    values = flatten(cfg)
     for key, allowed in CHOICES.items():
-        if _get(cfg, key) not in allowed:
-            raise WorkbenchError(f"config key {key} is {_get(cfg, key)!r}; it must be one of {', '.join(allowed)}")
+        if values[key] not in allowed:
+            raise WorkbenchError(f"config key {key} is {values[key]!r}; it must be one of {', '.join(allowed)}")
     for key in _POSITIVE:
-        if _get(cfg, key) < 1:
-            raise WorkbenchError(f"config key {key} is {_get(cfg, key)}; it must be at least 1")
+        if values[key] < 1:
+            raise WorkbenchError(f"config key {key} is {values[key]}; it must be at least 1")
     if any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in cfg.TEST.MAX_DETS) or not cfg.TEST.MAX_DETS:
         raise WorkbenchError(f"config key TEST.MAX_DETS is {cfg.TEST.MAX_DETS}; it must list whole numbers above 0")
     if not 0 < cfg.INPUT.MIN_SCALE <= cfg.INPUT.MAX_SCALE:
@@ -321,18 +327,17 @@ def check(cfg: CfgNode) -> None:
         )
 
 
+def changes(cfg: CfgNode, base: CfgNode | None = None) -> dict[str, tuple[Any, Any]]:
+    """Return {key: (its value, that of ``base``)} where the two configs differ; ``base`` is the defaults if None."""
+    before, after = (flatten(config_to_dict(each)) for each in (base or get_cfg(), cfg))
+    return {key: (value, before[key]) for key, value in after.items() if value != before[key]}
+
+
 def keys_without_effect(cfg: CfgNode) -> list[str]:
     """Return the keys that differ from their default and that nothing here reads (a published YAML may hold some)."""
-    default = flatten(get_cfg())
     published = cfg.INPUT.DATASET_MAPPER_NAME in PUBLISHED_MAPPERS
     unread = (*WITHOUT_EFFECT, *(("INPUT.DATASET_MAPPER_NAME",) if published else ()))
-    return [
-        key
-        for key, value in flatten(cfg).items()
-        if key.startswith(unread)
-        and (list(value) if isinstance(value, tuple) else value)
-        != (list(default[key]) if isinstance(default[key], tuple) else default[key])
-    ]
+    return [key for key in changes(cfg) if key.startswith(unread)]
 
 
 def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> None:
@@ -411,9 +416,3 @@ def _parse_value(text: Any) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         lowered = text.lower()
         return lowered == "true" if lowered in ("true", "false") else text
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

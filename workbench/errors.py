@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class WorkbenchError(Exception):
     """Something the user can mend. The message is one plain sentence that names the file, key, image or
     annotation at fault; the command line prints it to stderr and exits with code 2."""
+
+
+@contextmanager
+def errors_as(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Raise errors of ``kinds`` from the block as WorkbenchErrors: ``sentence``, a colon and the reason in one line."""
+    try:
+        yield
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise WorkbenchError(f"{sentence}: {' '.join(reason.split())[:300]}") from error
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:

@@ -208,7 +208,7 @@ def test_a_description_without_a_key_is_refused(tmp_path: Path, key: str) -> Non
     description = json.loads((place / "model.json").read_text())
     del description[key]
     (place / "model.json").write_text(json.dumps(description))
-    with pytest.raises(WorkbenchError, match=f"key '{key}'"):
+    with pytest.raises(WorkbenchError, match=f"a key: '{key}'"):
         load_checkpoint(place)
 
 

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.filters import MEASURES, NMS, Filtered, FilterSettings, SubcategoryFilter
 from workbench.notebook.gallery import Gallery, Scene
 from workbench.visualization.drawing import LEAST_SIDE
@@ -107,11 +107,9 @@ class PredictionBrowser(widgets.HBox):
         """Write the picture as PNG into the gallery's figures, and return its path."""
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(self.scene.name).stem)
         path = self._gallery.page.figures / f"visualize_{name}.png"
-        try:
+        with errors_as(f"The picture cannot be saved as {path}", OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(self.scene.picture(self.settings)).save(path)
-        except OSError as error:
-            raise WorkbenchError(f"The picture cannot be saved as {path}: {error.strerror}.") from None
         return path
 
     def save(self) -> Path:

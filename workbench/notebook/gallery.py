@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from fvcore.common.config import CfgNode
 from PIL import Image
 
 from workbench.data.coco import CocoDataset, load_data, load_dataset
@@ -44,9 +45,6 @@ from workbench.visualization.drawing import (
     titled,
 )
 from workbench.workflows.predict import find_images
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
 
 
 @dataclass(frozen=True)

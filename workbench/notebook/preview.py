@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from fvcore.common.config import CfgNode
 
-from workbench.config import config_to_dict, flatten, get_cfg, load_config
-from workbench.data.coco import load_data
+from workbench.config import changes, load_config
+from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.training.schedule import lr_factor, scaled_lr
 from workbench.visualization.drawing import contact_sheet, draw_instances, drawables_of_targets
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
-
-    from workbench.data.coco import CocoDataset
 
 
 def training_config(config: str | Path, output: str | Path, overrides: Sequence = ()) -> CfgNode:
@@ -34,12 +29,7 @@ def training_data(cfg: CfgNode) -> CocoDataset:
 
 def config_table(cfg: CfgNode) -> pd.DataFrame:
     """Return the values of a config that differ from the defaults, one row a key."""
-    default = flatten(config_to_dict(get_cfg()))
-    rows = {
-        key: {"value": str(value), "default": str(default[key])}
-        for key, value in flatten(config_to_dict(cfg)).items()
-        if value != default[key]
-    }
+    rows = {key: map(str, values) for key, values in changes(cfg).items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "default"]).rename_axis("key")
 
 

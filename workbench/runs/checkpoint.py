@@ -18,29 +18,27 @@ import os
 import platform
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench import __version__
-from workbench.config import config_from_dict, config_to_dict, load_config
+from workbench.config import config_from_dict, override
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 from workbench.files import sync, write_text
 from workbench.models import build_model
 from workbench.models.weights import read_state
 from workbench.registry import check_parts, imported_parts
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
 
 WEIGHTS, DESCRIPTION, STATE = "model.safetensors", "model.json", "training_state.pt"
 FORMAT_VERSION = 1
@@ -90,7 +88,8 @@ def save_checkpoint(
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file(_storable(weights), new / WEIGHTS)
+        # safetensors refuses tensors that share memory, such as tied weights: each gets its own copy.
+        save_file({name: _copy(tensor) for name, tensor in weights.items()}, new / WEIGHTS)
         if state is not None:
             _save_state(state, new / STATE)
         description = {
@@ -131,20 +130,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     directory = resolve_checkpoint(path)
     description = read_description(directory)
+    _check_file(directory, WEIGHTS, description)
     with _described(directory):
-        checkpoint = Checkpoint(
+        return Checkpoint(
             directory,
             config=config_from_dict(description["config"], source=str(directory / DESCRIPTION)),
             vocabulary=Vocabulary.from_coco(description),
-            state_dict={},
+            state_dict=read_state(directory / WEIGHTS),
             step=int(description["step"]),
             metrics=dict(description.get("metrics") or {}),
             versions=description.get("versions", {}),
             imports=description.get("imports", []),
         )
-    _check_file(directory, WEIGHTS, description)
-    checkpoint.state_dict = read_state(directory / WEIGHTS)
-    return checkpoint
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
@@ -159,13 +156,9 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         return Vocabulary.from_coco(description)
 
 
-@contextmanager
-def _described(directory: Path) -> Iterator[None]:
-    """Name model.json in what a missing or garbled key of it raises."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WorkbenchError(f"checkpoint {directory / DESCRIPTION} lacks or garbles the key {error}") from None
+def _described(directory: Path) -> AbstractContextManager[None]:
+    sentence = f"checkpoint {directory / DESCRIPTION} lacks or garbles a key"
+    return errors_as(sentence, KeyError, TypeError, ValueError, AttributeError)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -176,13 +169,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """
     directory = resolve_checkpoint(path)
     _check_file(directory, STATE, read_description(directory))
-    try:
+    sentence = f"checkpoint file {directory / STATE} is garbled, or holds more than tensors and plain data"
+    with errors_as(sentence, Exception):  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
         return torch.load(directory / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
-        raise WorkbenchError(
-            f"checkpoint file {directory / STATE} is garbled, or holds more than tensors and plain data: "
-            f"{_one_line(error)}"
-        ) from None
 
 
 def load_model(
@@ -199,30 +188,17 @@ def load_model(
     checkpoint = load_checkpoint(path)
     check_parts(checkpoint.imports, f"checkpoint {checkpoint.path}")
     model = build_model(config or checkpoint.config, checkpoint.vocabulary, pretrained=False)
-    try:
+    with errors_as(f"checkpoint {checkpoint.path} does not fit the model of its config", RuntimeError):
         model.load_state_dict(checkpoint.state_dict)
-    except RuntimeError as error:
-        raise WorkbenchError(
-            f"checkpoint {checkpoint.path} does not fit the model of its config: {_one_line(error)}"
-        ) from None
     return model.to(device).eval(), checkpoint
 
 
 def checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
     """Return a checkpoint's config with overrides; MODEL.DEVICE is auto (or cpu) unless they set it."""
     values = read_description(path).get("config") or {}
-    cfg = config_from_dict(values, source=str(path / DESCRIPTION)).clone()
-    cfg.defrost()
-    if cfg.MODEL.DEVICE != "cpu":
-        cfg.MODEL.DEVICE = "auto"
-    checked = load_config(None, overrides)  # types and names are checked there
-    for key in overrides[::2]:
-        *parents, leaf = key.split(".")
-        source, target = checked, cfg
-        for part in parents:
-            source, target = source[part], target[part]
-        target[leaf] = source[leaf]
-    return config_from_dict(config_to_dict(cfg), source="the overrides")
+    cfg = config_from_dict(values, source=str(path / DESCRIPTION))
+    device = [] if cfg.MODEL.DEVICE == "cpu" else ["MODEL.DEVICE", "auto"]
+    return override(cfg, [*device, *overrides])
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -288,12 +264,10 @@ def versions() -> dict[str, str]:
 def read_description(directory: Path) -> dict[str, Any]:
     """Return model.json of a checkpoint directory; WorkbenchError where it is garbled or of a newer format."""
     path = directory / DESCRIPTION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WorkbenchError(f"checkpoint file {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise WorkbenchError(f"checkpoint file {path} is garbled or cut off: {_one_line(error)}") from None
+    with errors_as(f"checkpoint file {path} cannot be read", OSError):
+        content = path.read_bytes()
+    with errors_as(f"checkpoint file {path} is garbled or cut off", ValueError):
+        description = json.loads(content)
     if not isinstance(description, dict) or not isinstance(description.get("format_version"), int):
         raise WorkbenchError(f"checkpoint file {path} does not describe a checkpoint: it has no format_version")
     if description["format_version"] > FORMAT_VERSION:
@@ -326,17 +300,8 @@ def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None
         raise WorkbenchError(f"checkpoint file {path} is truncated or garbled: {sizes}, or other contents")
 
 
-def _storable(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, no two in one storage: safetensors refuses tied weights, each gets a copy."""
-    storable, seen = {}, set()
-    for name, tensor in weights.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        seen.add(storage.data_ptr())
-        storable[name] = tensor
-    return storable
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:
@@ -351,8 +316,4 @@ def _reason(error: BaseException, directory: Path) -> str:
         cause = cause.__context__
     if "No space left" in str(error) or getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk that holds {directory.parent} is full"
-    return f"{cause.strerror or cause} ({cause.filename or directory})" if cause else _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return f"{cause.strerror or cause} ({cause.filename or directory})" if cause else " ".join(str(error).split())

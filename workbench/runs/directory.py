@@ -12,15 +12,14 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from workbench.config import config_to_dict, flatten, load_config, to_yaml
-from workbench.errors import WorkbenchError
+from fvcore.common.config import CfgNode
+
+from workbench.config import changes, load_config, to_yaml
+from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_json, write_text
 from workbench.registry import check_parts, imported_parts
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
 
 # Keys that may change between a run and its continuation: they alter no step of the training and not which
 # images choose the best checkpoint. DATASETS.VAL is not among them, nor is DATASETS.TEST where it stands in for VAL.
@@ -74,19 +73,15 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
                 f"own {run.config.name}"
             )
         if run.imports.exists():
-            try:
+            with errors_as(f"run file {run.imports} is garbled or cut off", ValueError):
                 recorded = json.loads(run.imports.read_text(encoding="utf-8"))
-            except ValueError:
-                raise WorkbenchError(f"run file {run.imports} is garbled or cut off") from None
             check_parts(recorded, f"the run {run.path}")
-    try:
+    with errors_as(f"OUTPUT_DIR {run.path} cannot be written", OSError):
         for directory in (run.path / "checkpoints", run.figures):
             directory.mkdir(parents=True, exist_ok=True)
         write_text(run.config, to_yaml(cfg))
         if parts := imported_parts():
             write_json(run.imports, parts, indent=1)
-    except OSError as error:
-        raise WorkbenchError(f"OUTPUT_DIR {run.path} cannot be written: {error.strerror} ({error.filename})") from None
     return run, cfg
 
 
@@ -138,12 +133,11 @@ def saved_metrics(directory: Path, checkpoint: Path, dataset: str | Path) -> dic
 
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     """Return the keys that would change the training, with their saved and their wanted values."""
-    there, here = flatten(config_to_dict(saved)), flatten(config_to_dict(wanted))
     free = (*_FREE, "DATASETS.TEST") if saved.DATASETS.VAL else _FREE
     return [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in sorted({*there, *here})
-        if there.get(key) != here.get(key) and not any(key == k or k.endswith(".") and key.startswith(k) for k in free)
+        f"{key} is {there!r} there and {here!r} here"
+        for key, (here, there) in sorted(changes(wanted, saved).items())
+        if not any(key == k or k.endswith(".") and key.startswith(k) for k in free)
     ]
 
 
@@ -156,42 +150,35 @@ class MetricsTable:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        self.columns: list[str] = []
-        self._file: io.TextIOBase | None = None
-        rows = [row for row in read_metrics(path) if int(row["step"]) <= step] if path.exists() else []
-        for row in rows:
-            self._add_columns(row)
-        self._rewrite(rows)
+        self._rewrite([row for row in read_metrics(path) if int(row["step"]) <= step])
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append ``row``, whose keys are columns and include ``step``; OSError where the disk is full."""
-        if self._add_columns(row):
+        if row.keys() - set(self._writer.fieldnames):
+            self.close()
             self._rewrite([*read_metrics(self.path), row])
-            return
-        csv.writer(self._file, lineterminator="\n").writerow([row.get(c, "") for c in self.columns])
-        self._file.flush()
+        else:
+            self._writer.writerow(row)
+            self._file.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _add_columns(self, row: Mapping[str, Any]) -> bool:
-        new = [c for c in row if c not in self.columns and c is not None]
-        self.columns += new
-        return bool(new)
+        self._file.close()
 
     def _rewrite(self, rows: list[Mapping[str, Any]]) -> None:
-        self.close()
+        columns = list(dict.fromkeys(column for row in rows for column in row))
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if self.columns:
-            writer.writerow(self.columns)
-        writer.writerows([row.get(c, "") for c in self.columns] for row in rows)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        if columns:
+            writer.writeheader()
+        writer.writerows(rows)
         write_text(self.path, text.getvalue())
         self._file = self.path.open("a", encoding="utf-8", newline="")
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv as text, without a last row that has no line end."""
+    """Return the rows of metrics.csv as text, without a last row that has no line end; none without a file."""
+    if not path.exists():
+        return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]

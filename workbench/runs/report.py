@@ -9,7 +9,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_text
 
 REPORT = "report.html"
@@ -31,10 +31,8 @@ def write_report(run: str | Path) -> Path:
     whole = nbformat.v4.new_notebook()
     whole.metadata["title"] = f"Report on {run.name}"
     for path in paths:
-        try:
+        with errors_as(f"The notebook {path} cannot be read", OSError, ValueError, KeyError, AttributeError):
             whole.cells += _shown_cells(nbformat.read(path, as_version=4))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise WorkbenchError(f"The notebook {path} cannot be read: {error}") from None
     for number, cell in enumerate(whole.cells):
         cell.id = f"cell-{number}"  # ids are unique within one notebook only
     scripts = ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url")  # a browser would fetch them
@@ -42,10 +40,8 @@ def write_report(run: str | Path) -> Path:
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     html, _ = exporter.from_notebook_node(whole)
     target = run / REPORT
-    try:
+    with errors_as(f"The report {target} cannot be written", OSError):
         write_text(target, html)
-    except OSError as error:
-        raise WorkbenchError(f"The report {target} cannot be written: {error.strerror}") from None
     return target
 
 

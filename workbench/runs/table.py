@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.config import flatten, load_config
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.evaluate import metrics_table
 from workbench.runs.directory import RunDirectory, read_metrics
 
@@ -54,7 +54,7 @@ def _row(run: Path) -> dict[str, Any]:
         values = flatten(cfg)
         row |= {column: values[key] for key, column in SHOWN_KEYS.items()}
         row["backbone"] = row["backbone"].removeprefix("build_").removesuffix("_backbone")
-        rows = read_metrics(directory.metrics) if directory.metrics.exists() else []
+        rows = read_metrics(directory.metrics)
         row |= {"step": int(rows[-1]["step"]) if rows else 0, "steps": cfg.SOLVER.MAX_ITER}
         if directory.scores.exists():
             row |= _key_numbers(json.loads(directory.scores.read_text(encoding="utf-8")))
@@ -80,14 +80,10 @@ def describe_run(directory: str | Path) -> str:
     run = RunDirectory(directory)
     if not run.path.is_dir():
         raise WorkbenchError(f"There is no run directory {run.path}.")
-    try:
+    if not run.scores.exists():
+        raise WorkbenchError(f"{run.path} has no metrics.json; score it first: workbench eval --ckpt {run.best}")
+    with errors_as(f"{run.scores} cannot be read", OSError, ValueError):
         metrics = json.loads(run.scores.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WorkbenchError(
-            f"{run.path} has no metrics.json; score it first: workbench eval --ckpt {run.best}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(f"{run.scores} cannot be read: {error}") from None
     places = [("checkpoint", run.best), ("scores", run.scores), ("figures", run.figures)]
     places += [("notebook", path) for path in sorted(run.path.glob("*.ipynb"))]
     return "\n".join([metrics_table(metrics), "", *(f"{name:<10} {path}" for name, path in places if path.exists())])
@@ -95,5 +91,4 @@ def describe_run(directory: str | Path) -> str:
 
 def metrics_frame(path: str | Path) -> pd.DataFrame:
     """Return metrics.csv as numbers, one row a logged step; empty where there is no file yet."""
-    rows = read_metrics(Path(path)) if Path(path).exists() else []
-    return pd.DataFrame(rows).apply(pd.to_numeric, errors="coerce")
+    return pd.DataFrame(read_metrics(Path(path))).apply(pd.to_numeric, errors="coerce")

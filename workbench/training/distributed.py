@@ -5,17 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
+from fvcore.common.config import CfgNode
 
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from fvcore.common.config import CfgNode
 
 T = TypeVar("T")
 
@@ -37,9 +36,6 @@ def start_processes(cfg: CfgNode) -> Processes:
         WorkbenchError: the device is not there, one GPU is named for several processes, or the launcher asks
         for FSDP or DeepSpeed.
     """
-    from accelerate import Accelerator, DistributedType
-    from accelerate.state import AcceleratorState
-
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ":" in cfg.MODEL.DEVICE:
         raise WorkbenchError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, one GPU, but {os.environ['WORLD_SIZE']} processes were "
@@ -122,12 +118,3 @@ def gather(value: Any) -> list[Any]:
     values = [None] * world_size() if rank() == 0 else None
     dist.gather_object(value, values, dst=0)
     return values or []
-
-
-def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Return the mean of a small tensor over the processes."""
-    if world_size() == 1:
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / world_size()

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from workbench.config import config_to_dict, flatten
 from workbench.data.loaders import step_seed
-from workbench.errors import WorkbenchError
+from workbench.data.vocabulary import Vocabulary
+from workbench.errors import WorkbenchError, errors_as
 from workbench.runs.checkpoint import check_vocabulary, has_checkpoint, load_checkpoint, load_state, save_checkpoint
 from workbench.runs.directory import MetricsTable, RunDirectory
 from workbench.training.batch_norm import share_batch_norms
 from workbench.training.distributed import (
     Processes,
-    mean_over_processes,
     rank,
     run_on_all,
     run_on_main,
@@ -30,15 +31,10 @@ from workbench.training.distributed import (
 from workbench.training.ema import moving_average
 from workbench.training.events import EventFile
 from workbench.training.interrupt import Interrupted, StopRequest
-from workbench.training.nonfinite import find_nonfinite, save_batch
+from workbench.training.nonfinite import save_batch
 from workbench.training.optimizer import build_optimizer, clip_gradients, set_lr
 from workbench.training.progress import Progress, log
 from workbench.training.schedule import lr_factor, scaled_lr
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
-
-    from workbench.data.vocabulary import Vocabulary
 
 Batch = list[dict[str, Any]]
 _LOGGED_ROWS = 5000  # metrics.csv holds about this many rows at most
@@ -189,16 +185,16 @@ class Trainer:
         """
         flag = torch.tensor(float(stop), device=norm.device)
         numbers = torch.stack([flag, *(value.float() for value in losses.values())])
-        numbers = torch.cat([mean_over_processes(numbers), norm.detach().float()[None]]).tolist()
+        numbers = torch.cat([self.accelerator.reduce(numbers, "mean"), norm.detach().float()[None]]).tolist()
         values = dict(zip(losses, numbers[1:-1], strict=True))
         return {"total_loss": sum(values.values()), **values, "grad_norm": numbers[-1]}, numbers[0] > 0
 
     def _check_finite(self, step: int, values: dict[str, float], losses: dict[str, Tensor], batch: Batch) -> None:
         """Raise WorkbenchError for a loss or gradient that is not finite, in every process, and keep the batch."""
-        wrong = find_nonfinite({name: values[name] for name in losses})
+        wrong = [name for name in losses if not math.isfinite(values[name])]
         # Loss scaling provokes infinite gradients and then skips the step.
-        if not wrong and self.accelerator.scaler is None:
-            wrong = find_nonfinite({"grad_norm": values["grad_norm"]})
+        if not wrong and self.accelerator.scaler is None and not math.isfinite(values["grad_norm"]):
+            wrong = ["grad_norm"]
         if not wrong:
             return
         kept = self.run.path / "nonfinite" / f"step_{step + 1:07d}_process_{rank()}"
@@ -294,25 +290,21 @@ class Trainer:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         log.info(f"continuing from {self.run.last}, step {self.step} of {self.max_steps}")
 
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            text = " ".join(str(error).split())
-            raise WorkbenchError(f"checkpoint {self.run.last} does not fit this model and optimiser: {text}") from None
+    def _fitting(self) -> AbstractContextManager[None]:
+        sentence = f"checkpoint {self.run.last} does not fit this model and optimiser"
+        return errors_as(sentence, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class _Writers:
     """metrics.csv and TensorBoard's events; WorkbenchError where they cannot be written."""
 
     def __init__(self, run: RunDirectory, step: int) -> None:
-        self.run = run
-        with self._naming_the_run():
+        self.failure = f"the metrics of {run.path} cannot be written"
+        with errors_as(self.failure, OSError):
             self.table, self.events = MetricsTable(run.metrics, step), EventFile(run.path, step)
 
     def write(self, row: dict[str, Any]) -> None:
-        with self._naming_the_run():
+        with errors_as(self.failure, OSError):
             self.table.write(row)
             self.events.write(row)
 
@@ -320,13 +312,6 @@ class _Writers:
         for file in (self.table, self.events):
             with suppress(OSError):  # of a full disk, which write() has reported
                 file.close()
-
-    @contextmanager
-    def _naming_the_run(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise WorkbenchError(f"the metrics of {self.run.path} cannot be written: {error.strerror}") from None
 
 
 def check_batch_size(cfg: CfgNode) -> None:

@@ -1,4 +1,4 @@
-"""Losses that are not finite, and the batch that caused them, kept for inspection."""
+"""The batch that led to a loss that is not finite, kept for inspection."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from torch import Tensor
 
 from workbench.config import flatten
 from workbench.files import write_json
-
-
-def find_nonfinite(values: dict[str, float]) -> list[str]:
-    """Return the names of the values that are infinite or not a number."""
-    return [name for name, value in values.items() if not math.isfinite(value)]
 
 
 def save_batch(directory: Path, batch: list[dict[str, Any]], losses: dict[str, float]) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from workbench.training.schedule import scaled_lr
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
 
 # _NormBase: every batch and instance norm
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

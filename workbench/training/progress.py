@@ -8,16 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from workbench.runs.checkpoint import versions
 from workbench.training.distributed import Processes, gather, precision, rank
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
 
 log = logging.getLogger("workbench")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
 
+from fvcore.common.config import CfgNode
 from fvcore.common.param_scheduler import (
     ConstantParamScheduler,
     CosineParamScheduler,
@@ -20,9 +20,6 @@ from fvcore.common.param_scheduler import (
 )
 
 from workbench.errors import WorkbenchError
-
-if TYPE_CHECKING:
-    from fvcore.common.config import CfgNode
 
 
 def scaled_lr(cfg: CfgNode) -> float:

@@ -35,7 +35,7 @@ import yaml
 
 from workbench.config import load_config
 from workbench.environment.system import usable_cores
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 from workbench.files import replacing, write_json, write_text
 from workbench.runs.table import runs_frame
 from workbench.visualization import charts
@@ -94,12 +94,10 @@ def load_sweep(path: str | Path) -> Sweep:
             folder, or the config does not load with a cell's settings.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"The sweep {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise WorkbenchError(f"The sweep {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    with errors_as(f"The sweep {path} cannot be read", OSError):
+        content = path.read_bytes()
+    with errors_as(f"The sweep {path} is not valid YAML", yaml.YAMLError, UnicodeDecodeError):
+        content = yaml.safe_load(content.decode())
     if not isinstance(content, dict) or not {"notebook", "output", "grid"} <= set(content) <= set(KEYS):
         raise WorkbenchError(f"The sweep {path} must hold notebook, output and grid, and of the rest of {KEYS}.")
     grid = content["grid"]
