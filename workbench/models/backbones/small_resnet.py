@@ -70,9 +70,9 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ..., "res5": (B, widths[3], H/32, W/32)}"""
+        """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ..., "res5": (B, widths[3], H/32, W/32)}, a map a stage."""
         x = self.stem(x)
         outputs = {}
-        for name, stage in zip(STAGES, self.stages, strict=True):
+        for name, stage in zip(STAGES, self.stages, strict=False):
             x = outputs[name] = stage(x)
         return outputs
