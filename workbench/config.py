@@ -33,7 +33,7 @@ _MODEL: dict[str, Any] = {
     "RESNETS": {
         "DEPTH": 50,
         "WEIGHTS": "none",  # none | imagenet | a path
-        "NORM": "FrozenBN",  # FrozenBN | BN | SyncBN
+        "NORM": "FrozenBN",
         "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
         "STEM_TYPE": "basic",
         "STEM_OUT_CHANNELS": 64,
@@ -49,7 +49,7 @@ _MODEL: dict[str, Any] = {
         "WEIGHTS": "none",  # none | imagenet | deeplabv3 | a path
         "TAPS": [3, 6, 10, 15],
         "DILATED": False,
-        "NORM": "BN",  # BN | FrozenBN | SyncBN
+        "NORM": "BN",
     },
     "SMALL_RESNET": {"WIDTHS": [32, 64, 96, 128], "DEPTHS": [1, 1, 1, 1], "NORM": "BN"},
     "SEM_SEG_HEAD": {
@@ -207,7 +207,13 @@ PUBLISHED_MAPPERS = (
     "mask_former_semantic",
 )
 
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN")
 CHOICES: dict[str, tuple[str, ...]] = {
+    "MODEL.MOBILENET.NORM": NORMS,
+    "MODEL.RESNETS.NORM": NORMS,
+    "MODEL.SMALL_RESNET.NORM": NORMS,
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("MSDeformAttnPixelDecoder",),
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": ("MultiScaleMaskedTransformerDecoder",),
     "INPUT.FORMAT": ("RGB",),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),

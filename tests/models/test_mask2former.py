@@ -243,7 +243,7 @@ def test_a_backbone_that_ends_at_res4():
             "there is no ResNet of depth 20, only of 18, 34, 50, 101",
         ),
         (("MODEL.SEM_SEG_HEAD.NORM", "BN"), "norm of the pixel decoder is 'BN'"),
-        (("MODEL.MOBILENET.NORM", "LN"), "MODEL.MOBILENET.NORM is 'LN'; known are BN"),
+        (("MODEL.MOBILENET.NORM", "LN"), "MODEL.MOBILENET.NORM is 'LN'; it must be one of BN"),
         (("MODEL.MOBILENET.WEIGHTS", "/nowhere/w.pth"), "/nowhere/w.pth does not exist"),
         (
             ("MODEL.BACKBONE.NAME", "build_resnet"),

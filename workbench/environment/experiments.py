@@ -7,8 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pandas as pd
+import torch
+from torch import nn
+
+from workbench.environment.system import usable_cores
 
 _WHEN = {
     "before the import of torch": "set(); import torch",
@@ -46,6 +51,11 @@ def visibility_trial(value: str, python: str = sys.executable, timeout: float = 
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("CUDA_VISIBLE_DEVICES set")
 
 
+def visible_gpus(machine: dict[str, Any], value: str) -> pd.DataFrame | None:
+    """Return :func:`visibility_trial` of ``value``; None where ``machine`` has no GPU to hide."""
+    return visibility_trial(value) if machine["gpus"] else None
+
+
 def thread_trial(most: int | None = None, seconds: float = 0.5) -> pd.DataFrame:
     """Measure a small convolution network on the CPU with 1, 2, 4, ... ``most`` threads.
 
@@ -56,11 +66,6 @@ def thread_trial(most: int | None = None, seconds: float = 0.5) -> pd.DataFrame:
     Returns:
         a table with the columns "threads" and "images a second". torch's number of threads is restored.
     """
-    import torch
-    from torch import nn
-
-    from workbench.environment.system import usable_cores
-
     most = most or usable_cores()
     counts = sorted({*(2**n for n in range(most.bit_length())), most})
     network = nn.Sequential(

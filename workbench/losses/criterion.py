@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.losses.matcher import HungarianMatcher, Match
-from workbench.losses.point_sampling import point_sample, random_points, uncertain_points
+from workbench.losses.point_sampling import point_sample, uncertain_points
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +202,8 @@ class SetCriterion(nn.Module):
         candidates, extra = [], []
         for image, (queries, _) in enumerate(matched):
             generator = generators[image] if generators is not None else None
-            drawn = random_points(len(queries), self.num_candidates + num_extra, generator=generator, device=device)
+            count = self.num_candidates + num_extra
+            drawn = torch.rand(len(queries), count, 2, generator=generator, device=device)
             candidates.append(drawn[:, : self.num_candidates])
             extra.append(drawn[:, self.num_candidates :])
         return torch.cat(candidates), torch.cat(extra)

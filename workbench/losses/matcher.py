@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from workbench.losses.point_sampling import point_sample, random_points
+from workbench.losses.point_sampling import point_sample
 
 Match = tuple[Tensor, Tensor]
 
@@ -108,7 +108,7 @@ class HungarianMatcher(nn.Module):
         logits = torch.stack([layer["pred_logits"][image] for layer in layers]).float()
         if not len(target["labels"]):
             return logits.new_zeros(*logits.shape[:2], 0)
-        points = random_points(1, self.num_points, generator=generator, device=logits.device)
+        points = torch.rand(1, self.num_points, 2, generator=generator, device=logits.device)
         samples = torch.cat([point_sample(layer["pred_masks"][image : image + 1], points) for layer in layers]).float()
         truth = point_sample(target["masks"].to(samples.dtype).unsqueeze(0), points).squeeze(0)
         cross_entropy, dice = mask_costs(samples, truth)

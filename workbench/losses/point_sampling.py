@@ -21,11 +21,6 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
 
 
-def random_points(count: int, points: int, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """(count, points, 2) float32, uniform in [0, 1)."""
-    return torch.rand(count, points, 2, generator=generator, device=device)
-
-
 def uncertain_points(logits: Tensor, candidates: Tensor, extra: Tensor, keep: int) -> Tensor:
     """The points to train on: the most uncertain of the candidates, and some uniform ones for coverage.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
-
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
 from workbench.losses.criterion import SetCriterion
 from workbench.losses.matcher import HungarianMatcher
@@ -27,22 +25,10 @@ from workbench.models.transformer_decoder import MaskedTransformerDecoder
 from workbench.models.weights import load_backbone, read_state, torchvision_state
 from workbench.registry import BACKBONES, MODELS
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "BN": nn.BatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
-    "FrozenBN": FrozenBatchNorm2d,
-    "GN": group_norm,
-}
+_NORMS = {"BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm, "FrozenBN": FrozenBatchNorm2d, "GN": group_norm}
 
 
-class HasClasses(Protocol):
-    """What a model needs to know of its dataset."""
-
-    num_classes: int
-    num_subcategory_classes: Mapping[str, int]
-
-
-def build_model(cfg: CfgNode, vocabulary: HasClasses, *, pretrained: bool = True) -> nn.Module:
+def build_model(cfg: CfgNode, vocabulary: Vocabulary, *, pretrained: bool = True) -> nn.Module:
     """Return the model a config describes, for a dataset's categories.
 
     Args:
@@ -91,18 +77,8 @@ def build_criterion(cfg: CfgNode) -> SetCriterion:
 
 
 @MODELS.register("MaskFormer", "Mask2Former")
-def _mask2former(cfg: CfgNode, vocabulary: HasClasses, pretrained: bool) -> Mask2Former:
+def _mask2former(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> Mask2Former:
     head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-    for key, value, known in (
-        ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", head.PIXEL_DECODER_NAME, "MSDeformAttnPixelDecoder"),
-        (
-            "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
-            former.TRANSFORMER_DECODER_NAME,
-            "MultiScaleMaskedTransformerDecoder",
-        ),
-    ):
-        if value != known:
-            raise _unknown(key, value, (known,))
     backbone = build_backbone(cfg, pretrained=pretrained)
     shapes = measure(backbone)
     check_pyramid(shapes)
@@ -153,9 +129,8 @@ def _mask2former(cfg: CfgNode, vocabulary: HasClasses, pretrained: bool) -> Mask
 @BACKBONES.register("build_mobilenet_v3_large_backbone")
 def _mobilenet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     keys = cfg.MODEL.MOBILENET
-    norm_layer = _norm("MODEL.MOBILENET.NORM", keys.NORM)
     try:
-        backbone = MobileNetV3Backbone(taps=keys.TAPS, dilated=keys.DILATED, norm_layer=norm_layer)
+        backbone = MobileNetV3Backbone(taps=keys.TAPS, dilated=keys.DILATED, norm_layer=_NORMS[keys.NORM])
     except PyramidError as error:
         raise WorkbenchError(f"config key MODEL.MOBILENET.TAPS: {error}") from None
     return _with_weights(backbone, "mobilenet_v3_large", keys.WEIGHTS, pretrained)
@@ -167,7 +142,7 @@ def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     backbone = ResNetBackbone(
         depth=keys.DEPTH,
         dilated=(False, keys.RES4_DILATION > 1, keys.RES5_DILATION > 1),
-        norm_layer=_norm("MODEL.RESNETS.NORM", keys.NORM),
+        norm_layer=_NORMS[keys.NORM],
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
     return _with_weights(backbone, f"resnet{keys.DEPTH}", keys.WEIGHTS, pretrained)
@@ -176,7 +151,7 @@ def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
 @BACKBONES.register("build_small_resnet_backbone")
 def _small_resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     keys = cfg.MODEL.SMALL_RESNET
-    return SmallResNet(widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=_norm("MODEL.SMALL_RESNET.NORM", keys.NORM))
+    return SmallResNet(widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=_NORMS[keys.NORM])
 
 
 def _with_weights(backbone: nn.Module, network: str, weights: str, pretrained: bool) -> nn.Module:
@@ -185,13 +160,3 @@ def _with_weights(backbone: nn.Module, network: str, weights: str, pretrained: b
         state = torchvision_state(network, weights) if published else read_state(weights)
         load_backbone(backbone, state, weights)
     return backbone
-
-
-def _norm(key: str, name: str) -> Callable[[int], nn.Module]:
-    if name not in NORMS:
-        raise _unknown(key, name, NORMS)
-    return NORMS[name]
-
-
-def _unknown(key: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> WorkbenchError:
-    return WorkbenchError(f"config key {key} is {value!r}; known are {', '.join(known)}")

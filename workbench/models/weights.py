@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +55,14 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     return report
 
 
-def require_backbone(report: LoadReport, source: str, least: float = 0.9) -> None:
-    """Raise WorkbenchError unless at least this share of the backbone's tensors was loaded."""
-    total = len(report.loaded) + len(report.missing) + len(report.mismatched)
-    if not total or len(report.loaded) < least * total:
+def require_backbone(report: LoadReport, source: str, *, prefix: str = "", hint: str = "") -> None:
+    """Raise WorkbenchError unless nine tenths of the backbone's tensors, those named ``prefix...``, were loaded."""
+    not_loaded = [*report.missing, *(name for name, _, _ in report.mismatched)]
+    loaded, absent = (sum(name.startswith(prefix) for name in names) for names in (report.loaded, not_loaded))
+    if loaded < 0.9 * (loaded + absent):
         raise WorkbenchError(
-            f"weights {source}: only {len(report.loaded)} of the backbone's {total} tensors arrived, so they belong to "
-            f"another network: {report}"
+            f"weights {source}: only {loaded} of the backbone's {loaded + absent} tensors were loaded, so they belong "
+            f"to another network ({report}){hint}"
         )
 
 
@@ -73,7 +76,7 @@ def weights_kind(state: Mapping[str, Tensor]) -> str:
 
 
 def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the backbone's part of a torchvision network's weights, under the names of our backbones.
+    """Return the backbone's part of a torchvision network's weights, under the names of this package's backbones.
 
     DeepLabV3's MobileNetV3 is an IntermediateLayerGetter, so its layers are ``backbone.<index>``, where the classifier
     has ``features.<index>``; its ResNet is ``backbone.<name>``. Heads are left out. Dilation changes no weight's shape,
@@ -116,8 +119,6 @@ def torchvision_state(network: str, weights: str) -> dict[str, Tensor]:
         network: "mobilenet_v3_large", "resnet50", ...
         weights: "imagenet" (classification, V1 for ResNet as detectron2 has them) or "deeplabv3" (segmentation).
     """
-    from torchvision.models import get_model_weights
-
     builder = {"imagenet": network, "deeplabv3": f"deeplabv3_{network}"}.get(weights)
     try:
         available = get_model_weights(builder)
@@ -142,17 +143,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WorkbenchError(f"weights file {path} does not exist")
-    try:
+    sentence = f"weights file {path} cannot be read as tensors (a pickle of other objects is never loaded)"
+    with errors_as(sentence, Exception):  # a garbled file makes the readers raise all kinds
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a garbled file makes the readers raise all kinds
-        reason = " ".join(str(error).split())[:200]
-        raise WorkbenchError(
-            f"weights file {path} cannot be read as tensors (a pickle of other objects is never loaded): {reason}"
-        ) from None
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -8,7 +8,7 @@ from typing import Any
 
 _HOMES = {  # module of the package: the names of it that notebooks use
     "environment.device": "choose_device verify_device",
-    "environment.experiments": "thread_trial",
+    "environment.experiments": "thread_trial visible_gpus",
     "environment.facts": "inspect_machine",
     "environment.problems": "format_report",
     "evaluation.coco": "category_table coco_curves",
@@ -23,7 +23,6 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "notebook.evaluation": "compare_saturation open_evaluation open_evaluations query_comparison query_summary "
     "saturation_examples suggest",
     "notebook.gallery": "counts_table dropped_table open_gallery",
-    "notebook.machine": "visible_gpus",
     "notebook.preview": "config_table contents learning_rates mapped_samples training_config training_data",
     "ops.selftest": "build_ops",
     "runs.table": "describe_run",

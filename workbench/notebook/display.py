@@ -141,8 +141,8 @@ class Page:
             frame = frame.head(rows) if isinstance(rows, int) else frame.iloc[list(rows)]
         whole = [name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()]
         style = frame.style.format(precision=decimals, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
-        if best:
-            style = style.apply(_bold, extreme=best)
+        if best and len(frame) > 1:
+            style = getattr(style, f"highlight_{best}")(props="font-weight: bold")
         ipython.display(style)
 
     def save(self, content: pd.DataFrame | Mapping, name: str) -> None:
@@ -163,12 +163,6 @@ class Page:
             return None
         self.figures.mkdir(parents=True, exist_ok=True)
         return self.figures / file
-
-
-def _bold(values: pd.Series, extreme: str) -> list[str]:
-    known = values.dropna()
-    top = getattr(known, extreme)() if len(known) > 1 else None
-    return ["font-weight: bold" if value == top else "" for value in values]
 
 
 class live_curves:  # a context manager, named like a function

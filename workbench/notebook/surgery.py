@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torchvision.models import mobilenet_v3_large
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
@@ -124,14 +125,7 @@ def _random(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
-        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-        with torch.no_grad():
-            network.train()(F.interpolate(torch.randn(4, 3, 16, 16), (128, 128), mode="bilinear"))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        update_bn([F.interpolate(torch.randn(4, 3, 16, 16), (128, 128), mode="bilinear")], network)
     return network.eval()
 
 

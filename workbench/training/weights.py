@@ -6,8 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from workbench.errors import WorkbenchError
-from workbench.models.weights import LoadReport, load_state, read_state
+from workbench.models.weights import LoadReport, load_state, read_state, require_backbone
 from workbench.runs.checkpoint import load_checkpoint
 
 
@@ -27,12 +26,6 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         WorkbenchError: it cannot be read, or holds less than nine tenths of the backbone.
     """
     report = load_state(model, load_checkpoint(path).state_dict if Path(path).is_dir() else read_state(path))
-    not_loaded = [*report.missing, *(name for name, _, _ in report.mismatched)]
-    loaded, absent = (sum(name.startswith("backbone.") for name in names) for names in (report.loaded, not_loaded))
-    if loaded < 0.9 * (loaded + absent):
-        raise WorkbenchError(
-            f"MODEL.WEIGHTS {path}: only {loaded} of the backbone's {loaded + absent} tensors were loaded, so they "
-            f"belong to another network ({report}); weights of a backbone alone go into MODEL.MOBILENET.WEIGHTS or "
-            "MODEL.RESNETS.WEIGHTS"
-        )
+    hint = "; weights of a backbone alone go into MODEL.MOBILENET.WEIGHTS or MODEL.RESNETS.WEIGHTS"
+    require_backbone(report, str(path), prefix="backbone.", hint=hint)
     return report
