@@ -21,7 +21,6 @@ from workbench.visualization.drawing import (
     drawables_of_annotations,
     drawables_of_predictions,
     drawables_of_targets,
-    side_by_side,
     titled,
 )
 
@@ -222,14 +221,14 @@ def test_panels_of_different_sizes_stand_beside_each_other():
     sheet = contact_sheet(panels, columns=2, gap=4)
     assert sheet.shape == (30 + 4 + 5, 20 + 4 + 40, 3)
     assert (sheet == 7).all(axis=2).sum() == 10 * 20 + 30 * 40 + 5 * 6
-    assert side_by_side(panels).shape == (30, 20 + 40 + 6 + 16, 3)
+    assert contact_sheet(panels, columns=3).shape == (30, 20 + 40 + 6 + 16, 3)
     assert contact_sheet([]).shape[2] == 3
     big = titled(np.full((50, 200, 3), 7, dtype=np.uint8), "ground truth")
     assert big.shape[1] == 200
     assert (big[-50:] == 7).all()
     assert (big[:-50] < 100).any()
     with pytest.raises(ValueError, match="zip"):
-        side_by_side(panels, titles=["one"])
+        contact_sheet(panels, titles=["one"])
 
 
 def test_an_object_of_thin_parts_far_apart_gets_its_caption() -> None:

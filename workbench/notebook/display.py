@@ -141,8 +141,9 @@ class Page:
             frame = frame.head(rows) if isinstance(rows, int) else frame.iloc[list(rows)]
         whole = [name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()]
         style = frame.style.format(precision=decimals, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
-        if best and len(frame) > 1:
-            style = getattr(style, f"highlight_{best}")(props="font-weight: bold")
+        if best:
+            comparable = [name for name in frame if frame[name].count() > 1]
+            style = getattr(style, f"highlight_{best}")(comparable, props="font-weight: bold")
         ipython.display(style)
 
     def save(self, content: pd.DataFrame | Mapping, name: str) -> None:

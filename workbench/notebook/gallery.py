@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,6 @@ from workbench.visualization.drawing import (
     draw_instances,
     drawables_of_annotations,
     drawables_of_predictions,
-    side_by_side,
     titled,
 )
 from workbench.workflows.predict import find_images
@@ -72,18 +71,12 @@ class Gallery:
 
     @cached_property
     def _rows(self) -> dict[int, list[Mapping]]:
-        groups = defaultdict(list)
-        for row in self.results:
-            groups[row["image_id"]].append(row)
-        return groups
+        return _by_image(self.results)
 
     @cached_property
     def annotations(self) -> dict[int, list[Mapping]]:
         """The ground truth of each image."""
-        groups = defaultdict(list)
-        for annotation in (self.truth or {}).get("annotations", ()):
-            groups[annotation["image_id"]].append(annotation)
-        return groups
+        return _by_image((self.truth or {}).get("annotations", ()))
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -175,7 +168,7 @@ class Scene:
             return titled(panel, f"{title or self.name} · {predicted}")
         count = f"{self.objects} object{'' if self.objects == 1 else 's'}"
         truth = titled(self._truth_panel(font_size), f"{title or f'{self.name}: {count}'} · ground truth")
-        return side_by_side([truth, titled(panel, predicted)])
+        return contact_sheet([truth, titled(panel, predicted)], columns=2)
 
     def _drawable(self, i: int) -> Drawable:
         if i not in self._drawables:
@@ -187,6 +180,13 @@ class Scene:
             there = drawables_of_annotations(self._annotations, self.vocabulary, *self.image.shape[:2])
             self._truth[font_size] = draw_instances(self.image, there, self.vocabulary, font_size=font_size)
         return self._truth[font_size]
+
+
+def _by_image(rows: Iterable[Mapping]) -> dict[int, list[Mapping]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["image_id"]].append(row)
+    return groups
 
 
 def dropped_table(filtered: Filtered) -> pd.DataFrame:

@@ -51,6 +51,9 @@ def use_style() -> None:
             "ytick.color": INK,
             "legend.frameon": False,
             "axes.prop_cycle": mpl.cycler(color=LINES),
+            "patch.edgecolor": INK,
+            "patch.force_edgecolor": True,
+            "patch.linewidth": 0.5,
         }
     )
 
@@ -74,9 +77,8 @@ def class_counts(tables: Mapping[str, pd.DataFrame]) -> Figure:
     for axes, (name, table) in zip(np.atleast_1d(figure.subplots(1, len(tables))), tables.items(), strict=True):
         shown = table if len(table) <= 40 else table.sort_values("objects", ascending=False).head(40)
         colours = [QUIET if label == "unlabelled" else SKY for label in shown.index]
-        axes.barh(shown.index.astype(str), shown.objects, color=colours, edgecolor=INK, linewidth=0.5)
-        for y, value in enumerate(shown.objects):
-            axes.text(value, y, f" {value}", va="center", fontsize=9)
+        bars = axes.barh(shown.index.astype(str), shown.objects, color=colours)
+        axes.bar_label(bars, padding=3, fontsize=9)
         axes.invert_yaxis()
         axes.set(title=name, xlabel="objects")
         axes.margins(x=0.18)
@@ -192,10 +194,9 @@ def category_bars(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     names = [f"{name}  ({count} objects)" for name, count in zip(shown.index, shown.objects, strict=True)]
     colours = [category_colour(order[name]) for name in shown.index]
-    axes.barh(names, shown.AP, color=colours, edgecolor=INK, linewidth=0.6, label="AP")
+    bars = axes.barh(names, shown.AP, color=colours, label="AP")
     axes.plot(shown.AP50, range(len(shown)), "|", color=INK, markersize=13, markeredgewidth=2, label="AP50")
-    for y, value in enumerate(shown.AP):
-        axes.text(value + 1, y, f"{value:.0f}", va="center", fontsize=9)
+    axes.bar_label(bars, fmt="%.0f", padding=4, fontsize=9)
     axes.invert_yaxis()
     axes.set(xlabel="percent", xlim=(0, 100), title="AP by main category (bar: AP, mark: AP50)")
     axes.grid(axis="y", visible=False)
@@ -298,14 +299,7 @@ def calibration(table: pd.DataFrame) -> Figure:
         ylim=(0, 1.02),
     )
     left.legend(loc="upper left")
-    right.bar(
-        (table.low + table.high) / 2,
-        table.predictions,
-        width=0.9 * (table.high - table.low),
-        color=SKY,
-        edgecolor=INK,
-        linewidth=0.5,
-    )
+    right.bar((table.low + table.high) / 2, table.predictions, 0.9 * (table.high - table.low), color=SKY)
     right.set(title="Predictions by score", xlabel="score", ylabel="predictions (log)", yscale="log", xlim=(0, 1))
     return figure
 
@@ -320,11 +314,8 @@ def grouped_bars(table: pd.DataFrame, *, title: str, ylabel: str = "percent") ->
     width = 0.8 / values.shape[1]
     for i, name in enumerate(values):
         places = np.arange(len(values)) + (i - (values.shape[1] - 1) / 2) * width
-        heights = values[name].fillna(0)
-        axes.bar(places, heights, width * 0.92, color=LINES[i % len(LINES)], label=name, edgecolor=INK, linewidth=0.5)
-        for x, y in zip(places, values[name], strict=True):
-            if not math.isnan(y):
-                axes.text(x, y, f"{y:.1f}", ha="center", va="bottom", fontsize=8)
+        bars = axes.bar(places, values[name], width * 0.92, color=LINES[i % len(LINES)], label=name)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8)
     axes.set_xticks(range(len(values)), values.index)
     axes.set(title=title, ylabel=ylabel)
     axes.margins(y=0.12)
@@ -352,10 +343,8 @@ def thread_speed(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5, 2.8))
     axes = figure.subplots()
     rates = table["images a second"]
-    axes.bar(table.threads.astype(str), rates, color=SKY, edgecolor=INK, linewidth=0.5)
+    axes.bar_label(axes.bar(table.threads.astype(str), rates, color=SKY), fmt="%.0f")
     axes.plot(table.threads.astype(str), rates[0] * table.threads / table.threads[0], "--", color=INK)
-    for x, rate in enumerate(rates):
-        axes.text(x, rate, f"{rate:.0f}", ha="center", va="bottom")
     axes.margins(y=0.15)
     axes.set(title="CPU speed by threads (dashed: perfect scaling)", xlabel="threads", ylabel="images a second")
     axes.grid(axis="x", visible=False)

@@ -74,8 +74,8 @@ def draw_masks(
     """
     picture = as_image(image)
     scale = scale or max(1, math.ceil(LEAST_SIDE / max(picture.shape[:2])))
-    canvas = enlarge(picture, scale)
-    height, width = canvas.shape[:2]
+    height, width = (side * scale for side in picture.shape[:2])
+    canvas = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
     colours = list(colours or (PALETTE[i % len(PALETTE)] for i in range(len(masks))))
     pieces = [cut_out(mask, scale) for mask in masks]
     there = [i for i, piece in enumerate(pieces) if piece is not None]
@@ -125,14 +125,6 @@ def as_image(image: np.ndarray | torch.Tensor) -> np.ndarray:
     if image.dtype != np.uint8:
         image = image.round().clip(0, 255)
     return np.array(image[:, :, :3], dtype=np.uint8)
-
-
-def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H x scale, W x scale, 3)."""
-    if scale == 1:
-        return picture
-    height, width = picture.shape[:2]
-    return np.array(Image.fromarray(picture).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
 
 
 def drawables_of_predictions(
@@ -222,11 +214,6 @@ def titled(panel: np.ndarray, title: str) -> np.ndarray:
     strip = np.full((text.shape[0] + 4, width, 3), 255, dtype=np.uint8)
     strip[2 : 2 + text.shape[0], : text.shape[1]] = text
     return np.concatenate([strip, panel])
-
-
-def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str] | None = None, gap: int = 8) -> np.ndarray:
-    """Panels in a row on white, aligned at the bottom, so that titles of different height do no harm."""
-    return contact_sheet(panels, columns=len(panels), titles=titles, gap=gap)
 
 
 def contact_sheet(

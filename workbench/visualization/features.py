@@ -51,26 +51,11 @@ def staircase(
             indices, [layer.stride for layer in drawn], dash, where="mid", color=colour, linewidth=2, label=label
         )
     marked = {tap: stage for stage, tap in taps.items()}
-    lower.bar(
-        indices,
-        [layer.channels for layer in layers],
-        color=[STAGE_COLOURS.get(marked.get(layer.index), "#d0d0d0") for layer in layers],
-        edgecolor=INK,
-        linewidth=0.5,
-    )
-    for layer in layers:
-        bold = layer.index in marked
-        lower.text(
-            layer.index,
-            layer.channels,
-            str(layer.channels),
-            ha="center",
-            va="bottom",
-            fontsize=8,
-            fontweight="bold" if bold else "normal",
-            color=INK if bold else QUIET,
-        )
-        if bold:
+    colours = [STAGE_COLOURS.get(marked.get(index), "#d0d0d0") for index in indices]
+    bars = lower.bar(indices, [layer.channels for layer in layers], color=colours)
+    for layer, text in zip(layers, lower.bar_label(bars, fontsize=8, color=QUIET), strict=True):
+        if layer.index in marked:
+            text.set(fontweight="bold", color=INK)
             upper.plot(layer.index, layer.stride, "o", color=STAGE_COLOURS[marked[layer.index]], markersize=9)
             upper.annotate(
                 marked[layer.index],

@@ -59,9 +59,8 @@ def paint(
     codes = np.zeros((height, width), dtype=np.int32)
     for i, (mask, x, y) in enumerate(pieces):
         h, w = mask.shape
-        spacious = np.zeros((h + 4, w + 4), dtype=bool)
-        spacious[2:-2, 2:-2] = mask
-        around = _grow(spacious)
+        spacious = np.pad(mask, 2)
+        around = _with_neighbours(spacious, np.logical_or)
         within = spacious[1:-1, 1:-1].copy()
         if y == 0:
             within[0] = within[1]
@@ -73,7 +72,7 @@ def paint(
             within[:, -1] = within[:, -2]
         inner = within.copy()
         for _ in range(line):
-            inner[1:-1, 1:-1] = _shrink(inner)
+            inner[1:-1, 1:-1] = _with_neighbours(inner, np.logical_and)
         top, left = max(y - 1, 0), max(x - 1, 0)
         region = codes[top : y + h + 1, left : x + w + 1]
         here = (slice(top - y + 1, top - y + 1 + region.shape[0]), slice(left - x + 1, left - x + 1 + region.shape[1]))
@@ -94,23 +93,16 @@ def paint(
     return canvas
 
 
-def _grow(mask: np.ndarray) -> np.ndarray:
-    """(h + 2, w + 2) -> (h, w): set where a pixel or one of its four neighbours is.
+def _with_neighbours(mask: np.ndarray, combine: np.ufunc) -> np.ndarray:
+    """Return (h, w) of a mask (h + 2, w + 2): each pixel combined with its four neighbours.
 
-    scipy.ndimage takes four to twenty times as long, which a slider with a hundred pieces would show.
+    ``np.logical_or`` grows the mask and ``np.logical_and`` shrinks it. scipy.ndimage takes four to twenty times as
+    long, which a slider with a hundred pieces would show.
     """
-    grown = mask[:-2, 1:-1] | mask[2:, 1:-1]
+    combined = combine(mask[:-2, 1:-1], mask[2:, 1:-1])
     for side in (mask[1:-1, :-2], mask[1:-1, 2:], mask[1:-1, 1:-1]):
-        np.logical_or(grown, side, out=grown)
-    return grown
-
-
-def _shrink(mask: np.ndarray) -> np.ndarray:
-    """(h + 2, w + 2) -> (h, w): set where a pixel and its four neighbours are."""
-    left = mask[:-2, 1:-1] & mask[2:, 1:-1]
-    for side in (mask[1:-1, :-2], mask[1:-1, 2:], mask[1:-1, 1:-1]):
-        np.logical_and(left, side, out=left)
-    return left
+        combine(combined, side, out=combined)
+    return combined
 
 
 def lead(canvas: np.ndarray, spot: tuple[int, int], label: np.ndarray, piece: Piece) -> None:

@@ -19,7 +19,7 @@ def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> 
     most = int(max(objects.max(), claims.max(), 1))
     edges = np.arange(-0.5, most + 1.5, max(1, most // 30))
     for axes, values, name in ((left, objects, "objects"), (right, claims, "queries that claim an object")):
-        axes.hist(values, bins=edges, color=SKY, edgecolor=INK, linewidth=0.5)
+        axes.hist(values, bins=edges, color=SKY)
         axes.margins(y=0.12)  # room for the words above the bars
         axes.axvline(values.mean(), color=INK, linestyle="--")
         axes.text(values.mean(), 0.97, f" mean {values.mean():.1f}", transform=axes.get_xaxis_transform(), va="top")
@@ -38,7 +38,7 @@ def query_use(table: pd.DataFrame) -> Figure:
     busiest = table.sort_values("claims", ascending=False, kind="stable")
     figure = Figure(figsize=(8, 2.8))
     axes = figure.subplots()
-    axes.bar(range(len(busiest)), busiest.claims, color=SKY, edgecolor=INK, linewidth=0.3, width=0.9)
+    axes.bar(range(len(busiest)), busiest.claims, color=SKY, linewidth=0.3, width=0.9)
     idle = int((busiest.claims == 0).sum())
     axes.set(
         title=f"How often each query claims an object ({idle} of {len(busiest)} never do)",
@@ -121,18 +121,9 @@ def score_histogram(table: pd.DataFrame) -> Figure:
     for name, colour in OUTCOMES.items():
         counts = np.histogram(table.score[table.outcome == name], edges)[0]
         if counts.sum():
-            axes.bar(
-                edges[:-1],
-                counts,
-                0.025,
-                bottom,
-                align="edge",
-                color=colour,
-                edgecolor=INK,
-                linewidth=0.3,
-                label=f"{name} ({counts.sum()})",
-                hatch={"duplicate": "//", "wrong": ".."}.get(name),
-            )
+            hatch = {"duplicate": "//", "wrong": ".."}.get(name)
+            label = f"{name} ({counts.sum()})"
+            axes.bar(edges[:-1], counts, 0.025, bottom, align="edge", color=colour, label=label, hatch=hatch)
             bottom += counts
     axes.set(title="Scores of the predictions", xlabel="score", ylabel="predictions", xlim=(0, 1), yscale="symlog")
     axes.set_ylim(bottom=0)

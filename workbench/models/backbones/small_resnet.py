@@ -70,7 +70,7 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ..., "res5": (B, widths[3], H/32, W/32)}, a map a stage."""
+        """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ...}, a map for each width."""
         x = self.stem(x)
         outputs = {}
         for name, stage in zip(STAGES, self.stages, strict=False):
