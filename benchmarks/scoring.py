@@ -25,6 +25,7 @@ from pycocotools import mask as coco_mask
 
 HEIGHT, WIDTH = 480, 640
 CATEGORIES = 80
+SUBCATEGORIES = {"colour": ("red", "green", "blue", "yellow"), "texture": ("plain", "striped", "dotted")}
 PREDICTIONS = 100  # an image, the limit of COCO
 PEER = """
 import contextlib, io, json, sys, time
@@ -53,6 +54,7 @@ def make_files(folder: Path, images: int, seed: int = 0) -> tuple[Path, Path]:
     truth = {
         "images": [{"id": i + 1, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in range(images)],
         "categories": [{"id": k + 1, "name": f"category {k + 1}"} for k in range(CATEGORIES)],
+        "subcategories": [{"name": name, "classes": list(classes)} for name, classes in SUBCATEGORIES.items()],
         "annotations": [],
     }
     results = []
@@ -62,6 +64,7 @@ def make_files(folder: Path, images: int, seed: int = 0) -> tuple[Path, Path]:
             rle, box = _blob(rng, centre, radii)
             annotation = {"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": category}
             annotation |= {"segmentation": rle, "bbox": box, "iscrowd": int(rng.random() < 0.02)}
+            annotation["attributes"] = {name: str(rng.choice(classes)) for name, classes in SUBCATEGORIES.items()}
             truth["annotations"].append(annotation | {"area": int(coco_mask.area(rle))})
         for number in range(PREDICTIONS):
             centre, radii, category = objects[number % 10] if rng.random() < 0.5 else (*_place(rng), 1)
@@ -69,7 +72,8 @@ def make_files(folder: Path, images: int, seed: int = 0) -> tuple[Path, Path]:
                 category = int(rng.integers(CATEGORIES)) + 1
             rle, box = _blob(rng, centre + rng.normal(0, 0.08, 2) * radii, radii)
             row = {"image_id": image, "category_id": category, "segmentation": rle, "bbox": box}
-            results.append(row | {"score": round(float(rng.random()), 6)})
+            attributes = {name: str(rng.choice(classes)) for name, classes in SUBCATEGORIES.items()}
+            results.append(row | {"score": round(float(rng.random()), 6), "attributes": attributes})
     paths = folder / "results.json", folder / "annotations.json"
     for path, content in zip(paths, (results, truth), strict=True):
         path.write_text(json.dumps(content))

@@ -266,3 +266,42 @@ def test_runs_are_listed_with_their_key_numbers(tiny_run: Path, tmp_path: Path, 
     (tmp_path / "empty").mkdir()
     assert "no run in" in _refused(capsys, "runs", str(tmp_path / "empty"))
     assert "no directory" in _refused(capsys, "runs", str(tmp_path / "missing"))
+
+
+def test_two_runs_are_compared(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = (_copied_run(tiny_run, tmp_path / name) for name in ("first", "second"))
+    (second / "predictions.json").write_text("[]")
+    assert cli.main(["runs", str(first), str(second), "--csv"]) == 0
+    rows = {row["score"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert float(rows["AP"]["first"]) == pytest.approx(json.loads((first / "metrics.json").read_text())["segm"]["AP"])
+    assert float(rows["AP"]["second"]) == 0
+    assert float(rows["AP"]["low"]) <= float(rows["AP"]["difference"]) <= float(rows["AP"]["high"])
+    assert cli.main(["runs", str(first), str(second)]) == 0
+    assert "95 % interval" in capsys.readouterr().out
+    assert cli.main(["runs", str(first), str(second), str(tmp_path)]) == 0  # three folders are listed
+    assert "joint AP" in capsys.readouterr().out
+    (second / "metrics.json").unlink()
+    assert "workbench eval --ckpt" in _refused(capsys, "runs", str(first), str(second))
+
+
+def test_runs_on_different_datasets_are_not_compared(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first, second = _copied_run(tiny_run, tmp_path / "first"), _copied_run(tiny_run, tmp_path / "second", "other.json")
+    message = _refused(capsys, "runs", str(first), str(second))
+    assert f"{second} reports other.json; only runs on one dataset can be compared" in message
+
+
+def _copied_run(run: Path, target: Path, dataset: str | None = None) -> Path:
+    """Copy a run, whose scores then name their own checkpoint; ``dataset`` changes what it says to report."""
+    shutil.copytree(run, target)
+    best = target / "checkpoints" / "best"
+    scores = json.loads((target / "metrics.json").read_text())
+    if dataset is not None:
+        model = json.loads((best / "model.json").read_text())
+        model["config"]["DATASETS"]["TEST"] = [dataset]
+        (best / "model.json").write_text(json.dumps(model))
+        scores["dataset"] = Path(dataset).stem
+    (target / "metrics.json").write_text(json.dumps({**scores, "checkpoint": str(best)}))
+    (target / "predictions.json").touch()
+    return target

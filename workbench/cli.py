@@ -200,7 +200,6 @@ def train(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Score a checkpoint on a dataset, or an existing COCO results file against annotations."""
     from workbench.evaluation.evaluate import metrics_table
-    from workbench.workflows import evaluate as workflow
 
     if (args.ckpt is None) == (args.predictions is None):
         raise WorkbenchError("eval takes either --ckpt or --predictions.")
@@ -214,9 +213,13 @@ def evaluate(args: argparse.Namespace) -> None:
     options = {"output": args.output, "overrides": args.overrides}
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):  # stdout holds nothing but the JSON
         if args.ckpt is not None:
+            from workbench.workflows import evaluate as workflow
+
             metrics = workflow.evaluate(args.ckpt, dataset=args.dataset, **options)
         else:
-            metrics = workflow.evaluate_file(args.predictions, args.annotations, **options)
+            from workbench.workflows.score import evaluate_file  # needs no torch, which takes seconds to import
+
+            metrics = evaluate_file(args.predictions, args.annotations, **options)
     if args.json:
         metrics = json.loads(json.dumps(metrics), parse_constant=lambda _: None)  # JSON knows no NaN
         print(json.dumps(metrics, indent=2))
@@ -282,14 +285,26 @@ def report(args: argparse.Namespace) -> None:
     "runs",
     """
   workbench runs                       all runs below outputs
-  workbench runs outputs/sweeps --csv > runs.csv""",
-    option("directory", nargs="*", default=["outputs"], metavar="DIR", help="where (outputs)"),
+  workbench runs outputs/sweeps --csv > runs.csv
+  workbench runs outputs/a outputs/b   the scores of two runs, with the intervals of their differences""",
+    option("directory", nargs="*", default=["outputs"], metavar="DIR", help="where (outputs); or two runs to compare"),
     option("--csv", action="store_true", help="print CSV, for scripts"),
 )
 def runs(args: argparse.Namespace) -> None:
-    """List runs with their settings and key numbers."""
-    from workbench.runs.table import find_runs, runs_frame
+    """List runs with their settings and key numbers, or compare two runs."""
+    from workbench.runs.table import find_runs, is_run, runs_frame
 
+    if len(args.directory) == 2 and all(map(is_run, args.directory)):
+        from workbench.workflows.compare import compare_runs
+
+        table = compare_runs(*args.directory)
+        if args.csv:
+            table.to_csv(sys.stdout)
+        else:
+            print(f"first   {args.directory[0]}\nsecond  {args.directory[1]}\n")
+            print(table.rename_axis(None).to_string(float_format=lambda number: f"{number:.1f}"))
+            print("\nlow to high: the 95 % interval of the difference, from bootstrap samples of the images")
+        return
     frame = runs_frame(find_runs(args.directory))
     if frame.empty:
         raise WorkbenchError(f"there is no run in {', '.join(args.directory)}.")

@@ -19,7 +19,8 @@ from pycocotools.cocoeval import COCOeval
 from tests.evaluation.scenes import add, random_case, rle, row, scene, square
 from workbench.data.masks import decode_mask
 from workbench.errors import WorkbenchError
-from workbench.evaluation.coco import category_table, coco_curves, coco_scores
+from workbench.evaluation.analysis import category_table
+from workbench.evaluation.coco import coco_curves, coco_scores
 from workbench.evaluation.scorers import SCORERS
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "coco_val2014_100" / "instances.json"

@@ -11,8 +11,8 @@ from torch import nn
 
 from tests.evaluation.scenes import VOCABULARY, add, one_hot, random_case, row, scene, square
 from workbench.data.vocabulary import Vocabulary
+from workbench.evaluation.analysis import calibration_table, per_image_scores
 from workbench.evaluation.evaluate import evaluate_results, metrics_frames, metrics_table, save_metrics
-from workbench.evaluation.per_image import calibration_table, per_image_scores
 from workbench.evaluation.predict import run_inference
 
 PLAIN = Vocabulary((3, 7), ("disc", "box"))

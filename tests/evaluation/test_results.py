@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 from tests.evaluation.scenes import VOCABULARY, row, square
 from workbench.data.masks import decode_mask, encode_masks
 from workbench.errors import WorkbenchError
-from workbench.evaluation.results import (
-    load_predictions,
-    rank_results,
-    save_predictions,
-    to_coco_results,
-)
+from workbench.evaluation.predict import to_coco_results
+from workbench.evaluation.results import load_predictions, rank_results, save_predictions
 from workbench.models.postprocess import instance_inference
 
 

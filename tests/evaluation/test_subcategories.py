@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from tests.evaluation.scenes import VOCABULARY, add, one_hot, random_case, row, scene, square
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
+from workbench.evaluation.analysis import confusion_matrices
 from workbench.evaluation.coco import coco_scores
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.scorers import SCORERS
-from workbench.evaluation.subcategories import confusion_matrices
 
 COLOUR = Vocabulary((3, 7), ("disc", "box"), {"colour": ("red", "green", "blue")})
 both_scorers = pytest.mark.parametrize("scorer", SCORERS)
@@ -207,8 +212,39 @@ def test_values_outside_the_class_list_are_named():
     with pytest.raises(WorkbenchError, match="Row 0 .*4 numbers"):
         evaluate_results(gt, [short], COLOUR)
     gt["annotations"][0]["attributes"]["colour"] = ["red"]
-    with pytest.raises(WorkbenchError, match="Annotation 1 of image 10"):
+    with pytest.raises(WorkbenchError, match=r"Annotation 1 \(image 10\)"):
         evaluate_results(gt, [], COLOUR)
+
+
+class JointEvaluation(COCOeval):
+    """pycocotools with an IoU of 0 between a prediction and an object that is labelled otherwise."""
+
+    def computeIoU(self, imgId, catId):  # pycocotools' own name
+        ious = super().computeIoU(imgId, catId)
+        objects, predictions = self._gts[imgId, catId], self._dts[imgId, catId]
+        order = np.argsort([-row["score"] for row in predictions], kind="mergesort")[: self.params.maxDets[-1]]
+        for d, g in np.ndindex(*np.shape(ious)):
+            given = predictions[order[d]]["attributes"]
+            if any(given.get(name) != value for name, value in objects[g]["attributes"].items()):
+                ious[d, g] = 0
+        return ious
+
+
+def joint_by_pycocotools(gt: dict, results: list[dict]) -> dict:
+    rows = [{**each, "id": i, "area": 1, "iscrowd": 0} for i, each in enumerate(results, start=1)]
+    sides = []
+    with redirect_stdout(io.StringIO()):
+        for annotations in (gt["annotations"], rows):
+            coco = COCO()
+            coco.dataset = {**gt, "annotations": annotations}
+            coco.createIndex()
+            sides.append(coco)
+        evaluation = JointEvaluation(*sides, "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0, -1]
+    parts = {"AP": precision[precision > -1], "AP50": precision[0][precision[0] > -1]}
+    return {name: 100 * float(part.mean()) if part.size else None for name, part in parts.items()}
 
 
 @settings(max_examples=40, deadline=None)
@@ -221,6 +257,6 @@ def test_the_scorers_agree_to_the_last_digit_on_random_scenes(seed, crowded):
             {**each, "score": round(each["score"] * (1 - 0.1 * (k % 5)), 2)} for k in range(30) for each in results
         ]
     first, second = (evaluate_results(gt, results, VOCABULARY, scorer=scorer) for scorer in SCORERS)
-    assert first["joint"] == second["joint"]
+    assert first["joint"] == second["joint"] == joint_by_pycocotools(gt, results)
     assert first["subcategories"] == second["subcategories"]
     assert (first["joint"]["AP"] or 0) <= (first["segm"]["AP"] or 0) + 1e-9

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.evaluation.analysis import per_image_scores
 from workbench.evaluation.filters import FilterSettings, SubcategoryFilter, apply_filters
-from workbench.evaluation.per_image import per_image_scores
 from workbench.evaluation.thresholds import suggest_thresholds
 from workbench.visualization.charts import threshold_chart
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.notebooks.running import pictures, run, run_here, text
@@ -46,6 +47,7 @@ def test_04_shows_and_keeps_figures_and_tables(tiny_run: Path, tmp_path: Path) -
         tmp_path / "04.ipynb",
         ckpt=tiny_run / "checkpoints" / "best",
         output=output,
+        compare=tiny_run,
         images=2,
     )
     for name in (
@@ -60,12 +62,13 @@ def test_04_shows_and_keeps_figures_and_tables(tiny_run: Path, tmp_path: Path) -
         "calibration",
     ):
         assert (output / "figures" / f"{name}.png").stat().st_size > 3000, name
-    for name in ("overall", "categories", "subcategories", "images", "ranking", "calibration"):
+    for name in ("overall", "categories", "errors", "subcategories", "images", "ranking", "calibration", "comparison"):
         assert (output / "figures" / f"{name}.csv").exists(), name
     assert pictures(executed) == 10
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["images"] == 6
     assert f"On 6 images with {metrics['instances']} objects" in text(executed)
+    assert set(pd.read_csv(output / "figures" / "comparison.csv")["difference"]) == {0}  # it is the same checkpoint
 
 
 def test_04_with_one_image_and_nothing_above_the_threshold(tiny_run: Path, shapes_root: Path, tmp_path: Path) -> None:
@@ -76,6 +79,8 @@ def test_04_with_one_image_and_nothing_above_the_threshold(tiny_run: Path, shape
     file = _write(tmp_path, content, shapes_root)
     said = run_here("04_eval", ckpt=tiny_run, dataset=file, output=tmp_path / "out", score_threshold=1.1)
     assert "On 1 images with" in said
+    assert "No prediction contradicts the annotations." in said
+    assert "No other run to compare with" in said
     assert (tmp_path / "out" / "figures" / "worst.png").exists()
 
 

@@ -17,8 +17,9 @@ from workbench.data.coco import load_dataset
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint import checkpoint_config, load_checkpoint, load_model
 from workbench.runs.directory import read_metrics
-from workbench.workflows.evaluate import DatasetEvaluation, evaluate, evaluate_file, evaluate_for_selection
+from workbench.workflows.evaluate import DatasetEvaluation, evaluate, evaluate_for_selection
 from workbench.workflows.predict import predict
+from workbench.workflows.score import evaluate_file
 from workbench.workflows.train import train
 
 

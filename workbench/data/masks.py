@@ -12,7 +12,7 @@ from workbench.data.reading import is_integer
 from workbench.errors import WorkbenchError, is_number
 
 _LONGEST_RUN = 6  # characters: 30 bits; from the seventh on pycocotools shifts beyond its 32 and reads something else
-_CHUNK = 1 << 20  # characters judged at once; about a hundred bytes of memory each
+_CHUNK = 1 << 18  # characters judged at once; about a hundred bytes of memory each
 
 
 def encode_masks(masks: np.ndarray) -> list[dict]:
@@ -83,12 +83,12 @@ def covered_pixels(counts: Sequence[str | bytes]) -> np.ndarray:
 def _covered(texts: Sequence[bytes]) -> np.ndarray:
     """:func:`covered_pixels` of a chunk."""
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
-    codes = np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(b"".join(texts), dtype=np.uint8) - np.uint8(48)  # below 48 wraps to above 63
     damaged = lengths == 0
     if not len(codes):
         return np.full(len(texts), -1, dtype=np.int64)
     text_of = np.repeat(np.arange(len(texts)), lengths)
-    damaged[text_of[(codes < 0) | (codes > 63)]] = True
+    damaged[text_of[codes > 63]] = True
     closes = (codes & 32) == 0
     last = np.cumsum(lengths)[lengths > 0] - 1
     damaged[text_of[last[~closes[last]]]] = True
@@ -99,11 +99,12 @@ def _covered(texts: Sequence[bytes]) -> np.ndarray:
     size, owner = ends - starts + 1, text_of[starts]
     damaged[owner[size > _LONGEST_RUN]] = True
     shift = 5 * np.minimum(np.arange(len(codes)) - np.repeat(starts, size), _LONGEST_RUN)
-    written = np.add.reduceat((codes & 31) << shift, starts)
+    written = np.add.reduceat((codes & 31).astype(np.int64) << shift, starts)
     written -= np.where(codes[ends] & 16, 1 << 5 * np.minimum(size, _LONGEST_RUN), 0)
 
     # Undo the differences: in a text, runs 1, 3, 5... and 2, 4, 6... are running sums; run 0 is alone.
-    first = np.searchsorted(owner, owner)
+    runs_of = np.bincount(owner, minlength=len(texts))
+    first = np.repeat(np.cumsum(runs_of) - runs_of, runs_of)
     place = np.arange(len(owner)) - first
     sums = written.copy()
     sums[::2], sums[1::2] = np.cumsum(written[::2]), np.cumsum(written[1::2])

@@ -1,4 +1,4 @@
-"""All numbers of one evaluation: `metrics.json`, and the tables people read."""
+"""All numbers of one evaluation: metrics.json, and tables of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from workbench.data.vocabulary import Vocabulary
 from workbench.evaluation.coco import check_max_dets, scores_of
@@ -15,6 +14,9 @@ from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.results import rank_results
 from workbench.evaluation.subcategories import has_subcategories, subcategory_scores
 from workbench.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def evaluate_results(
@@ -27,17 +29,19 @@ def evaluate_results(
     scorer: str = "hotcoco",
     stats: Mapping | None = None,
 ) -> dict:
-    """Scores COCO results against a COCO ground truth and returns what `metrics.json` holds.
+    """Score COCO results, ranked by ``rank_by`` first, against a COCO ground truth.
 
-    {"segm", "bbox": {AP, AP50, AP75, APs, APm, APl, AR@k and AP@k for each k of max_dets}, "per_category":
-    {name: mask AP}, "subcategories": {name: {accuracy, macro_f1, labelled, unmatched, AP}}, "joint": {AP,
-    AP50}, "no_object_fraction", "images", "instances" (crowd regions aside), "rank_by", "seconds" (inference
-    and scoring)}.
+    ``stats`` are those of ``run_inference``. Results without any mask are scored by their boxes, and "segm" is None.
 
-    Percent throughout, no_object_fraction apart; None where there is nothing to measure on. `results` are
-    ranked by `rank_by` first. `stats` are those of `run_inference`. "subcategories" and "joint" are absent
-    where the vocabulary has no subcategories or the results carry no attributes; results without any mask are
-    scored by their boxes, and "segm" is None. WorkbenchError for malformed input.
+    Returns:
+        What metrics.json holds: "segm" and "bbox" {AP, AP50, AP75, APs, APm, APl, AR@k and AP@k for each k of
+        ``max_dets``}, "per_category" {name: mask AP}, "subcategories" {name: {accuracy, macro_f1, labelled, unmatched,
+        AP}}, "joint" {AP, AP50}, "no_object_fraction", "images", "instances" (crowd regions aside), "rank_by",
+        "seconds" (inference and scoring). Scores are in percent, None where there is nothing to measure on.
+        "subcategories" and "joint" are absent where the vocabulary has no subcategories or the results no attributes.
+
+    Raises:
+        WorkbenchError: malformed input.
     """
     start = time.perf_counter()
     check_max_dets(max_dets)
@@ -45,8 +49,8 @@ def evaluate_results(
     iou_type = "bbox" if ranked and not any("segmentation" in row for row in ranked) else "segm"
     data = read_inputs(gt, ranked, iou_type=iou_type)
     how = {"max_dets": max_dets, "scorer": scorer}
-    segm = scores_of(data, iou_type="segm", **how) if iou_type == "segm" else None
-    bbox = scores_of(data, iou_type="bbox", **how)
+    segm = scores_of(data, "segm", **how) if iou_type == "segm" else None
+    bbox = scores_of(data, "bbox", **how)
     per_category = bbox.pop("per_category")
     if segm is not None:
         per_category = segm.pop("per_category")
@@ -66,7 +70,7 @@ def evaluate_results(
 
 
 def save_metrics(path: str | Path, metrics: Mapping) -> Path:
-    """Write metrics as JSON, NaN and infinity as null; complete or not at all, never half."""
+    """Write metrics as JSON, NaN and infinity as null; the file is complete or absent, never half written."""
     write_json(Path(path), _finite(metrics), indent=2, allow_nan=False)
     return Path(path)
 
@@ -80,36 +84,35 @@ def _finite(value: object) -> object:
 
 
 def metrics_frames(metrics: Mapping) -> dict[str, pd.DataFrame]:
-    """Metrics as tables: "overall" (rows masks, boxes and joint), "per_category" and, where measured,
+    """Return metrics as tables: "overall" (rows masks, boxes and joint), "per_category" and, where measured,
     "subcategories". NaN stands for what could not be measured."""
-    rows = {"masks": metrics.get("segm"), "boxes": metrics.get("bbox"), "joint": metrics.get("joint")}
-    overall = pd.DataFrame.from_dict(
-        {name: scores for name, scores in rows.items() if scores is not None}, orient="index", dtype=float
-    )
-    frames = {
-        "overall": overall,
-        "per_category": pd.DataFrame(
-            {"AP": metrics["per_category"]},
-            index=pd.Index(metrics["per_category"], name="category"),
-            dtype=float,
-        ),
+    import pandas as pd  # half a second, which scoring a file does not need
+
+    heads = {"overall": None, "per_category": "category", "subcategories": "subcategory"}
+    return {
+        name: pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis(heads[name])
+        for name, rows in _rows(metrics).items()
     }
-    if metrics.get("subcategories"):
-        frames["subcategories"] = pd.DataFrame.from_dict(
-            metrics["subcategories"], orient="index", dtype=float
-        ).rename_axis("subcategory")
-    return frames
+
+
+def _rows(metrics: Mapping) -> dict[str, dict[str, Mapping]]:
+    """Return the tables of :func:`metrics_frames` as {table: {row: {column: value}}}."""
+    overall = {"masks": metrics.get("segm"), "boxes": metrics.get("bbox"), "joint": metrics.get("joint")}
+    tables = {
+        "overall": {name: scores for name, scores in overall.items() if scores is not None},
+        "per_category": {name: {"AP": value} for name, value in metrics["per_category"].items()},
+    }
+    return tables | ({"subcategories": metrics["subcategories"]} if metrics.get("subcategories") else {})
 
 
 def metrics_table(metrics: Mapping) -> str:
-    """Metrics as plain text for a terminal, "-" where nothing could be measured."""
-    frames = metrics_frames(metrics)
+    """Return metrics as plain text for a terminal, "-" where nothing could be measured."""
+    tables = _rows(metrics)
     # AP@k is for looking into detection limits; beside AP it would fill the line with repetitions.
-    overall = frames["overall"].drop(columns=[c for c in frames["overall"] if c.startswith("AP@")])
-    parts = [_text(overall)]
-    if "subcategories" in frames:
-        parts.append(_text(frames["subcategories"], counts=("labelled", "unmatched")))
-    parts.append(_text(frames["per_category"]))
+    parts = [_text(tables["overall"], leave_out="AP@")]
+    if "subcategories" in tables:
+        parts.append(_text(tables["subcategories"], "subcategory"))
+    parts.append(_text(tables["per_category"], "category"))
     line = f"{metrics['images']} images, {metrics['instances']} objects, ranked by {metrics['rank_by']}"
     if metrics.get("no_object_fraction") is not None:
         line += f", {100 * metrics['no_object_fraction']:.1f} % of the queries say no object"
@@ -117,18 +120,20 @@ def metrics_table(metrics: Mapping) -> str:
     return "\n\n".join(parts)
 
 
-def _text(frame: pd.DataFrame, counts: Sequence[str] = ()) -> str:
-    formats = {
-        name: (lambda v: "-" if math.isnan(v) else f"{v:.0f}")
-        if name in counts
-        else (lambda v: "-" if math.isnan(v) else f"{v:.1f}")
-        for name in frame
-    }
-    cells = {name: [formats[name](value) for value in frame[name]] for name in frame}
-    head = str(frame.index.name or "")
-    first = max(map(len, [head, *map(str, frame.index)]))
-    widths = {name: max(len(name), 6, *map(len, values)) if values else len(name) for name, values in cells.items()}
-    lines = [head.ljust(first) + "".join(f"  {name:>{widths[name]}}" for name in frame)]
-    for i, name in enumerate(frame.index):
-        lines.append(f"{name!s:<{first}}" + "".join(f"  {cells[c][i]:>{widths[c]}}" for c in frame))
-    return "\n".join(lines)
+def _text(rows: Mapping[str, Mapping], head: str = "", leave_out: str = " ") -> str:
+    """Return aligned columns, scores with one decimal, without the columns whose names start with ``leave_out``."""
+    names = [name for name in dict.fromkeys(c for row in rows.values() for c in row) if not name.startswith(leave_out)]
+    lines = [[head, *names]]
+    for label, row in rows.items():
+        values = [row.get(name) for name in names]
+        missing = [value is None or math.isnan(value) for value in values]
+        cells = [
+            str(v) if isinstance(v, int) else "-" if m else f"{v:.1f}" for v, m in zip(values, missing, strict=True)
+        ]
+        lines.append([str(label), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}"
+        + "".join(f"  {cell:>{max(width, 6)}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )

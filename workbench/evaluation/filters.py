@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from workbench.data.masks import mask_areas, to_rle
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, is_number, nearest
-from workbench.evaluation.results import to_coco_results
+from workbench.evaluation.predict import to_coco_results
 from workbench.files import write_json
 
 MEASURES = ("probability", "logit")

@@ -31,10 +31,10 @@ def match_predictions(
 ) -> Matches:
     """Match the predictions of ``data`` (those where ``candidates``, (N,) bool, is True).
 
-    As in COCO: within an image predictions choose by falling score; each takes the free object it overlaps
-    most, if their IoU is at least ``iou``; an object is taken once; a prediction left without one is ignored
-    where it overlaps a crowd region. ``same_category=False`` lets a prediction take an object of another main
-    category. ``traits``: (objects, S) and (predictions, S) int64 that must agree wherever the object's are not -1.
+    As in COCO: within an image, by falling score, each prediction is matched to the unmatched object it overlaps most,
+    if their IoU is at least ``iou``. A prediction without an object is ignored where it overlaps a crowd region.
+    ``same_category=False`` matches objects of other main categories too. ``traits``: (objects, S) and (predictions, S)
+    int64 that must agree wherever the object's are not -1.
     """
     predictions, objects = data.predictions, data.objects
     object_of = np.full(len(predictions), -1, dtype=np.int64)
@@ -53,14 +53,14 @@ def match_predictions(
             wanted = traits[0][there]
             agrees = (wanted == -1) | (wanted == traits[1][rows][:, None])
             ious = np.where(agrees.all(axis=2), ious, 0.0)
-        chosen, ignored[rows] = _greedy(ious, objects.crowd[there], iou)
+        chosen, ignored[rows] = greedy_matching(ious, objects.crowd[there], iou)
         matched = chosen >= 0
         object_of[rows[matched]] = there[chosen[matched]]
         overlap[rows[matched]] = ious[matched, chosen[matched]]
     return Matches(object_of, overlap, ignored)
 
 
-def _greedy(ious: np.ndarray, crowd: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def greedy_matching(ious: np.ndarray, crowd: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """(D, G) IoU, best score first -> (D,) column chosen or -1, (D,) bool on a crowd region only."""
     threshold = min(threshold, 1 - 1e-10)  # as COCO: an IoU of 1 must pass a threshold of 1
     chosen = np.full(len(ious), -1, dtype=np.int64)

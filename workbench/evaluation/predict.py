@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import nn
 from tqdm.auto import tqdm
 
+from workbench.data.masks import encode_masks
 from workbench.data.vocabulary import Vocabulary
-from workbench.evaluation.results import to_coco_results
+from workbench.evaluation.results import rounded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,11 +28,11 @@ def run_inference(
     progress: bool = True,
     accelerator: Accelerator | None = None,
 ) -> tuple[list[dict], dict]:
-    """Predicts every image of `loader` (batches of batched inputs) and returns (results, stats).
+    """Predict every image of ``loader`` (batches of batched inputs) and return (results, stats).
 
     results: COCO results of all images, by image id, the rows of an image in the model's order. stats:
     {"images", "no_object_fraction": mean over images of the share of queries that say no-object, None when
-    there was no image, "seconds"}. With an `accelerator` of several processes each predicts what its loader
+    there was no image, "seconds"}. With an ``accelerator`` of several processes each predicts what its loader
     gives it and all return the whole; an image two processes predicted counts once. The model is in eval mode
     meanwhile and then as before.
     """
@@ -60,3 +63,50 @@ def run_inference(
         "seconds": time.perf_counter() - start,
     }
     return [row for rows, _ in ordered for row in rows], stats
+
+
+def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> list[dict]:
+    """Return the rows of one image's predictions, as ``workbench.models.postprocess`` makes them, in their order.
+
+    The bbox is measured on the mask in COCO's convention, where one pixel is 1 wide. The attribute of a
+    subcategory is its most probable class, None where that is no-object.
+    """
+    if not len(predictions["masks"]):
+        return []
+    # Rows of one query have the same mask, which is the costly part.
+    _, first, place = np.unique(_numbers(predictions["query"]), return_index=True, return_inverse=True)
+    rles = encode_masks(predictions["masks"][torch.from_numpy(first)].cpu().numpy())
+    boxes = coco_mask.toBbox(rles).tolist()
+    labels = _numbers(predictions["labels"])
+    fields = {"score": "scores", "main_score": "main_scores", "mask_score": "mask_scores", "query": "query"}
+    columns = {key: _numbers(predictions[field]) for key, field in fields.items()}
+    probabilities = predictions["subcategories"]
+    attributes = {
+        name: [(*vocabulary.subcategories[name], None)[k] for k in values.argmax(dim=1).tolist()]
+        for name, values in probabilities.items()
+    }
+    attribute_scores = {name: _numbers(values) for name, values in probabilities.items()}
+    # The logit of one class is enough: the others differ from it as the logarithms of the probabilities do.
+    logits = predictions.get("subcategory_logits", {})
+    attribute_logits = {name: _numbers(values[:, :-1].amax(dim=1)) for name, values in logits.items()}
+    rows = []
+    for i, mask in enumerate(place.tolist()):
+        row = {
+            "image_id": image_id,
+            "category_id": vocabulary.category_ids[labels[i]],
+            "segmentation": dict(rles[mask]),
+            "bbox": list(boxes[mask]),
+            **{key: values[i] for key, values in columns.items()},
+        }
+        if probabilities:
+            row["attributes"] = {name: values[i] for name, values in attributes.items()}
+            row["attribute_scores"] = {name: values[i] for name, values in attribute_scores.items()}
+            if logits:
+                row["attribute_logits"] = {name: values[i] for name, values in attribute_logits.items()}
+        rows.append(row)
+    return rows
+
+
+def _numbers(values: torch.Tensor) -> list:
+    values = values.detach().cpu()
+    return rounded(values.double().numpy()) if values.is_floating_point() else values.tolist()

@@ -1,6 +1,6 @@
-"""Predictions as COCO results: rows made from a model's predictions, ranked, written and read.
+"""COCO results: ranked, written and read.
 
-A row of `predictions.json` is what every COCO tool reads (image_id, category_id, segmentation, bbox, score)
+A row of ``predictions.json`` is what every COCO tool reads (image_id, category_id, segmentation, bbox, score)
 plus main_score, mask_score, query, attributes {subcategory: class, or null for no-object} and
 attribute_scores {subcategory: K_s + 1 probabilities, no-object last} and attribute_logits {subcategory: the
 logit of its likeliest class, no-object aside}.
@@ -13,98 +13,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from pycocotools import mask as coco_mask
 
-from workbench.data.masks import encode_masks
-from workbench.data.vocabulary import Vocabulary
+from workbench.config import CHOICES
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
-from workbench.models.postprocess import RANK_BY, rank_scores
 
 DECIMALS = 8  # keeps the order of float32 scores and halves the file
 
 
-def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> list[dict]:
-    """The rows of one image's predictions, as `workbench.models.postprocess` makes them, in their order.
-
-    The bbox is measured on the mask in COCO's convention, where one pixel is 1 wide. The attribute of a
-    subcategory is its most probable class, None where that is no-object.
-    """
-    if not len(predictions["masks"]):
-        return []
-    # Rows of one query have the same mask, which is the costly part.
-    _, first, place = np.unique(_numbers(predictions["query"]), return_index=True, return_inverse=True)
-    rles = encode_masks(predictions["masks"][torch.from_numpy(first)].cpu().numpy())
-    boxes = coco_mask.toBbox(rles).tolist()
-    labels = _numbers(predictions["labels"])
-    fields = {"score": "scores", "main_score": "main_scores", "mask_score": "mask_scores", "query": "query"}
-    columns = {key: _numbers(predictions[field]) for key, field in fields.items()}
-    probabilities = predictions["subcategories"]
-    attributes = {
-        name: [(*vocabulary.subcategories[name], None)[k] for k in values.argmax(dim=1).tolist()]
-        for name, values in probabilities.items()
-    }
-    attribute_scores = {name: _numbers(values) for name, values in probabilities.items()}
-    # One number says all: the other logits differ from it as the logarithms of the probabilities do.
-    logits = predictions.get("subcategory_logits", {})
-    attribute_logits = {name: _numbers(values[:, :-1].amax(dim=1)) for name, values in logits.items()}
-    rows = []
-    for i, mask in enumerate(place.tolist()):
-        row = {
-            "image_id": image_id,
-            "category_id": vocabulary.category_ids[labels[i]],
-            "segmentation": dict(rles[mask]),
-            "bbox": list(boxes[mask]),
-            **{key: values[i] for key, values in columns.items()},
-        }
-        if probabilities:
-            row["attributes"] = {name: values[i] for name, values in attributes.items()}
-            row["attribute_scores"] = {name: values[i] for name, values in attribute_scores.items()}
-            if logits:
-                row["attribute_logits"] = {name: values[i] for name, values in attribute_logits.items()}
-        rows.append(row)
-    return rows
-
-
-def _numbers(values: torch.Tensor) -> list:
-    values = values.detach().cpu()
-    if values.is_floating_point():
-        return np.round(values.double().numpy(), DECIMALS).tolist()
-    return values.tolist()
+def rounded(values: np.ndarray) -> list:
+    """Return floating-point values as a list of JSON numbers, to ``DECIMALS``."""
+    return np.round(values, DECIMALS).tolist()
 
 
 def rank_results(results: Sequence[Mapping], rank_by: str) -> list[dict]:
-    """The same rows with `score` set anew from main_score, mask_score and attribute_scores; order kept.
+    """Return the same rows with ``score`` set anew from main_score, mask_score and attribute_scores; order kept.
 
-    `rank_by` is "main", "sum" or "geometric_mean": the formula is `workbench.models.postprocess.rank_scores`,
-    times mask_score. Rows without a main_score (another tool's file) can only be ranked by "main", which
-    leaves their score as it is; WorkbenchError otherwise, and for an unknown `rank_by`.
+    ``rank_by`` is "main", "sum" or "geometric_mean": the formula is ``workbench.models.postprocess.rank_scores``,
+    times mask_score. Rows without a main_score (another program's file) can only be ranked by "main", which
+    leaves their score as it is.
+
+    Raises:
+        WorkbenchError: an unknown ``rank_by``, or rows that cannot be ranked by it.
     """
-    if rank_by not in RANK_BY:
-        raise WorkbenchError(f"rank_by {rank_by!r} is not one of {', '.join(RANK_BY)}.")
-    rows = [dict(row) for row in results]
-    lacking = [i for i, row in enumerate(rows) if not {"main_score", "mask_score"} <= row.keys()]
-    if lacking and rank_by == "main":
-        return rows
-    if lacking:
+    if rank_by not in CHOICES["TEST.RANK_BY"]:
+        raise WorkbenchError(f"rank_by {rank_by!r} is not one of {', '.join(CHOICES['TEST.RANK_BY'])}.")
+    lacking = next((i for i, row in enumerate(results) if not ("main_score" in row and "mask_score" in row)), None)
+    if lacking is not None and rank_by == "main":
+        return list(results)
+    if lacking is not None:
         raise WorkbenchError(
-            f"Row {lacking[0]} of the results has no main_score and mask_score, so it cannot be ranked by {rank_by}."
+            f"Row {lacking} of the results has no main_score and mask_score, so it cannot be ranked by {rank_by}."
         )
+    rows = [dict(row) for row in results]
     # Rows of one model have the same subcategories; files put together from several may not.
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple, list[dict]] = {}
     try:
-        for i, row in enumerate(rows):
-            scores = row.get("attribute_scores") or {}
-            groups.setdefault(tuple((name, len(values)) for name, values in scores.items()), []).append(i)
+        for row in rows:
+            scores = (row.get("attribute_scores") or {}) if rank_by != "main" else {}
+            groups.setdefault(tuple((name, len(values)) for name, values in scores.items()), []).append(row)
         for key, members in groups.items():
-            main, mask = (_column(rows, members, name) for name in ("main_score", "mask_score"))
-            scores = [
-                torch.tensor([rows[i]["attribute_scores"][name] for i in members], dtype=torch.float64)
-                for name, _ in key
-            ]
-            for i, score in zip(members, _numbers(rank_scores(main, scores, rank_by) * mask), strict=True):
-                rows[i]["score"] = score
+            main, mask = (np.array([row[name] for row in members], float) for name in ("main_score", "mask_score"))
+            scores = [np.array([row["attribute_scores"][name] for row in members], float) for name, _ in key]
+            for row, score in zip(members, rounded(_rank(main, scores, rank_by) * mask), strict=True):
+                row["score"] = score
     except (TypeError, ValueError, AttributeError) as error:
         raise WorkbenchError(
             f"The main_score, mask_score and attribute_scores of the results are not all numbers: {error}."
@@ -112,8 +64,14 @@ def rank_results(results: Sequence[Mapping], rank_by: str) -> list[dict]:
     return rows
 
 
-def _column(rows: Sequence[Mapping], members: Sequence[int], name: str) -> torch.Tensor:
-    return torch.tensor([rows[i][name] for i in members], dtype=torch.float64)
+def _rank(main: np.ndarray, scores: Sequence[np.ndarray], rank_by: str) -> np.ndarray:
+    if rank_by == "main":
+        return main
+    import torch  # takes seconds, and most results are ranked by "main"
+
+    from workbench.models.postprocess import rank_scores
+
+    return rank_scores(torch.from_numpy(main), [torch.from_numpy(each) for each in scores], rank_by).numpy()
 
 
 def save_predictions(path: str | Path, results: Sequence[Mapping]) -> Path:
@@ -124,8 +82,10 @@ def save_predictions(path: str | Path, results: Sequence[Mapping]) -> Path:
 
 
 def load_predictions(path: str | Path) -> list[dict]:
-    """Reads a COCO results file, anybody's. WorkbenchError where it is absent, not JSON or not a list of
-    objects; what stands in the rows is checked against the ground truth when they are scored.
+    """Read a COCO results file of any program. The rows are checked against the ground truth when they are scored.
+
+    Raises:
+        WorkbenchError: the file is absent, not JSON or not a list of objects.
     """
     path = Path(path)
     try:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from workbench.data.masks import decode_mask, encode_masks
 from workbench.errors import WorkbenchError
 from workbench.evaluation.columns import read_inputs
-from workbench.evaluation.matching import match_predictions
+from workbench.evaluation.matching import greedy_matching, match_predictions
 
 GRID = 10
 
@@ -173,8 +173,6 @@ def _found(
     covered = np.asarray(coco_mask.iou(objects, predicted, [1] * len(predicted))).T >= 0.5  # of an object's own area
     merged = covered[covered.sum(axis=1) > 1].any(axis=0)
     right = predictions["labels"][wanted][order].cpu().numpy()[:, None] == labels[None]
-    for row in np.where(right, ious, -1.0):
-        best = int(np.where(found, -1.0, row).argmax())
-        if not found[best] and row[best] >= least:
-            found[best] = True
+    chosen, _ = greedy_matching(np.where(right, ious, -1.0), np.zeros(len(masks), dtype=bool), least)
+    found[chosen[chosen >= 0]] = True
     return found, merged

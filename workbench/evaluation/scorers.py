@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import hotcoco
 import numpy as np
@@ -13,41 +13,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from workbench.errors import WorkbenchError
+from workbench.evaluation.columns import EvaluationData, Instances
 
 SCORERS = ("hotcoco", "pycocotools")
 UNSCORED_AREA = 1e11  # outside COCO's largest size range: such an object counts neither as found nor as missed
-
-
-@dataclass(frozen=True)
-class Task:
-    """One detection task in columns: ground truth (g) and detections (d), each with N_g or N_d entries.
-
-    image_*, class_*: int64 positions; rles_*: compressed RLEs (None when boxes are compared); boxes_*: (N, 4) XYWH;
-    areas_*: square pixels, ``UNSCORED_AREA`` for an object that counts neither as found nor as missed; crowd: (N_g,)
-    bool, COCO's crowd regions; scores: (N_d,). traits_g (N_g, S) and traits_d (N_d, S), int64: a detection may match an
-    object only where they agree in every column that is not -1 in traits_g; pycocotools only.
-    """
-
-    images: int
-    classes: int
-    image_g: np.ndarray
-    class_g: np.ndarray
-    rles_g: Sequence[dict] | None
-    boxes_g: np.ndarray
-    areas_g: np.ndarray
-    crowd: np.ndarray
-    image_d: np.ndarray
-    class_d: np.ndarray
-    rles_d: Sequence[dict] | None
-    boxes_d: np.ndarray
-    areas_d: np.ndarray
-    scores: np.ndarray
-    traits_g: np.ndarray | None = None
-    traits_d: np.ndarray | None = None
-
-    @property
-    def iou_type(self) -> str:
-        return "bbox" if self.rles_g is None else "segm"
 
 
 @dataclass(frozen=True)
@@ -66,12 +35,15 @@ class Accumulated:
     max_dets: tuple[int, ...]
 
 
-def accumulate(task: Task, *, max_dets: Sequence[int], scorer: str = "hotcoco", by_size: bool = True) -> Accumulated:
-    """Run ``scorer`` on ``task``, silently. ``by_size=False`` leaves out small, medium and large (A is 1)."""
+def accumulate(
+    data: EvaluationData, iou_type: str, *, max_dets: Sequence[int], scorer: str = "hotcoco", by_size: bool = True
+) -> Accumulated:
+    """Run ``scorer`` on ``data``, silently. ``by_size=False`` leaves out small, medium and large (A is 1)."""
     if scorer not in SCORERS:
         raise WorkbenchError(f"The scorer {scorer!r} is not one of {', '.join(SCORERS)}.")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = hotcoco_evaluation(task) if scorer == "hotcoco" else _pycocotools_evaluation(task)
+        load = hotcoco_evaluation if scorer == "hotcoco" else _pycocotools_evaluation
+        evaluation = load(data, iou_type)
         evaluation.params.maxDets = sorted(max_dets)
         if not by_size:
             evaluation.params.areaRng = evaluation.params.areaRng[:1]
@@ -87,75 +59,48 @@ def accumulate(task: Task, *, max_dets: Sequence[int], scorer: str = "hotcoco", 
     )
 
 
-def hotcoco_evaluation(task: Task, names: Sequence[str] | None = None) -> hotcoco.COCOeval:
-    """``task`` loaded into hotcoco, not yet evaluated. Ids of images, classes, objects and detections are their
-    positions + 1; ``names`` are those of the classes."""
-    detections = np.column_stack([task.image_d + 1, task.boxes_d, task.scores, task.class_d + 1])
+def hotcoco_evaluation(data: EvaluationData, iou_type: str) -> hotcoco.COCOeval:
+    """Return ``data`` loaded into hotcoco, not yet evaluated. Its ids are positions + 1, of rows too."""
+    objects, predictions = data.objects, data.predictions
+    detections = [predictions.image + 1, predictions.boxes, predictions.scores, predictions.category + 1]
     truth = hotcoco.COCO.from_arrays(
-        *_images_and_categories(task, names),
-        task.image_g + 1,
-        task.class_g + 1,
-        task.boxes_g,
-        ids=np.arange(1, len(task.image_g) + 1),
-        area=task.areas_g,
-        iscrowd=task.crowd,
-        segmentation=task.rles_g,
+        *_images_and_categories(data),
+        objects.image + 1,
+        objects.category + 1,
+        objects.boxes,
+        ids=np.arange(1, len(objects) + 1),
+        area=objects.areas,
+        iscrowd=objects.crowd,
+        segmentation=objects.rles if iou_type == "segm" else None,
     )
-    found = truth.load_res(detections, segmentation=task.rles_d)
+    loaded = truth.load_res(np.column_stack(detections), segmentation=predictions.rles if iou_type == "segm" else None)
     # hotcoco, like pycocotools, measures the box where a row has box and mask.
-    found.update_anns(ids=np.arange(1, len(task.scores) + 1), area=task.areas_d)
-    return hotcoco.COCOeval(truth, found, task.iou_type)
+    loaded.update_anns(ids=np.arange(1, len(predictions) + 1), area=_compared_areas(predictions, iou_type))
+    return hotcoco.COCOeval(truth, loaded, iou_type)
 
 
-def _images_and_categories(task: Task, names: Sequence[str] | None = None) -> tuple[list[dict], list[dict]]:
+def _compared_areas(predictions: Instances, iou_type: str) -> np.ndarray:
+    """COCO sorts a prediction into small, medium or large by what is compared: its mask or its box."""
+    return predictions.areas if iou_type == "segm" else predictions.boxes[:, 2] * predictions.boxes[:, 3]
+
+
+def _images_and_categories(data: EvaluationData) -> tuple[list[dict], list[dict]]:
     # The masks are RLEs already, so the scorers never use an image's size.
-    images = [{"id": i + 1, "height": 1, "width": 1} for i in range(task.images)]
-    names = names or [str(k + 1) for k in range(task.classes)]
-    return images, [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+    images = [{"id": i + 1, "height": 1, "width": 1} for i in range(len(data.image_ids))]
+    return images, [{"id": k + 1, "name": name} for k, name in enumerate(data.category_names)]
 
 
-def _pycocotools_evaluation(task: Task) -> COCOeval:
-    images, categories = _images_and_categories(task)
+def _pycocotools_evaluation(data: EvaluationData, iou_type: str) -> COCOeval:
+    images, categories = _images_and_categories(data)
     loaded = []
-    for rows in (
-        _annotations(task.image_g, task.class_g, task.rles_g, task.boxes_g, task.areas_g, iscrowd=task.crowd),
-        _annotations(task.image_d, task.class_d, task.rles_d, task.boxes_d, task.areas_d, score=task.scores),
-    ):
+    for side in (data.objects, replace(data.predictions, areas=_compared_areas(data.predictions, iou_type))):
         coco = COCO()
-        coco.dataset = {"info": {}, "images": images, "categories": categories, "annotations": rows}
+        columns = (side.image + 1, side.category + 1, side.boxes, side.areas, side.scores, side.crowd)
+        keys = ("id", "image_id", "category_id", "bbox", "area", "score", "iscrowd", "segmentation")
+        # The ids begin at 1: pycocotools mistakes the id 0 for "unmatched".
+        rows = zip(range(1, len(side) + 1), *(column.tolist() for column in columns), side.rles, strict=True)
+        coco.dataset = {"info": {}, "images": images, "categories": categories}
+        coco.dataset["annotations"] = [dict(zip(keys, row, strict=True)) for row in rows]
         coco.createIndex()
         loaded.append(coco)
-    return COCOeval(*loaded, task.iou_type) if task.traits_g is None else _TraitsEvaluation(*loaded, task)
-
-
-def _annotations(image, kind, rles, boxes, areas, **more: np.ndarray) -> list[dict]:
-    """Annotations numbered from 1: pycocotools mistakes the id 0 for "unmatched"."""
-    ((key, values),) = more.items()
-    rles = [None] * len(image) if rles is None else rles
-    columns = (image.tolist(), kind.tolist(), rles, boxes.tolist(), areas.tolist(), values.tolist())
-    return [
-        {"id": i, "image_id": im + 1, "category_id": k + 1, "segmentation": rle, "bbox": box, "area": area}
-        | {"iscrowd": 0, key: value}
-        for i, (im, k, rle, box, area, value) in enumerate(zip(*columns, strict=True), start=1)
-    ]
-
-
-class _TraitsEvaluation(COCOeval):
-    """pycocotools with an IoU of 0 between a detection and an object whose traits differ."""
-
-    def __init__(self, truth: COCO, found: COCO, task: Task) -> None:
-        super().__init__(truth, found, task.iou_type)
-        self.task = task
-
-    def computeIoU(self, imgId, catId):  # pycocotools' own name
-        ious = super().computeIoU(imgId, catId)
-        if not len(ious):
-            return ious
-        g_rows, d_rows = (
-            np.array([row["id"] - 1 for row in rows[imgId, catId]], dtype=np.int64) for rows in (self._gts, self._dts)
-        )
-        # pycocotools' order: by score, equal scores as listed, cut at the largest limit.
-        d_rows = d_rows[np.argsort(-self.task.scores[d_rows], kind="stable")][: self.params.maxDets[-1]]
-        wanted = self.task.traits_g[g_rows][None]
-        agrees = (wanted == -1) | (wanted == self.task.traits_d[d_rows][:, None])
-        return np.where(agrees.all(axis=2), ious, 0.0)
+    return COCOeval(*loaded, iou_type)

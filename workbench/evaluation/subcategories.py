@@ -2,11 +2,10 @@
 
 Three questions, three numbers, all in percent:
 
-- **accuracy, macro_f1**: of the objects that were found, how many have the right subcategory class? Every
-  prediction looks for an object by mask IoU >= 0.5, best score first, as in COCO but whatever its main
-  category. The labelled objects found this way are `labelled`; a found object whose prediction says "no
-  object" for the subcategory counts as wrong. `unmatched` is the number of labelled objects that no
-  prediction found: an accuracy over few objects shows itself there.
+- **accuracy, macro_f1**: of the matched objects, how many have the right subcategory class? Predictions and objects
+  are matched as in COCO at a mask IoU of 0.5, but whatever their main categories. ``labelled`` counts the matched
+  objects that are labelled; one whose prediction says "no object" for the subcategory is wrong. ``unmatched`` counts
+  the labelled objects without a prediction, which accuracy leaves out.
 - **AP** of a subcategory: COCO's AP with the subcategory's classes in place of the main categories. A
   prediction takes its subcategory class and the score (main score x mask score x probability of that class),
   whatever the ranking; a query that is reported under several main categories counts once. An unlabelled
@@ -22,14 +21,13 @@ from dataclasses import dataclass, replace
 
 import hotcoco
 import numpy as np
-import pandas as pd
 
 from workbench.data.vocabulary import Vocabulary, class_name
 from workbench.errors import WorkbenchError, is_number
-from workbench.evaluation.coco import COCO_IOUS, COCO_LIMIT, average_precision, main_task, mean_in_percent
-from workbench.evaluation.columns import EvaluationData, read_inputs
+from workbench.evaluation.coco import COCO_IOUS, COCO_LIMIT, average_precision, mean_in_percent
+from workbench.evaluation.columns import EvaluationData, row_name
 from workbench.evaluation.matching import Matches, match_predictions
-from workbench.evaluation.scorers import UNSCORED_AREA, Task, accumulate
+from workbench.evaluation.scorers import UNSCORED_AREA, accumulate
 
 NO_OBJECT = "no-object"
 MISSED = "missed"
@@ -51,57 +49,38 @@ class Subcategory:
 
 
 def has_subcategories(results: Sequence[Mapping]) -> bool:
-    """Whether results speak of subcategories; no results at all say nothing against it."""
+    """Return whether any result has attributes, or there are no results at all."""
     return not len(results) or any("attributes" in row for row in results)
 
 
 def read_subcategories(data: EvaluationData, vocabulary: Vocabulary) -> list[Subcategory]:
-    """The subcategories of objects and predictions as class numbers.
+    """Return the subcategories of objects and predictions as class numbers.
 
-    WorkbenchError for a value outside the class list, naming the annotation or the row of the results.
+    Raises:
+        WorkbenchError: a value is not in the class list; it names the annotation or the row of the results.
     """
-    return [
-        Subcategory(
-            name,
-            tuple(classes),
-            truth=_truth(data, name, classes),
-            predicted=(predicted := _predicted(data, name, classes)),
-            probability=_probability(data, name, len(classes), predicted),
-        )
-        for name, classes in vocabulary.subcategories.items()
-    ]
+    subcategories = []
+    for name, classes in vocabulary.subcategories.items():
+        truth = _class_numbers(data.objects.rows, name, classes, predicted=False)
+        predicted = _class_numbers(data.predictions.rows, name, classes, predicted=True)
+        probability = _probability(data, name, len(classes), predicted)
+        subcategories.append(Subcategory(name, tuple(classes), truth, predicted, probability))
+    return subcategories
 
 
-def _truth(data: EvaluationData, name: str, classes: Sequence[str]) -> np.ndarray:
-    place: dict = {None: -1} | {value: k for k, value in enumerate(classes)}
-    return np.array(
-        [
-            _class_number(row, name, place, f"Annotation {row.get('id')} of image {row['image_id']}")
-            for row in data.objects.rows
-        ],
-        dtype=np.int64,
-    )
-
-
-def _predicted(data: EvaluationData, name: str, classes: Sequence[str]) -> np.ndarray:
-    place: dict = {None: len(classes)} | {value: k for k, value in enumerate(classes)}
-    return np.array(
-        [
-            _class_number(row, name, place, f"Row {i} of the results (image {row['image_id']})")
-            for i, row in enumerate(data.predictions.rows)
-        ],
-        dtype=np.int64,
-    )
-
-
-def _class_number(row: Mapping, name: str, place: Mapping, where: str) -> int:
-    attributes = row.get("attributes")
-    value = attributes.get(name) if isinstance(attributes, Mapping) else None
-    try:
-        return place[class_name(value)]
-    except (KeyError, TypeError):
-        known = ", ".join(key for key in place if key is not None)
-        raise WorkbenchError(f"{where} has the {name} {value!r}, which is not in the list {known}.") from None
+def _class_numbers(rows: Sequence[Mapping], name: str, classes: Sequence[str], *, predicted: bool) -> np.ndarray:
+    """(N,) int64 class of each row; without one -1, or for a prediction the number of classes."""
+    place: dict = {None: len(classes) if predicted else -1} | {value: k for k, value in enumerate(classes)}
+    numbers = []
+    for i, row in enumerate(rows):
+        attributes = row.get("attributes")
+        value = attributes.get(name) if isinstance(attributes, Mapping) else None
+        try:
+            numbers.append(place[class_name(value)])
+        except (KeyError, TypeError):
+            where, known = row_name(i, row, predicted), ", ".join(classes)
+            raise WorkbenchError(f"{where} has the {name} {value!r}, which is not in the list {known}.") from None
+    return np.array(numbers, dtype=np.int64)
 
 
 def _probability(data: EvaluationData, name: str, count: int, predicted: np.ndarray) -> np.ndarray:
@@ -112,8 +91,8 @@ def _probability(data: EvaluationData, name: str, count: int, predicted: np.ndar
             continue
         if not isinstance(values, list) or len(values) != count + 1 or not all(map(is_number, values)):
             raise WorkbenchError(
-                f"Row {i} of the results (image {row['image_id']}) has attribute_scores for {name} that "
-                f"are not {count + 1} numbers: one for each class and one for no-object."
+                f"{row_name(i, row, True)} has attribute_scores for {name} that are not {count + 1} numbers: one for "
+                "each class and one for no-object."
             )
         probability[i] = values[predicted[i]]
     return probability
@@ -122,44 +101,24 @@ def _probability(data: EvaluationData, name: str, count: int, predicted: np.ndar
 def subcategory_scores(
     data: EvaluationData, vocabulary: Vocabulary, *, iou_type: str = "segm", scorer: str = "hotcoco"
 ) -> tuple[dict[str, dict], dict]:
-    """Returns ({name: {"accuracy", "macro_f1", "labelled", "unmatched", "AP"}}, {"AP", "AP50"} joint).
+    """Return ({name: {"accuracy", "macro_f1", "labelled", "unmatched", "AP"}}, {"AP", "AP50"} joint).
 
-    Percent, or None where there is nothing to measure on; `labelled` and `unmatched` are counts.
+    Percent, or None where there is nothing to measure on; ``labelled`` and ``unmatched`` are counts.
     """
     subcategories = read_subcategories(data, vocabulary)
     matches = match_predictions(data, iou_type=iou_type, same_category=False)
+    main_scores = _ranking_free_scores(data)
+    rows = _one_row_a_query(data, main_scores)
     scores = {}
     for subcategory in subcategories:
-        confusion = _confusion(data, subcategory, matches)
-        found = accumulate(
-            _relabelled_task(data, subcategory, iou_type), max_dets=[COCO_LIMIT], scorer=scorer, by_size=False
-        )
-        scores[subcategory.name] = _agreement(confusion) | {"AP": average_precision(found)}
-    return scores, _joint(data, subcategories, iou_type, scorer)
+        confusion = confusion_counts(data, subcategory, matches)
+        relabelled = _relabelled(data, subcategory, main_scores, rows)
+        arrays = accumulate(relabelled, iou_type, max_dets=[COCO_LIMIT], scorer=scorer, by_size=False)
+        scores[subcategory.name] = _agreement(confusion) | {"AP": average_precision(arrays)}
+    return scores, _joint(data, subcategories, iou_type)
 
 
-def confusion_matrices(
-    gt: Mapping, results: Sequence[Mapping], vocabulary: Vocabulary, *, iou_type: str = "segm"
-) -> dict[str, pd.DataFrame]:
-    """{name: counts}: a row for each true class; columns for each predicted class, "no-object" (the object
-    was found but its prediction has no class for the subcategory) and "missed" (no prediction found the
-    object).
-
-    A row sums to the number of objects labelled with its class, crowd regions aside.
-    """
-    data = read_inputs(gt, results, iou_type=iou_type)
-    matches = match_predictions(data, iou_type=iou_type, same_category=False)
-    return {
-        subcategory.name: pd.DataFrame(
-            _confusion(data, subcategory, matches),
-            index=pd.Index(subcategory.classes, name=f"true {subcategory.name}"),
-            columns=pd.Index([*subcategory.classes, NO_OBJECT, MISSED], name=f"predicted {subcategory.name}"),
-        )
-        for subcategory in read_subcategories(data, vocabulary)
-    }
-
-
-def _confusion(data: EvaluationData, subcategory: Subcategory, matches: Matches) -> np.ndarray:
+def confusion_counts(data: EvaluationData, subcategory: Subcategory, matches: Matches) -> np.ndarray:
     """(K, K + 2) counts over labelled objects: predicted class, then no-object, then missed."""
     count = len(subcategory.classes)
     answer = np.full(len(data.objects), count + 1, dtype=np.int64)
@@ -187,78 +146,46 @@ def _agreement(confusion: np.ndarray) -> dict:
     }
 
 
-def _relabelled_task(data: EvaluationData, subcategory: Subcategory, iou_type: str) -> Task:
-    """The detection task whose categories are the subcategory's classes."""
-    task, count = main_task(data, iou_type), len(subcategory.classes)
-    rows = _one_row_a_query(data)
+def _relabelled(data: EvaluationData, subcategory: Subcategory, scores: np.ndarray, rows: np.ndarray) -> EvaluationData:
+    """Return ``data`` with the subcategory's classes as its categories and, of the predictions, only ``rows``."""
+    count = len(subcategory.classes)
     rows = rows[subcategory.predicted[rows] < count]
-    task = _select_predictions(task, rows)
-    task = replace(
-        task,
-        class_d=subcategory.predicted[rows],
-        scores=_ranking_free_scores(data)[rows] * subcategory.probability[rows],
-    )
+    scores = scores[rows] * subcategory.probability[rows]
+    predictions = replace(data.predictions.select(rows), category=subcategory.predicted[rows], scores=scores)
     # An unlabelled object may be of any class, so it stands in each of them, unscored.
-    labelled = np.flatnonzero(subcategory.truth >= 0)
-    unlabelled = np.flatnonzero(subcategory.truth < 0)
-    rows = np.concatenate([labelled, np.tile(unlabelled, count)])
-    return replace(
-        task,
-        classes=count,
-        image_g=task.image_g[rows],
-        class_g=np.concatenate([subcategory.truth[labelled], np.repeat(np.arange(count), len(unlabelled))]),
-        rles_g=None if task.rles_g is None else [task.rles_g[i] for i in rows],
-        boxes_g=task.boxes_g[rows],
-        areas_g=np.where(np.arange(len(rows)) < len(labelled), task.areas_g[rows], UNSCORED_AREA),
-        crowd=task.crowd[rows],
-    )
+    labelled, unlabelled = np.flatnonzero(subcategory.truth >= 0), np.flatnonzero(subcategory.truth < 0)
+    objects = data.objects.select(np.concatenate([labelled, np.tile(unlabelled, count)]))
+    objects.category[:] = [*subcategory.truth[labelled], *np.repeat(np.arange(count), len(unlabelled))]
+    objects.areas[len(labelled) :] = UNSCORED_AREA
+    names = subcategory.classes
+    return replace(data, category_ids=names, category_names=names, objects=objects, predictions=predictions)
 
 
-def _select_predictions(task: Task, rows: np.ndarray) -> Task:
-    return replace(
-        task,
-        image_d=task.image_d[rows],
-        class_d=task.class_d[rows],
-        rles_d=None if task.rles_d is None else [task.rles_d[i] for i in rows],
-        boxes_d=task.boxes_d[rows],
-        areas_d=task.areas_d[rows],
-        scores=task.scores[rows],
-    )
-
-
-def _one_row_a_query(data: EvaluationData) -> np.ndarray:
-    """Rows of the predictions, of several rows of one query only the best; rows without a query all count."""
-    kept, seen = [], set()
-    for i in np.argsort(-_ranking_free_scores(data), kind="stable").tolist():
+def _one_row_a_query(data: EvaluationData, scores: np.ndarray) -> np.ndarray:
+    """Return the row numbers of the predictions, only the best of each query's; rows without a query all count."""
+    best: dict[tuple, int] = {}
+    for i in np.argsort(-scores, kind="stable").tolist():
         row = data.predictions.rows[i]
-        key = (row["image_id"], row.get("query"))
-        if key[1] is None or key not in seen:
-            seen.add(key)
-            kept.append(i)
-    return np.array(sorted(kept), dtype=np.int64)
+        query = row.get("query")
+        best.setdefault((i,) if query is None else (row["image_id"], query), i)
+    return np.array(sorted(best.values()), dtype=np.int64)
 
 
 def _ranking_free_scores(data: EvaluationData) -> np.ndarray:
-    """Main score x mask score of each prediction; its score where the results do not tell them apart."""
-    return np.array(
-        [
-            row["main_score"] * row["mask_score"] if "main_score" in row and "mask_score" in row else row["score"]
-            for row in data.predictions.rows
-        ],
-        dtype=np.float64,
-    )
+    """Return main score x mask score of each prediction, or its score where a row does not have both."""
+    scores = [
+        row["main_score"] * row["mask_score"] if "main_score" in row and "mask_score" in row else row["score"]
+        for row in data.predictions.rows
+    ]
+    return np.array(scores, dtype=np.float64)
 
 
-def _joint(data: EvaluationData, subcategories: list[Subcategory], iou_type: str, scorer: str) -> dict:
+def _joint(data: EvaluationData, subcategories: list[Subcategory], iou_type: str) -> dict:
+    """Return AP and AP50 in percent, matched here: no scorer can keep apart pairs that may not match."""
     traits = (
         np.array([s.truth for s in subcategories], dtype=np.int64).T,
         np.array([s.predicted for s in subcategories], dtype=np.int64).T,
     )
-    task = replace(main_task(data, iou_type), traits_g=traits[0], traits_d=traits[1])
-    if scorer == "pycocotools":
-        found = accumulate(task, max_dets=[COCO_LIMIT], scorer=scorer, by_size=False)
-        return {"AP": average_precision(found), "AP50": average_precision(found, iou=0.5)}
-    # hotcoco takes no IoUs from outside, so it cannot keep pairs apart that may not match: matching is done here.
     predictions = data.predictions
     kept = _within_limit(predictions.image, predictions.category, predictions.scores)
     order = np.concatenate([np.zeros(0, dtype=np.int64), *data.predictions_by_image])  # COCO's: by image, then by score

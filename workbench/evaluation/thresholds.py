@@ -7,13 +7,13 @@ the best threshold shows about as many false instances as it hides true ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from workbench.data.vocabulary import Vocabulary
-from workbench.evaluation.columns import EvaluationData, Instances, read_inputs
+from workbench.evaluation.columns import EvaluationData, read_inputs
 from workbench.evaluation.filters import Candidates, FilterSettings, SubcategoryFilter, apply_filters
 from workbench.evaluation.matching import match_predictions
 from workbench.evaluation.subcategories import Subcategory, read_subcategories
@@ -23,7 +23,7 @@ STEPS = 20  # thresholds tried for a subcategory
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What `suggest_thresholds` found.
+    """The thresholds that :func:`suggest_thresholds` suggests.
 
     settings: those it was given, with the suggested thresholds. curves: {rule: table with threshold,
     precision, recall, f1 (percent), thresholds rising}. note: the result in words, or why there is none.
@@ -34,7 +34,7 @@ class Suggestion:
     note: str
 
     def table(self) -> pd.DataFrame:
-        """One row a rule: the suggested threshold (NaN for none) and precision, recall and F1 with it."""
+        """Return one row a rule: the suggested threshold (NaN for none) and precision, recall and F1 with it."""
         lines = {}
         for rule, curve in self.curves.items():
             best = curve.iloc[_best(curve)]
@@ -51,11 +51,11 @@ def suggest_thresholds(
     *,
     iou: float = 0.5,
 ) -> Suggestion:
-    """Thresholds with the best F1 of `results` on `truth` (None where there is no ground truth).
+    """Return the thresholds with the best F1 of ``results`` on ``truth`` (None where there is no ground truth).
 
     The score comes first: an instance is right where it finds an object of its main category as in COCO, with
-    a mask IoU of at least `iou`. Then each subcategory in turn, with that score: here the object must have
-    the subcategory's class too, where it is labelled. Everything else is as in `settings`, other thresholds
+    a mask IoU of at least ``iou``. Then each subcategory in turn, with that score: here the object must have
+    the subcategory's class too, where it is labelled. Everything else is as in ``settings``, other thresholds
     of subcategories aside. A subcategory for which no threshold is better than none gets none.
     """
     settings = chosen = settings or FilterSettings()
@@ -87,11 +87,12 @@ def suggest_thresholds(
 
 
 def _score_curve(rows: Candidates, data: EvaluationData, settings: FilterSettings, iou: float) -> pd.DataFrame:
-    """F1 at every score. One matching serves all: a prediction's match depends on better ones only, and so does
-    what it overlaps.
+    """Return the F1 at every score.
+
+    One matching serves all: a prediction's match, and what it overlaps, depend on better ones only.
     """
     kept = np.flatnonzero(apply_filters(rows, settings, rows.vocabulary).rule < 0)
-    data = _with_predictions(data, kept)
+    data = replace(data, predictions=data.predictions.select(kept))
     matches = match_predictions(data, iou=iou)
     scores, counted = data.predictions.scores, ~matches.ignored
     order = np.argsort(-scores[counted], kind="stable")
@@ -105,7 +106,7 @@ def _score_curve(rows: Candidates, data: EvaluationData, settings: FilterSetting
 def _subcategory_curve(
     rows: Candidates, data: EvaluationData, settings: FilterSettings, subcategory: Subcategory, iou: float
 ) -> pd.DataFrame:
-    """F1 at thresholds spread over the predictions that are left; the first, -inf, is none at all."""
+    """Return the F1 at thresholds spread over the predictions that are left; the first, -inf, is none at all."""
     name = subcategory.name
     measure = settings.subcategories.get(name, SubcategoryFilter()).measure
     left = apply_filters(rows, settings, rows.vocabulary).rule < 0
@@ -117,7 +118,7 @@ def _subcategory_curve(
         limit = threshold if np.isfinite(threshold) else None
         filtered = apply_filters(rows, settings.with_subcategory(name, threshold=limit), rows.vocabulary)
         kept = np.flatnonzero(filtered.rule < 0)
-        matches = match_predictions(_with_predictions(data, kept), iou=iou)
+        matches = match_predictions(replace(data, predictions=data.predictions.select(kept)), iou=iou)
         found = matches.object_of >= 0
         wanted = subcategory.truth[matches.object_of[found]]
         true.append(int(((wanted < 0) | (wanted == subcategory.predicted[kept[found]])).sum()))
@@ -127,18 +128,8 @@ def _subcategory_curve(
     return curve
 
 
-def _with_predictions(data: EvaluationData, kept: np.ndarray) -> EvaluationData:
-    """The same ground truth with some of the predictions."""
-    columns = {each.name: getattr(data.predictions, each.name) for each in fields(Instances)}
-    chosen = {
-        name: [column[i] for i in kept] if isinstance(column, list) else column[kept]
-        for name, column in columns.items()
-    }
-    return replace(data, predictions=Instances(**chosen))
-
-
 def _rates(true: np.ndarray, drawn: np.ndarray, data: EvaluationData) -> pd.DataFrame:
-    """Precision, recall and F1 in percent from counts."""
+    """Return precision, recall and F1 in percent from counts."""
     objects = int((~data.objects.crowd).sum())
     return pd.DataFrame(
         {
@@ -150,12 +141,12 @@ def _rates(true: np.ndarray, drawn: np.ndarray, data: EvaluationData) -> pd.Data
 
 
 def _best(curve: pd.DataFrame) -> int:
-    """The row with the best F1; of equal ones the lowest threshold, which hides least."""
+    """Return the row with the best F1; of equal ones the lowest threshold, which hides least."""
     return int(curve.f1.to_numpy().argmax())
 
 
 def _between(thresholds: pd.Series, best: int) -> float:
-    """A short number between the best threshold and the next lower one, to which it does the same."""
+    """Return a short number between the best threshold and the next lower one, to which it does the same."""
     high = float(thresholds[best])
     low = float(thresholds[best - 1]) if best else 0.0
     for decimals in range(1, 9):

@@ -18,6 +18,7 @@ from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
+from workbench.evaluation.analysis import compare_results
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.filters import FilterSettings
 from workbench.evaluation.ground_truth import ground_truth
@@ -51,7 +52,7 @@ class Evaluation:
     """A checkpoint's predictions on a dataset beside the ground truth, and where its results belong.
 
     directory: with metrics.json, predictions.json and figures/. truth: a COCO dict; results: COCO results; data:
-    the dataset.
+    the dataset; dataset: its name or file.
     """
 
     checkpoint: Path
@@ -62,6 +63,7 @@ class Evaluation:
     results: list[dict[str, Any]]
     metrics: dict[str, Any]
     data: CocoDataset
+    dataset: str | Path
     overrides: Sequence[str] = ()
 
     @property
@@ -113,6 +115,15 @@ class Evaluation:
     def _best_threshold(self) -> float:
         suggestion = suggest(self.checkpoint, overrides=self.overrides, subcategories=False)
         return suggestion.settings.score if suggestion.curves else 0.5
+
+    def compare(self, other: str | Path | None) -> pd.DataFrame | None:
+        """Return :func:`compare_results` of another run or checkpoint, on the same dataset, and this one; None without
+        one. Predictions of ``other`` that are current are not made again."""
+        if other is None:
+            return None
+        results = open_evaluation(other, dataset=self.dataset, again=False).results
+        table = compare_results(self.truth, results, self.results)
+        return table.rename(columns={"first": "other", "second": "this", "second is better": "this is better"})
 
     def contact_sheet(self, scores: pd.DataFrame, score_threshold: float = 0.5) -> np.ndarray:
         """Draw the images of a table of :func:`per_image_scores`, ground truth beside prediction, two in a row."""
@@ -277,7 +288,8 @@ def open_evaluation(
     data = load_data(cfg, [wanted], vocabulary)
     check_vocabulary(path, vocabulary, data.vocabulary)
     results = load_predictions(directory / "predictions.json")
-    return Evaluation(path, directory, cfg, data.vocabulary, ground_truth(data), results, metrics, data, overrides)
+    truth = ground_truth(data)
+    return Evaluation(path, directory, cfg, data.vocabulary, truth, results, metrics, data, wanted, overrides)
 
 
 def suggest(

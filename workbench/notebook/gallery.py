@@ -21,9 +21,9 @@ from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
+from workbench.evaluation.analysis import per_image_scores
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.ground_truth import ground_truth
-from workbench.evaluation.per_image import per_image_scores
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.results import load_predictions
 from workbench.notebook.display import Page

@@ -34,8 +34,13 @@ def find_runs(roots: Iterable[str | Path]) -> list[Path]:
     for root in map(Path, roots):
         if not root.is_dir():
             raise WorkbenchError(f"There is no directory {root} to look for runs in.")
-        runs |= {file.parent for file in root.rglob("config.yaml") if (file.parent / "checkpoints").is_dir()}
+        runs |= {file.parent for file in root.rglob("config.yaml") if is_run(file.parent)}
     return sorted(runs)
+
+
+def is_run(directory: str | Path) -> bool:
+    """Return whether ``directory`` is itself a run, not a folder of runs."""
+    return (Path(directory) / "config.yaml").is_file() and (Path(directory) / "checkpoints").is_dir()
 
 
 def runs_frame(runs: Iterable[str | Path]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from workbench.data.masks import decode_mask
 from workbench.data.vocabulary import Vocabulary, class_name
-from workbench.evaluation.results import to_coco_results
+from workbench.evaluation.predict import to_coco_results
 from workbench.visualization.captions import BLACK, WHITE, Colour, place_plates, plate
 from workbench.visualization.painting import Piece, blit, cut_out, lead, paint
 

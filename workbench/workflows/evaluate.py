@@ -1,4 +1,4 @@
-"""Score a checkpoint on a dataset, or a results file against annotations."""
+"""Score a checkpoint on a dataset."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from accelerate import Accelerator
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from workbench.config import load_config
 from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
-from workbench.data.reading import read_coco_json
-from workbench.data.vocabulary import read_vocabulary
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results, save_metrics
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
-from workbench.evaluation.results import load_predictions, save_predictions
+from workbench.evaluation.results import save_predictions
 from workbench.runs.checkpoint import checkpoint_config, load_model, load_vocabulary, resolve_checkpoint
 from workbench.runs.directory import evaluation_directory, report_dataset, saved_metrics, selection_dataset
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.progress import log_machine, logging_to
+from workbench.workflows.score import scoring_options
 
 
 def evaluate(
@@ -94,40 +92,6 @@ def evaluate_for_selection(ckpt: str | Path, *, overrides: Sequence[str] = ()) -
     return directory
 
 
-def evaluate_file(
-    results: str | Path,
-    annotations: str | Path,
-    *,
-    output: str | Path | None = None,
-    overrides: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Score a COCO results file against annotations.
-
-    Args:
-        results: the results, of any program.
-        annotations: the COCO instances JSON.
-        output: folder for metrics.json; None writes nothing.
-        overrides: config keys and values in turn; TEST.MAX_DETS, TEST.RANK_BY and TEST.SCORER are read.
-
-    Returns:
-        what metrics.json holds.
-
-    Raises:
-        WorkbenchError: a file cannot be read, or the results do not fit the annotations.
-    """
-    cfg = load_config(None, overrides)
-    content = read_coco_json(annotations)
-    vocabulary = read_vocabulary(content, annotations)
-    predictions = load_predictions(results)
-    try:
-        metrics = evaluate_results(content, predictions, vocabulary, **_scoring(cfg))
-    except WorkbenchError as error:
-        raise WorkbenchError(f"{results} against {annotations}: {error}") from None
-    if output is not None:
-        save_metrics(Path(output) / "metrics.json", metrics)
-    return metrics
-
-
 class DatasetEvaluation:
     """Scores a model on one dataset: called in every process, each predicts its share, the main one scores.
 
@@ -148,7 +112,7 @@ class DatasetEvaluation:
         )
         # Nothing is sent to the other processes but the metrics; scoring in each would repeat the work.
         metrics = run_on_main(
-            lambda: evaluate_results(self.truth, self.results, vocabulary, stats=stats, **_scoring(self.cfg))
+            lambda: evaluate_results(self.truth, self.results, vocabulary, stats=stats, **scoring_options(self.cfg))
         )
         self.metrics = {**metrics, "dataset": self.dataset.entries[0].name}
         return self.metrics
@@ -176,7 +140,3 @@ class DatasetEvaluation:
             save_metrics(directory / "metrics.json", {**self.metrics, "checkpoint": str(checkpoint)})
         except OSError as error:
             raise WorkbenchError(f"the results cannot be saved in {directory}: {error.strerror}") from None
-
-
-def _scoring(cfg: CfgNode) -> dict[str, Any]:
-    return {"max_dets": list(cfg.TEST.MAX_DETS), "rank_by": cfg.TEST.RANK_BY, "scorer": cfg.TEST.SCORER}

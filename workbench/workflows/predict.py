@@ -21,7 +21,7 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.filters import FilterSettings, apply_filters
-from workbench.evaluation.results import to_coco_results
+from workbench.evaluation.predict import to_coco_results
 from workbench.files import write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
 from workbench.visualization.drawing import draw_instances
