@@ -299,9 +299,9 @@ def test_a_missing_first_image_is_one_fault_among_the_others(labels: Path, capsy
     _edit(labels, lambda content: _put(content["images"][0], file_name="gone.png"))
     _edit(labels, lambda content: _put(content["annotations"][-1], category_id=99))
     assert cli.main(["validate", str(labels)]) == 2
-    told = capsys.readouterr()
-    assert "gone.png" in told.out and "99" in told.out
-    assert "2 faults" in told.out
+    captured = capsys.readouterr()
+    assert "gone.png" in captured.out and "99" in captured.out
+    assert "2 faults" in captured.out
 
 
 def test_a_file_without_its_images_is_still_looked_through(labels: Path, capsys: pytest.CaptureFixture) -> None:

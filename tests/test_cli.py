@@ -213,10 +213,10 @@ def test_shapes_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     labels.write_text(json.dumps(content))
     capsys.readouterr()
     assert cli.main(["validate", str(labels), "--no-images"]) == 2
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     for annotation in content["annotations"]:
-        assert f"annotation {annotation['id']}" in told.out
-    assert told.err == f"workbench: error: faults were found in {labels}.\n"
+        assert f"annotation {annotation['id']}" in captured.out
+    assert captured.err == f"workbench: error: faults were found in {labels}.\n"
 
 
 def test_env_reports_as_text_and_json(capsys: pytest.CaptureFixture) -> None:

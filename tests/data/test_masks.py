@@ -39,16 +39,16 @@ def test_uncompressed_counts_are_those_of_pycocotools(mask: np.ndarray) -> None:
 
 @pytest.mark.skipif(not COCO_100.is_file(), reason=f"{COCO_100} is not beside this checkout")
 def test_masks_of_coco_agree_with_pycocotools(capsys: pytest.CaptureFixture) -> None:
-    theirs = COCO(str(COCO_100))
-    ours = load_dataset(f"{COCO_100}@{COCO_100.parent}", check_images=False)
+    coco = COCO(str(COCO_100))
+    dataset = load_dataset(f"{COCO_100}@{COCO_100.parent}", check_images=False)
     compared = crowds = 0
-    for record in ours.dicts:
+    for record in dataset.dicts:
         for annotation in record["annotations"]:
-            reference = theirs.anns[annotation["id"]]
+            reference = coco.anns[annotation["id"]]
             mask = decode_mask(annotation["segmentation"], record["height"], record["width"])
-            assert np.array_equal(mask, theirs.annToMask(reference).astype(bool))
-            category = ours.vocabulary.categories[annotation["category_id"]]
-            assert category == theirs.cats[reference["category_id"]]["name"]
+            assert np.array_equal(mask, coco.annToMask(reference).astype(bool))
+            category = dataset.vocabulary.categories[annotation["category_id"]]
+            assert category == coco.cats[reference["category_id"]]["name"]
             crowds += annotation["iscrowd"]
             compared += 1
     assert (compared, crowds) == (839, 9)

@@ -1,4 +1,4 @@
-"""The saturation experiment, with models that find as much as they are told to."""
+"""The saturation experiment, with models that find a set share of the objects."""
 
 from __future__ import annotations
 

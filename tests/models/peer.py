@@ -1,4 +1,4 @@
-"""transformers' Mask2Former, an independent implementation, given the weights of ours."""
+"""transformers' Mask2Former, an independent implementation, given the weights of this one."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _DECODER = {
 
 
 def pixel_decoder(
-    ours: MSDeformAttnPixelDecoder, channels: list[int], config: Mask2FormerConfig
+    decoder: MSDeformAttnPixelDecoder, channels: list[int], config: Mask2FormerConfig
 ) -> Mask2FormerPixelDecoder:
-    """The peer's pixel decoder with the weights of ours."""
+    """The peer's pixel decoder with the weights of ``decoder``."""
     peer = Mask2FormerPixelDecoder(config, feature_channels=channels)
     state = {}
-    for name, tensor in ours.state_dict().items():
+    for name, tensor in decoder.state_dict().items():
         name = re.sub(r"^input_proj\.", "input_projections.", name)
         name = re.sub(r"^mask_features\.", "mask_projection.", name)
         name = re.sub(r"^lateral_convs\.0", "adapter_1", name)
@@ -43,15 +43,15 @@ def pixel_decoder(
     return peer.eval()
 
 
-def transformer(ours: MaskedTransformerDecoder, config: Mask2FormerConfig) -> Mask2FormerTransformerModule:
-    """The peer's transformer decoder with the weights of ours; its class heads are outside this module."""
+def transformer(decoder: MaskedTransformerDecoder, config: Mask2FormerConfig) -> Mask2FormerTransformerModule:
+    """The peer's transformer decoder with the weights of ``decoder``; its class heads are outside this module."""
     peer = Mask2FormerTransformerModule(in_features=config.feature_size, config=config)
-    peer.load_state_dict(dict(_transformer_state(ours)))
+    peer.load_state_dict(dict(_transformer_state(decoder)))
     return peer.eval()
 
 
-def _transformer_state(ours: MaskedTransformerDecoder) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in ours.state_dict().items():
+def _transformer_state(decoder: MaskedTransformerDecoder) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in decoder.state_dict().items():
         head = name.split(".")[0]
         if head in ("class_embed", "subcategory_embed"):
             continue
@@ -73,6 +73,6 @@ def _transformer_state(ours: MaskedTransformerDecoder) -> Iterator[tuple[str, Te
 
 
 def _renamed(name: str, table: dict[str, str]) -> str:
-    for ours, theirs in table.items():
-        name = name.replace(f".{ours}.", f".{theirs}.")
+    for name_here, name_there in table.items():
+        name = name.replace(f".{name_here}.", f".{name_there}.")
     return name

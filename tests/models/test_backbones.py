@@ -82,16 +82,16 @@ def test_deeplab_weights_fit_the_backbone_exactly(deeplab, dilated):
     report = load_backbone(backbone, deeplab.state_dict(), "deeplabv3")
     assert not report.missing and not report.mismatched and not report.unexpected
     image = torch.randn(1, 3, 64, 64)
-    ours = backbone(image)
+    features = backbone(image)
     x = image
     for index in range(16):
         x = deeplab.backbone[str(index)](x)
         if index == 10:
-            torch.testing.assert_close(ours["res4"], x, rtol=0, atol=0)
+            torch.testing.assert_close(features["res4"], x, rtol=0, atol=0)
     if dilated:
-        torch.testing.assert_close(ours["res5"], x, rtol=0, atol=0)
+        torch.testing.assert_close(features["res5"], x, rtol=0, atol=0)
     else:
-        assert ours["res5"].shape[-1] * 2 == x.shape[-1]
+        assert features["res5"].shape[-1] * 2 == x.shape[-1]
 
 
 def test_classification_and_segmentation_weights_are_told_apart(deeplab):

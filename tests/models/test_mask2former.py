@@ -205,7 +205,7 @@ def test_a_batch_is_the_sum_of_its_images():
     ],
 )
 def test_any_backbone_with_these_strides_plugs_in(overrides, strides):
-    """Invariant 2: the decoder is told the true strides."""
+    """Invariant 2: the decoder gets the true strides."""
     model = tiny(*overrides).eval()
     shapes = measure(model.backbone)
     check_pyramid(shapes)

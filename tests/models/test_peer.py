@@ -33,7 +33,7 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def ours():
+def decoders():
     torch.manual_seed(0)
     shapes = {f"res{i + 2}": FeatureShape(c, s) for i, (c, s) in enumerate(zip(CHANNELS, (4, 8, 16, 32), strict=True))}
     pixel = MSDeformAttnPixelDecoder(shapes, conv_dim=64, mask_dim=32, feedforward=96, layers=2, heads=4)
@@ -64,25 +64,25 @@ def features():
     }
 
 
-def test_the_pixel_decoder_computes_what_the_peer_computes(config, ours, features):
-    theirs = peer.pixel_decoder(ours[0], CHANNELS, config)
+def test_the_pixel_decoder_computes_what_the_peer_computes(config, decoders, features):
+    reference = peer.pixel_decoder(decoders[0], CHANNELS, config)
     with torch.no_grad():
-        mask_features, maps = ours[0](features)
-        expected = theirs(list(features.values()), return_dict=True)
+        mask_features, maps = decoders[0](features)
+        expected = reference(list(features.values()), return_dict=True)
     torch.testing.assert_close(mask_features, expected.mask_features, rtol=1e-4, atol=1e-5)
     for map_, wanted in zip(maps, expected.multi_scale_features, strict=True):
         torch.testing.assert_close(map_, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_transformer_decoder_computes_what_the_peer_computes(config, ours, features):
-    theirs = peer.transformer(ours[1], config)
+def test_the_transformer_decoder_computes_what_the_peer_computes(config, decoders, features):
+    reference = peer.transformer(decoders[1], config)
     with torch.no_grad():
-        mask_features, maps = ours[0](features)
-        outputs = ours[1](maps, mask_features)
-        expected = theirs(maps, mask_features)
+        mask_features, maps = decoders[0](features)
+        outputs = decoders[1](maps, mask_features)
+        expected = reference(maps, mask_features)
     predicted = [*(aux["pred_masks"] for aux in outputs["aux_outputs"]), outputs["pred_masks"]]
     assert len(predicted) == len(expected.masks_queries_logits) == 5
     for masks, wanted in zip(predicted, expected.masks_queries_logits, strict=True):
         torch.testing.assert_close(masks, wanted, rtol=1e-3, atol=1e-4)
-    logits = ours[1].class_embed(expected.intermediate_hidden_states[-1].transpose(0, 1))
+    logits = decoders[1].class_embed(expected.intermediate_hidden_states[-1].transpose(0, 1))
     torch.testing.assert_close(outputs["pred_logits"], logits, rtol=1e-3, atol=1e-4)

@@ -17,7 +17,7 @@ from workbench.ops import build, cuda, deform_attn_reference
 from workbench.ops.native import ABI, DTYPES, Arguments
 
 SOURCES = {
-    "ours": build.source_directory() / "cuda" / "deform_attn.cu",
+    "workbench": build.source_directory() / "cuda" / "deform_attn.cu",
     "peer": Path(__file__).parents[2] / "benchmarks" / "deform_attn_baseline.cu",
 }
 SHAPES = [(7, 5), (3, 1), (1, 4)]
@@ -29,7 +29,7 @@ def test_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str)
     if not SOURCES[name].is_file():
         pytest.skip("the benchmarks are not installed")
     try:
-        recipe = cuda.cuda_recipe([(9, 0)], f"cuda-{name}", None if name == "ours" else SOURCES[name])
+        recipe = cuda.cuda_recipe([(9, 0)], f"cuda-{name}", None if name == "workbench" else SOURCES[name])
     except WorkbenchError as error:
         pytest.skip(str(error))
     _check_compiles(recipe, tmp_path, monkeypatch)
@@ -125,6 +125,6 @@ def test_it_computes_right(library: ctypes.CDLL, dtype: torch.dtype, channels: i
     exact = deform_attn_reference(leaves[0], SHAPES, *leaves[1:])
     rights = [exact, *torch.autograd.grad(exact, leaves, grad_output.double())]
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    for ours, right in zip([output, *grads], rights, strict=True):
+    for result, right in zip([output, *grads], rights, strict=True):
         right = right.detach()
-        assert (ours.double() - right).abs().max() <= tolerance * right.abs().max()
+        assert (result.double() - right).abs().max() <= tolerance * right.abs().max()

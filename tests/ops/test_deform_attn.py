@@ -69,11 +69,11 @@ def _exact(inputs, shapes, grad_output: Tensor) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(output, leaves, grad_output.double())]
 
 
-def _error(ours: Tensor, exact: Tensor) -> float:
+def _error(result: Tensor, exact: Tensor) -> float:
     """The largest error, over the largest element."""
     if exact.numel() == 0:
         return 0.0
-    return float((ours.detach().double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
+    return float((result.detach().double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
 
 
 def _assert_right(native: Native, inputs, shapes, tolerances=(1e-5, 1e-4), skip_locations=False) -> None:
@@ -86,10 +86,10 @@ def _assert_right(native: Native, inputs, shapes, tolerances=(1e-5, 1e-4), skip_
     grads = native.backward(grad_output, value, flat, locations, weights)
     assert output.shape == size and output.dtype == value.dtype
     assert _error(output, exact[0]) <= tolerances[0]
-    for name, ours, right in zip(("value", "locations", "weights"), grads, exact[1:], strict=True):
-        assert ours.shape == right.shape
+    for name, result, right in zip(("value", "locations", "weights"), grads, exact[1:], strict=True):
+        assert result.shape == right.shape
         if not (skip_locations and name == "locations"):
-            assert _error(ours, right) <= tolerances[1], name
+            assert _error(result, right) <= tolerances[1], name
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def test_deform_attn_matches_the_reference_with_its_gradients(forced):
     output = deform_attn(leaves[0], SHAPES, *leaves[1:])
     grad_output = torch.randn_like(output)
     grads = torch.autograd.grad(output, leaves, grad_output)
-    for ours, right in zip((output, *grads), _exact(leaves, SHAPES, grad_output), strict=True):
-        assert _error(ours, right) < 1e-5
+    for result, right in zip((output, *grads), _exact(leaves, SHAPES, grad_output), strict=True):
+        assert _error(result, right) < 1e-5
 
 
 def test_inputs_need_not_be_contiguous(forced):
@@ -231,8 +231,8 @@ def test_inputs_need_not_be_contiguous(forced):
     output = deform_attn(leaves[0], SHAPES, *leaves[1:])
     assert torch.equal(output, right)
     grads = torch.autograd.grad(output.sum(), leaves)  # the gradient of a sum is an expanded scalar
-    for ours, exact in zip(grads, _exact(odd, SHAPES, torch.ones(()).expand(output.shape))[1:], strict=True):
-        assert _error(ours, exact) < 1e-5
+    for result, exact in zip(grads, _exact(odd, SHAPES, torch.ones(()).expand(output.shape))[1:], strict=True):
+        assert _error(result, exact) < 1e-5
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0), (0, 0)])
@@ -260,8 +260,8 @@ def test_compile_has_no_graph_break_and_trains(forced):
     grad_output = torch.randn(2, 11, 15)
     output = compiled(leaves[0], SHAPES, *leaves[1:])
     grads = torch.autograd.grad(output, leaves, grad_output)
-    for ours, right in zip((output, *grads), _exact(leaves, SHAPES, grad_output), strict=True):
-        assert _error(ours, right) < 1e-5
+    for result, right in zip((output, *grads), _exact(leaves, SHAPES, grad_output), strict=True):
+        assert _error(result, right) < 1e-5
 
 
 class _Module(torch.nn.Module):

@@ -79,8 +79,8 @@ def test_what_one_process_says_reaches_the_other(facts: tuple[Path, list[dict]])
     ],
 )
 def test_an_error_in_one_process_is_raised_in_all(facts: tuple[Path, list[dict]], what: str, expected: str) -> None:
-    for told in facts[1]:
-        assert expected in told[what]
+    for each in facts[1]:
+        assert expected in each[what]
 
 
 def test_each_process_keeps_its_part_of_a_batch_that_failed(facts: tuple[Path, list[dict]]) -> None:
@@ -91,21 +91,21 @@ def test_each_process_keeps_its_part_of_a_batch_that_failed(facts: tuple[Path, l
 
 
 def test_batch_norm_is_over_the_global_batch(facts: tuple[Path, list[dict]]) -> None:
-    assert max(told["batch_norm"] for told in facts[1]) < 1e-4
+    assert max(each["batch_norm"] for each in facts[1]) < 1e-4
 
 
 def test_invariant_12_cpu_means_cpu(facts: tuple[Path, list[dict]]) -> None:
-    assert [told["device"] for told in facts[1]] == ["cpu", "cpu"]
+    assert [each["device"] for each in facts[1]] == ["cpu", "cpu"]
 
 
 def test_accelerate_launch_trains_and_evaluates_the_model_as_one_process(
     tiny_run: Path, tiny_config: Path, tmp_path: Path
 ) -> None:
-    told = launch(
+    output = launch(
         *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "workbench.cli"),
         *("train", "--config", str(tiny_config), "--output", str(tmp_path / "run")),
     )
-    assert "process 0 uses cpu" in told and "process 1 uses cpu" in told
+    assert "process 0 uses cpu" in output and "process 1 uses cpu" in output
     assert_same_numbers(tiny_run, tmp_path / "run", tolerance=2e-3)
     rows = [json.loads((path / "predictions.json").read_text()) for path in (tiny_run, tmp_path / "run")]
     assert len(rows[0]) == len(rows[1]) > 0

@@ -56,8 +56,8 @@ def start(output: Path, *changes: str) -> subprocess.Popen:
 
 
 def read_until(process: subprocess.Popen, line: str) -> None:
-    for told in process.stdout:
-        if told.strip() == line:
+    for printed in process.stdout:
+        if printed.strip() == line:
             return
         process.stdin.write("\n")
         process.stdin.flush()
@@ -121,14 +121,14 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_is_the_one_with_the_highest_ap(tmp_path: Path) -> None:
     scores = iter([10.0, 30.0, None, 20.0])
-    told: list[int] = []
+    saved: list[int] = []
     trainer = toy.trainer(
         toy.config(tmp_path, TEST_EVAL_PERIOD=2),
         evaluate=lambda model: {"segm": {"AP": next(scores)}},
-        on_best=lambda: told.append(load_checkpoint(tmp_path / "checkpoints" / "best").step),
+        on_best=lambda: saved.append(load_checkpoint(tmp_path / "checkpoints" / "best").step),
     )
     trainer.train()
-    assert told == [2, 4]
+    assert saved == [2, 4]
     assert load_checkpoint(tmp_path / "checkpoints" / "best").metrics == {"segm": {"AP": 30.0}}
 
 
@@ -147,8 +147,8 @@ def test_a_run_killed_with_sigkill_continues_bit_for_bit(tmp_path: Path) -> None
     assert load_checkpoint(killed / "checkpoints" / "last").step == 3
     assert train(killed, SOLVER_EMA_DECAY=0.9) == whole
     for which in ("last", "best"):
-        ours, theirs = weights(killed, which), weights(tmp_path / "whole", which)
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        continued, uninterrupted = weights(killed, which), weights(tmp_path / "whole", which)
+        assert all(torch.equal(continued[name], uninterrupted[name]) for name in uninterrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

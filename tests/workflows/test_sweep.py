@@ -66,9 +66,9 @@ def test_a_sweep_keeps_failures_resumes_and_ends_in_a_table(
     (trials[1] / "config.yaml").write_text("SEED: 1")
 
     assert cli.main(["sweep", str(sweep_file), "--jobs", "2"]) == 2
-    told = capsys.readouterr()
-    assert f"1 of 2 runs failed (papermill.log says why): {trials[0]}" in told.err
-    assert "2 runs, 1 of them done" in told.out
+    captured = capsys.readouterr()
+    assert f"1 of 2 runs failed (papermill.log says why): {trials[0]}" in captured.err
+    assert "2 runs, 1 of them done" in captured.out
     failed = nbformat.read(trials[0] / "trial.failed.ipynb", as_version=4)
     assert "this trial fails" in str(failed.cells)
     assert "this trial fails" in (trials[0] / "papermill.log").read_text()
@@ -84,20 +84,20 @@ def test_a_sweep_keeps_failures_resumes_and_ends_in_a_table(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("grid:", "gird:", "must hold notebook, output and grid"),
-        ("[0.001, 0.002]", "0.001", "a list of values"),
-        ("[0.001, 0.002]", "[]", "a list of values"),
-        ("[0.001, 0.002]", "[0.1, 0.1]", "same settings twice"),
-        ("[0.001, 0.002]", "[0.001", "not valid YAML"),
-        ("trial.ipynb", "gone.ipynb", "which is not there"),
-        ("overrides: [SEED, 3]", "overrides: SEED", "overrides is a list"),
+        pytest.param("grid:", "gird:", "must hold notebook, output and grid", id="misspelt key"),
+        pytest.param("[0.001, 0.002]", "0.001", "a list of values", id="one value"),
+        pytest.param("[0.001, 0.002]", "[]", "a list of values", id="no value"),
+        pytest.param("[0.001, 0.002]", "[0.1, 0.1]", "same settings twice", id="one value twice"),
+        pytest.param("[0.001, 0.002]", "[0.001", "not valid YAML", id="open bracket"),
+        pytest.param("trial.ipynb", "gone.ipynb", "which is not there", id="missing notebook"),
+        pytest.param("overrides: [SEED, 3]", "overrides: SEED", "overrides is a list", id="no list"),
     ],
 )
-def test_a_bad_sweep_file(old: str, new: str, said: str, sweep_file: Path) -> None:
+def test_a_bad_sweep_file(old: str, new: str, message: str, sweep_file: Path) -> None:
     sweep_file.write_text(sweep_file.read_text().replace(old, new))
-    with pytest.raises(WorkbenchError, match=said):
+    with pytest.raises(WorkbenchError, match=message):
         load_sweep(sweep_file)
 
 

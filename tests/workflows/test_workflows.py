@@ -49,7 +49,7 @@ def test_a_run_holds_what_the_design_says(tiny_run: Path) -> None:
 
 def test_the_log_says_device_seed_versions_sizes_and_both_learning_rates(tiny_run: Path) -> None:
     log = (tiny_run / "log.txt").read_text()
-    for told in (
+    for text in (
         "process 0 uses cpu",
         f"torch {torch.__version__}",
         "seed 7; 4 steps of 2 images",
@@ -59,7 +59,7 @@ def test_the_log_says_device_seed_versions_sizes_and_both_learning_rates(tiny_ru
         "5 categories, subcategories colour (6), texture (4)",
         f"best checkpoint {tiny_run / 'checkpoints' / 'best'}",
     ):
-        assert told in log
+        assert text in log
 
 
 def test_a_finished_run_is_not_trained_again(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_a_finished_run_is_not_trained_again(tiny_run: Path, tiny_config: Path, 
     (run / "metrics.json").unlink()
     assert train(load_config(tiny_config, ["OUTPUT_DIR", str(run)])) == run
     assert all(path.read_bytes() == content for path, content in before.items())
-    ours, theirs = (json.loads((place / "metrics.json").read_text()) for place in (run, tiny_run))
-    assert ours["segm"] == theirs["segm"]
+    again, first = (json.loads((place / "metrics.json").read_text()) for place in (run, tiny_run))
+    assert again["segm"] == first["segm"]
 
 
 def test_the_same_seed_trains_the_same_and_minus_one_draws_one(
@@ -189,10 +189,10 @@ def test_weights_of_another_run_are_the_start(tiny_run: Path, tiny_config: Path,
         "()",
     ]
     run = train(load_config(tiny_config, ["OUTPUT_DIR", str(tmp_path / "run"), *overrides]))
-    theirs, ours = load_checkpoint(tiny_run).state_dict, load_checkpoint(run).state_dict
-    names = [name for name in theirs if "running" not in name and "num_batches" not in name]
-    assert all(torch.equal(theirs[name], ours[name]) for name in names)
-    assert f"{len(theirs)} loaded; 0 missing" in (run / "log.txt").read_text()
+    initial, loaded = load_checkpoint(tiny_run).state_dict, load_checkpoint(run).state_dict
+    names = [name for name in initial if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(initial[name], loaded[name]) for name in names)
+    assert f"{len(initial)} loaded; 0 missing" in (run / "log.txt").read_text()
 
 
 def test_a_dataset_with_faults_stops_the_training_or_is_thinned_out(

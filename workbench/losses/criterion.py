@@ -78,9 +78,7 @@ class SetCriterion(nn.Module):
     ):
         super().__init__()
         self.matcher = matcher
-        self.class_weight = class_weight
-        self.mask_weight = mask_weight
-        self.dice_weight = dice_weight
+        self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
         self.subcategory_weight = subcategory_weight
         self.no_object_weight = no_object_weight
         self.subcategory_no_object_weight = subcategory_no_object_weight

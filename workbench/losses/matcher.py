@@ -61,9 +61,7 @@ class HungarianMatcher(nn.Module):
         num_points: int = 12544,
     ):
         super().__init__()
-        self.class_cost = class_cost
-        self.mask_cost = mask_cost
-        self.dice_cost = dice_cost
+        self.class_cost, self.mask_cost, self.dice_cost = class_cost, mask_cost, dice_cost
         self.subcategory_cost = subcategory_cost
         self.num_points = num_points
 

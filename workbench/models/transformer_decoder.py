@@ -45,14 +45,13 @@ class DecoderLayer(nn.Module):
         pre_norm: normalise before each of the three instead of after its residual.
     """
 
-    def __init__(self, dim: int, *, heads: int, feedforward: int, dropout: float, pre_norm: bool):
+    def __init__(self, dim: int, *, heads: int, feedforward: int, pre_norm: bool):
         super().__init__()
         self.cross_attn = Attention(dim, heads)
         self.self_attn = Attention(dim, heads)
         self.linear1 = nn.Linear(dim, feedforward)
         self.linear2 = nn.Linear(feedforward, dim)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
@@ -70,13 +69,13 @@ class DecoderLayer(nn.Module):
             return self.self_attn(x + query_position, x + query_position, x)
 
         def feedforward(x: Tensor) -> Tensor:
-            return self.linear2(self.dropout(F.relu(self.linear1(x))))
+            return self.linear2(F.relu(self.linear1(x)))
 
         for step, norm in zip((cross, own, feedforward), self.norms, strict=True):
             if self.pre_norm:
-                queries = queries + self.dropout(step(norm(queries)))
+                queries = queries + step(norm(queries))
             else:
-                queries = norm(queries + self.dropout(step(queries)))
+                queries = norm(queries + step(queries))
         return queries
 
 
@@ -98,7 +97,7 @@ class MaskedTransformerDecoder(nn.Module):
         num_classes: main categories K; the head has K + 1 outputs, the last one for no object.
         subcategories: {name: K_s}; each gets a head of K_s + 1 outputs, the last one for no object.
         in_channels: channels of the maps. mask_dim: channels of the per-pixel embeddings.
-        hidden_dim, num_queries, heads, feedforward, dropout, pre_norm: of the transformer.
+        hidden_dim, num_queries, heads, feedforward, pre_norm: of the transformer.
         layers: decoder layers; the queries before the first also predict, so there are layers + 1 predictions.
         always_project: put a 1x1 convolution before the decoder even where the channels agree.
     """
@@ -117,7 +116,6 @@ class MaskedTransformerDecoder(nn.Module):
         heads: int = 8,
         feedforward: int = 2048,
         layers: int = 9,
-        dropout: float = 0.0,
         pre_norm: bool = False,
         always_project: bool = False,
     ):
@@ -131,8 +129,7 @@ class MaskedTransformerDecoder(nn.Module):
             nn.Conv2d(in_channels, hidden_dim, 1) if project else nn.Identity() for _ in range(self.NUM_LEVELS)
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(hidden_dim, heads=heads, feedforward=feedforward, dropout=dropout, pre_norm=pre_norm)
-            for _ in range(layers)
+            DecoderLayer(hidden_dim, heads=heads, feedforward=feedforward, pre_norm=pre_norm) for _ in range(layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
