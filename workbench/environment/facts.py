@@ -133,7 +133,7 @@ def _inspect_cuda() -> dict[str, Any]:
         "machine_gpus": gpus,
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "visible_devices_at_start": psutil.Process().environ().get("CUDA_VISIBLE_DEVICES"),
-        "started": _cuda_started(),
+        "started": (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized(),
         "cuda_home": os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"),
         "toolkits": find_toolkits(),
     }
@@ -181,13 +181,13 @@ def find_toolkits() -> list[dict[str, str]]:
     places += [(nvcc, str(nvcc.parent.parent)) for nvcc in sorted(Path("/usr/local").glob("cuda*/bin/nvcc"))]
     for site in sys.path:
         places += [(nvcc, "PyPI package") for nvcc in sorted(Path(site).glob("nvidia/*/bin/nvcc"))]
-    found: dict[Path, dict[str, str]] = {}
+    toolkits: dict[Path, dict[str, str]] = {}
     for nvcc, source in places:
-        if not nvcc.is_file() or nvcc.resolve() in found:
+        if not nvcc.is_file() or nvcc.resolve() in toolkits:
             continue
         if release := re.search(r"release (\d+\.\d+)", run_quietly(str(nvcc), "--version")):
-            found[nvcc.resolve()] = {"path": str(nvcc), "version": release[1], "source": source}
-    return list(found.values())
+            toolkits[nvcc.resolve()] = {"path": str(nvcc), "version": release[1], "source": source}
+    return list(toolkits.values())
 
 
 def _version(distribution: str) -> str | None:
@@ -211,11 +211,6 @@ def _free_bytes(directory: str) -> int | None:
 
 def _in_gib(amount: int | None) -> float | None:
     return None if amount is None else round(amount / GIB, 1)
-
-
-def _cuda_started() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_initialized()
 
 
 def _driver_version() -> str | None:

@@ -12,20 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from IPython import display as ipython
 from IPython import get_ipython
+from matplotlib.figure import Figure
 from PIL import Image
 
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
 from workbench.registry import import_parts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from workbench.runs.directory import RunDirectory
+from workbench.runs.table import metrics_frame
+from workbench.visualization.charts import learning_curves, use_style
+from workbench.visualization.painting import encode_jpeg
 
 DPI = 144  # of the PNG files
 _SHOWN_DPI = 84  # at which the notebook shows them
@@ -50,8 +52,6 @@ def start(run: str | Path | None = None, *, imports: Sequence[str] = ()) -> Page
         run: the directory whose ``figures/`` the results go to; None shows them and writes nothing.
         imports: files or modules that add backbones, models or mappers, see :func:`workbench.registry.import_parts`.
     """
-    from workbench.visualization.charts import use_style
-
     root = repository_root()
     if root is not None:
         os.chdir(root)
@@ -98,8 +98,6 @@ class Page:
 
         Arrays are shown as JPEG, which keeps notebooks and reports small, and figures as PNG.
         """
-        from workbench.visualization.painting import encode_jpeg
-
         data = io.BytesIO()
         if isinstance(picture, np.ndarray):
             Image.fromarray(picture).save(data, format="PNG")
@@ -195,10 +193,6 @@ class live_curves:  # a context manager, named like a function
             wait = max(self.every, 30 * (time.perf_counter() - began))  # drawing takes the trainer's time
 
     def _draw(self) -> None:
-        from workbench.runs.directory import RunDirectory
-        from workbench.runs.table import metrics_frame
-        from workbench.visualization.charts import learning_curves
-
         frame = metrics_frame(RunDirectory(self.run).metrics)
         if not frame.empty:
             image = Page(self.run).image(learning_curves(frame), "learning_curves")

@@ -10,6 +10,7 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.ops import build
+from workbench.ops.cuda import cuda_recipe
 from workbench.ops.native import Native
 
 CHOICES = ("reference", "cpu", "cuda")
@@ -51,12 +52,7 @@ def load(name: str) -> Native:
         if name in _failed:
             raise WorkbenchError(_failed[name])
         try:
-            if name == "cuda":
-                from workbench.ops.cuda import cuda_recipe
-
-                recipe = cuda_recipe()
-            else:
-                recipe = build.cpu_recipe()
+            recipe = cuda_recipe() if name == "cuda" else build.cpu_recipe()
             made = build.build(recipe, force=_rebuild)
             try:
                 _loaded[name] = Native(made)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 
 CPU_FLAGS = (
     "-O3",
@@ -109,10 +109,8 @@ def cache_directory() -> Path:
 
 def version_text(compiler: str) -> str:
     """Return what ``compiler --version`` prints; a WorkbenchError where it does not run."""
-    try:
+    with errors_as(f"The compiler {compiler} does not run", OSError, subprocess.TimeoutExpired):
         done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise WorkbenchError(f"The compiler {compiler} does not run: {error}") from None
     if done.returncode:
         output = (done.stderr or done.stdout).strip()[:200]
         raise WorkbenchError(f"The compiler {compiler} does not run: {output}")
@@ -122,11 +120,10 @@ def version_text(compiler: str) -> str:
 def cxx_compiler() -> str:
     """Return the C++ compiler: $CXX, else c++, g++ or clang++ on the PATH; a WorkbenchError where there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    for name in names:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise WorkbenchError(f"No C++ compiler was found (looked for {', '.join(names)}).")
+    paths = [path for path in map(shutil.which, names) if path]
+    if not paths:
+        raise WorkbenchError(f"No C++ compiler was found (looked for {', '.join(names)}).")
+    return paths[0]
 
 
 def cpu_recipe() -> Recipe:

@@ -295,8 +295,8 @@ def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None
     path, expected = directory / name, description.get("files", {}).get(name)
     if not path.is_file():
         raise WorkbenchError(f"checkpoint file {path} does not exist")
-    if expected is not None and (found := _measure(path)) != expected:
-        sizes = f"{found['bytes']} bytes instead of {expected['bytes']}"
+    if expected is not None and (present := _measure(path)) != expected:
+        sizes = f"{present['bytes']} bytes instead of {expected['bytes']}"
         raise WorkbenchError(f"checkpoint file {path} is truncated or garbled: {sizes}, or other contents")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -134,13 +135,9 @@ def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def _free_names(files: Sequence[Path]) -> list[str]:
     """Return a PNG name for each file, none twice: folders may hold files of the same name."""
-    names: list[str] = []
-    taken: set[str] = set()
+    names: dict[str, str] = {}  # by their small letters: some file systems do not tell capitals apart
     for file in files:
-        name, number = f"{file.stem}.png", 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{file.stem}_{number}.png"
-        taken.add(name.lower())
-        names.append(name)
-    return names
+        numbered = (f"{file.stem}_{number}.png" for number in itertools.count(2))
+        name = next(n for n in itertools.chain([f"{file.stem}.png"], numbered) if n.lower() not in names)
+        names[name.lower()] = name
+    return list(names.values())

@@ -63,8 +63,8 @@ def check_pyramid(shapes: Mapping[str, FeatureShape], table: str = "") -> None:
     strides = tuple(shapes[name].stride for name in names)
     allowed = ((4, 8, 16, 32), (4, 8, 16, 16), (4, 8, 8, 8), (4, 8, 16))
     if strides not in allowed or tuple(names) != STAGES[: len(names)]:
-        found = ", ".join(f"{name} {shape.channels} channels at 1/{shape.stride}" for name, shape in shapes.items())
+        present = ", ".join(f"{name} {shape.channels} channels at 1/{shape.stride}" for name, shape in shapes.items())
         raise PyramidError(
             "the backbone's stages must have strides 4, 8, 16, 32 (or repeat the last one when dilated), "
-            f"but they are: {found}.{table and chr(10)}{table}"
+            f"but they are: {present}.{table and chr(10)}{table}"
         )
