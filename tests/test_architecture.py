@@ -1,13 +1,15 @@
-"""Data flows one way, and so do imports."""
+"""Data flows one way, and so do imports; the documents name the files that there are."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "workbench"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "workbench"
 
 # A part imports only from those above it.
 ORDER = (
@@ -103,3 +105,28 @@ def test_nothing_unpickles_or_evaluates() -> None:
             assert called not in UNSAFE, f"{path.name}:{node.lineno} calls {called}"
             if called == "torch.load":
                 assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords), path
+
+
+def _tree(readme: Path) -> set[str]:
+    """Return the paths that the tree of a README names: folders end in "/", two spaces a level."""
+    tree = re.search(r"```\n(notebooks/\n.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)[1]
+    paths, folders = set(), []
+    for line in tree.splitlines():
+        folders = [*folders[: (len(line) - len(line.lstrip())) // 2], line.split()[0]]
+        paths.add("".join(folders))
+    return paths
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_tree_names_every_module_and_only_what_is_there(name: str) -> None:
+    named = _tree(ROOT / name)
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    modules = {path.relative_to(ROOT).as_posix() for path in FILES if path.name != "__init__.py"}
+    assert sorted(modules - named) == []
+
+
+def test_paths_in_the_documents_exist() -> None:
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        text = document.read_text(encoding="utf-8")
+        for path in re.findall(r"`((?:workbench|tests|benchmarks|notebooks|ops)/[\w./]+)`", text):
+            assert (ROOT / path).exists(), f"{document.name} names {path}"
