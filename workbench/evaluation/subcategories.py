@@ -74,7 +74,7 @@ def _class_numbers(rows: Sequence[Mapping], name: str, classes: Sequence[str], *
     numbers = []
     for i, row in enumerate(rows):
         attributes = row.get("attributes")
-        value = attributes.get(name) if isinstance(attributes, Mapping) else None
+        value = attributes.get(name) if isinstance(attributes, dict) else None
         try:
             numbers.append(place[class_name(value)])
         except (KeyError, TypeError):
