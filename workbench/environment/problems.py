@@ -198,7 +198,7 @@ def _space_problems(machine: dict[str, Any]) -> Pairs:
 
 
 def runs_on(capability: str, built_for: list[str]) -> bool:
-    """Whether code for ``built_for`` (``sm_90``, ``compute_90``) runs on a GPU of this compute capability.
+    """Return whether code for ``built_for`` (``sm_90``, ``compute_90``) runs on a GPU of this compute capability.
 
     Binary code runs on the same major and the same or a later minor version, PTX (``compute_``) on everything
     later, an architecture-specific ``sm_90a`` on exactly that.
@@ -221,7 +221,7 @@ def runs_on(capability: str, built_for: list[str]) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(major, minor) of a version such as ``2.15.0+cu132`` or ``3.14rc1``."""
+    """Return (major, minor) of a version such as ``2.15.0+cu132`` or ``3.14rc1``."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 

@@ -27,8 +27,8 @@ _NMS_NAMES = {"off": "keep", "within": "drop within a category", "across": "drop
 class PredictionBrowser(widgets.HBox):
     """Sliders and drop-downs beside ground truth and predictions of one image of a gallery.
 
-    `settings` is what the controls say, and may be set. What cannot be done (a file that cannot be written, a
-    logit the predictions do not hold) is said under the controls. Where a notebook is read without its kernel
+    ``settings`` is what the controls say, and may be set. Errors (a file that cannot be written, a
+    logit that the predictions lack) stand under the controls. Where a notebook is read without its kernel
     the picture stands as it was first drawn.
     """
 
@@ -229,7 +229,7 @@ class PredictionBrowser(widgets.HBox):
         return widgets.HBox([self._before, self._image, self._after, self._place])
 
     def _set_range(self, name: str) -> None:
-        """Probabilities run from 0 to 1, logits from just below the lowest there is; the lowest means off."""
+        """Set the slider: probabilities run from 0 to 1, logits from just below the least; its lowest means off."""
         measure, threshold, _ = self._subcategories[name]
         low, high = 0.0, 1.0
         if measure.value == "logit":
@@ -253,7 +253,7 @@ class PredictionBrowser(widgets.HBox):
 
 
 def _short(path: Path) -> str:
-    """The path from the working directory, where it lies in it."""
+    """Return the path from the working directory, where it lies in it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -273,12 +273,12 @@ def _heading(text: str) -> widgets.HTML:
 
 
 def _font_size(scene: Scene) -> int:
-    """Captions that can be read when both panels share the width of a notebook."""
+    """Return a size of captions that can be read when both panels share the width of a notebook."""
     return int(np.clip(max(LEAST_SIDE, *scene.image.shape[:2]) / 30, 14, 40))
 
 
 def _counts_html(filtered: Filtered, objects: int | None) -> str:
-    """A table with a column for all rows, one for each rule in use or with rows dropped, and the rest."""
+    """Return a table with a column for all rows, one for each rule in use or with rows dropped, and the rest."""
     cells = [("predictions", len(filtered.candidates), "")]
     cells += [
         (rule, -count, "" if count else "color:#8a8a8a")
@@ -297,7 +297,7 @@ def _counts_html(filtered: Filtered, objects: int | None) -> str:
 
 
 def _dropped_html(filtered: Filtered, most: int = 100) -> str:
-    """The dropped rows, best first, each with its reason; folded away."""
+    """Return the dropped rows as a folded list, best first, each with its reason."""
     dropped = [int(i) for i in filtered.candidates.order if filtered.rule[i] >= 0]
     names, label = filtered.candidates.vocabulary.categories, filtered.candidates.label
     lines = "".join(

@@ -84,7 +84,7 @@ class Gallery:
         return Candidates(self.results, self.vocabulary)
 
     def filtered(self, settings: FilterSettings) -> Filtered:
-        """What the filters do to all images."""
+        """Return what the filters do to all images."""
         return apply_filters(self.candidates, settings, self.vocabulary)
 
     def rates(self, **settings: FilterSettings) -> pd.DataFrame | None:
@@ -109,12 +109,12 @@ class Gallery:
         return settings.save(self.directory / f"{name}.json")
 
     def scene(self, image_id: int) -> Scene:
-        """One image, ready to be drawn."""
+        """Return one image, ready to be drawn."""
         annotations = None if self.truth is None else self.annotations[image_id]
         return Scene(image_id, self.files[image_id], self._rows[image_id], annotations, self.vocabulary)
 
     def contact_sheet(self, settings: FilterSettings, count: int = 6, columns: int = 2) -> np.ndarray:
-        """(H, W, 3) uint8: ground truth beside the predictions kept, of `count` images spread over all."""
+        """Draw ground truth beside the predictions kept, of ``count`` images spread over all: (H, W, 3) uint8."""
         spread = np.linspace(0, len(self.files) - 1, max(1, min(count, len(self.files)))).round().astype(int)
         scenes = (self.scene(self.image_ids[i]) for i in spread)
         return contact_sheet([scene.picture(settings, font_size=18) for scene in scenes], columns=columns, gap=20)
@@ -153,7 +153,7 @@ class Scene:
         return sum(not annotation.get("iscrowd", 0) for annotation in self._annotations)
 
     def filtered(self, settings: FilterSettings) -> Filtered:
-        """What the filters do to this image's rows."""
+        """Return what the filters do to this image's rows."""
         return apply_filters(self.candidates, settings, self.vocabulary)
 
     def picture(self, settings: FilterSettings, font_size: int | None = None, title: str = "") -> np.ndarray:
@@ -213,17 +213,17 @@ def open_gallery(
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Gallery:
-    """What a checkpoint finds in images, beside the ground truth where there is one.
+    """Open what a checkpoint predicts in images, beside the ground truth where there is one.
 
-    Where the dataset was evaluated with this checkpoint before, all its images are shown with the predictions
-    of then; otherwise the model is run on `num_images` of them, spread over the dataset.
+    Where the dataset was evaluated with this checkpoint before, all its images are shown with those
+    predictions; otherwise the model is run on ``num_images`` of them, spread over the dataset.
 
     Args:
         ckpt: a checkpoint directory, or a run (its best).
         dataset: a catalog name or a COCO JSON; by default the first of the checkpoint's DATASETS.TEST. Or
             images: a file, a folder, a glob or several; these have no ground truth. Nor has a dataset with
             other classes than the checkpoint's, of which the images are still shown.
-        output: where figures and settings belong; by default as for `open_evaluation`.
+        output: where figures and settings belong; by default as for ``open_evaluation``.
         overrides: config keys and values in turn; with any the model is run.
     """
     path = resolve_checkpoint(ckpt)
@@ -261,7 +261,7 @@ def open_gallery(
 
 
 def _names_images(wanted: str | Path | Sequence[str | Path]) -> bool:
-    """Whether these are image files rather than a dataset: several, a folder, a file or a glob."""
+    """Return whether these are image files rather than a dataset: several, a folder, a file or a glob."""
     if not isinstance(wanted, (str, Path)):
         return True
     path, text = Path(wanted).expanduser(), str(wanted)
@@ -276,7 +276,7 @@ def _images(wanted: str | Path | Sequence[str | Path], vocabulary: Vocabulary) -
 
 
 def _open_dataset(path: Path, cfg: CfgNode, wanted: str | Path, vocabulary: Vocabulary) -> tuple[CocoDataset, str]:
-    """A dataset, and why it cannot be the ground truth of the checkpoint's predictions; empty where it can."""
+    """Return a dataset, and why it cannot be the ground truth of the checkpoint's predictions; empty where it can."""
     try:
         data = load_data(cfg, [wanted], vocabulary)
         check_vocabulary(path, vocabulary, data.vocabulary)
@@ -288,7 +288,7 @@ def _open_dataset(path: Path, cfg: CfgNode, wanted: str | Path, vocabulary: Voca
 
 
 def _spread(data: CocoDataset, count: int) -> CocoDataset:
-    """The dataset with at most `count` of its images."""
+    """Return the dataset with at most ``count`` of its images."""
     if count < 1:
         raise WorkbenchError(f"num_images is {count}; it must be 1 or more")
     places = np.linspace(0, len(data.dicts) - 1, min(count, len(data.dicts))).round().astype(int)

@@ -23,7 +23,7 @@ from workbench.errors import WorkbenchError
 
 
 def scaled_lr(cfg: CfgNode) -> float:
-    """Peak learning rate: BASE_LR scaled from REFERENCE_BATCH_SIZE to IMS_PER_BATCH images a step.
+    """Return the peak learning rate: BASE_LR scaled from REFERENCE_BATCH_SIZE to IMS_PER_BATCH images a step.
 
     "linear" follows Goyal et al. 2017 (arXiv 1706.02677, section 2.1), "sqrt" is its gentler form for
     adaptive optimisers, "none" keeps BASE_LR.
@@ -34,7 +34,7 @@ def scaled_lr(cfg: CfgNode) -> float:
 
 
 def lr_arithmetic(cfg: CfgNode) -> str:
-    """One line that shows where the learning rate comes from."""
+    """Return one line that shows where the learning rate comes from."""
     solver = cfg.SOLVER
     rate = f"{scaled_lr(cfg):.6g}"
     if solver.LR_SCALING == "none":

@@ -29,7 +29,7 @@ _WIDE_FONTS = (
 
 @lru_cache(maxsize=64)
 def font(size: int, wide: bool = False) -> ImageFont.FreeTypeFont:
-    """matplotlib's DejaVu Sans; with `wide` a system font with East Asian characters, where there is one."""
+    """Return matplotlib's DejaVu Sans; with ``wide`` a system font with East Asian characters, where there is one."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -46,7 +46,7 @@ def _font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def readable_on(colour: Colour) -> Colour:
-    """Black or white, whichever stands out more on `colour` (WCAG's relative luminance)."""
+    """Return black or white, whichever stands out more on ``colour`` (WCAG's relative luminance)."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return BLACK if luminance > 0.179 else WHITE
@@ -54,8 +54,9 @@ def readable_on(colour: Colour) -> Colour:
 
 @lru_cache(maxsize=8192)
 def plate(text: str, size: int, colour: Colour, widest: int) -> np.ndarray:
-    """(h, w, 3) uint8 picture of `text` (one or more lines) in a readable colour on `colour`, at most
-    `widest` pixels wide: a longer line ends in an ellipsis.
+    """Return a picture (h, w, 3) uint8 of ``text``, one or more lines in a readable colour on ``colour``.
+
+    It is at most ``widest`` pixels wide; a longer line ends in an ellipsis.
     """
     pad = max(2, size // 5)
     face = _font_for(text, size)
@@ -84,13 +85,19 @@ def place_plates(
     objects: np.ndarray,
     reserved: Sequence[tuple[int, int, int, int]] = (),
 ) -> list[tuple[int, int] | None]:
-    """Top left corners (x, y) for plates of `sizes` (h, w), one for each of `boxes` (N, 4) XYXY, earlier ones
-    first.
+    """Place plates in and around their boxes, earlier ones first.
 
-    `objects` (H, W) bool is where the picture shows what is not to be hidden, `reserved` XYXY boxes stay
-    free. Each plate tries places in and around its box, all inside the picture, and takes the one that hides
-    least, other plates counting most. None for a plate that would hide part of another or with which plates
-    would cover more than a third of the picture.
+    Each plate takes the place, inside the picture, that hides least; other plates count most.
+
+    Args:
+        sizes: (h, w) of each plate.
+        boxes: (N, 4) XYXY, one a plate.
+        objects: (H, W) bool, where the picture shows what is not to be hidden.
+        reserved: XYXY boxes that stay free.
+
+    Returns:
+        the top left corner (x, y) of each plate; None for one that would hide part of another, or with which plates
+        would cover more than a third of the picture.
     """
     height, width = objects.shape
     # hidden pixels of a rectangle = four look-ups in the sums over everything above and left
@@ -128,7 +135,7 @@ def place_plates(
 def _candidates(
     h: int, w: int, x1: float, y1: float, x2: float, y2: float, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x and y (18,) of a plate above, below, inside and beside a box, pushed into the picture."""
+    """Return x and y (18,) of a plate above, below, inside and beside a box, pushed into the picture."""
     across, down = (x1, x2 - w, (x1 + x2 - w) / 2), (y1, y2 - h, (y1 + y2 - h) / 2)
     x = np.array([*across, *across, *across * 3, *(x2,) * 3, *(x1 - w,) * 3])
     y = np.array([*(y1 - h,) * 3, *(y2,) * 3, *np.repeat(down, 3), *down, *down])

@@ -32,7 +32,7 @@ MANY = 9  # categories beyond which single ones are no longer told apart
 
 
 def use_style() -> None:
-    """The look of all charts, for this process."""
+    """Set the style of all charts, for this process."""
     mpl.rcParams.update(
         {
             "figure.constrained_layout.use": True,
@@ -59,19 +59,19 @@ def use_style() -> None:
 
 
 def category_colour(number: int) -> tuple[float, float, float]:
-    """The colour that pictures draw main category ``number`` in."""
+    """Return the colour that pictures draw main category ``number`` in."""
     return tuple(part / 255 for part in PALETTE[number % len(PALETTE)])
 
 
 def sentence(text: str, size: tuple[float, float] = (7, 1.2)) -> Figure:
-    """A figure that says why there is no chart."""
+    """Return a figure that says why there is no chart."""
     figure = Figure(figsize=size)
     figure.text(0.02, 0.5, text, va="center", fontsize=11, color=QUIET, wrap=True)
     return figure
 
 
 def class_counts(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Objects of each class, a panel a table; ``tables`` hold a column "objects"."""
+    """Draw the number of objects of each class, a panel a table; ``tables`` hold a column "objects"."""
     most = max(len(table) for table in tables.values())
     figure = Figure(figsize=(3.3 * len(tables), 1.1 + 0.3 * min(most, 40)))
     for axes, (name, table) in zip(np.atleast_1d(figure.subplots(1, len(tables))), tables.items(), strict=True):
@@ -87,7 +87,7 @@ def class_counts(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def learning_curves(rows: pd.DataFrame) -> Figure:
-    """Losses by component, mask AP where it was measured, and the learning rate, against the step.
+    """Draw losses by component, mask AP where it was measured, and the learning rate, against the step.
 
     ``rows`` is a run's metrics.csv with numbers. Of each loss the last decoder layer's is drawn; the total
     is over all layers. Thin lines are single steps, thick ones a running median.
@@ -131,9 +131,9 @@ def _losses(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def precision_recall(curves: Mapping[str, Mapping[str, np.ndarray]], iou: float) -> Figure:
-    """Precision against recall for each main category, and their mean in black.
+    """Draw precision against recall for each main category, and their mean in black.
 
-    ``curves`` is what `coco_curves` returns, in the order of the categories. With many categories single
+    ``curves`` is what ``coco_curves`` returns, in the order of the categories. With many categories single
     ones are thin lines without a name.
     """
     names = [name for name in curves if name != "all"]
@@ -172,7 +172,7 @@ def precision_recall(curves: Mapping[str, Mapping[str, np.ndarray]], iou: float)
 
 
 def _until_never(precision: np.ndarray) -> np.ndarray:
-    """Precision with a single 0 where the curve ends: a line along the axis would say nothing more."""
+    """Return precision with a single 0, and NaN after it: a line along the axis would say nothing more."""
     ends = np.flatnonzero(precision <= 0)
     shown = precision.astype(float).copy()
     if len(ends):
@@ -181,9 +181,9 @@ def _until_never(precision: np.ndarray) -> np.ndarray:
 
 
 def category_bars(table: pd.DataFrame) -> Figure:
-    """AP of each main category, best first, its AP50 as a mark; at most 40, the best and worst of more.
+    """Draw AP of each main category, best first, its AP50 as a mark; at most 40, the best and worst of more.
 
-    ``table`` is what `category_table` returns.
+    ``table`` is what ``category_table`` returns.
     """
     order = {name: i for i, name in enumerate(table.index)}
     known = table[table.AP.notna()].sort_values("AP", ascending=False, kind="stable")
@@ -206,7 +206,7 @@ def category_bars(table: pd.DataFrame) -> Figure:
 def heat_table(
     values: pd.DataFrame, *, title: str, shades: pd.DataFrame | None = None, text: pd.DataFrame | None = None
 ) -> Figure:
-    """A table whose cells are shaded from 0 (white) to 100 (blue); a NaN cell says –.
+    """Draw a table whose cells are shaded from 0 (white) to 100 (blue); a NaN cell says –.
 
     ``shades``: what the shades show, where that is not the values; ``text``: what the cells say.
     """
@@ -241,7 +241,7 @@ def heat_table(
 
 
 def scores_by_setting(table: pd.DataFrame, settings: Sequence[str], score: str) -> Figure:
-    """A score of several runs against each setting, with the mean of each value; ``table`` has a row a run."""
+    """Draw a score of several runs against each setting, with the mean of each value; ``table`` has a row a run."""
     figure = Figure(figsize=(4 * len(settings), 3.2))
     panels = figure.subplots(1, len(settings), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, settings, strict=True):
@@ -256,7 +256,7 @@ def scores_by_setting(table: pd.DataFrame, settings: Sequence[str], score: str) 
 
 
 def confusion(counts: pd.DataFrame) -> Figure:
-    """A confusion matrix as `confusion_matrices` returns it: counts, shaded by the share of their row."""
+    """Draw a confusion matrix of ``confusion_matrices``: counts, shaded by the share of their row."""
     name = str(counts.columns.name).removeprefix("predicted ")
     total = counts.sum(axis=1)
     if not total.sum():
@@ -267,20 +267,20 @@ def confusion(counts: pd.DataFrame) -> Figure:
 
 
 def confusions(matrices: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Draw a :func:`confusion` matrix for each subcategory."""
+    """Draw a :func:``confusion`` matrix for each subcategory."""
     return {name: confusion(counts) for name, counts in matrices.items()}
 
 
 def size_table(categories: pd.DataFrame) -> Figure:
-    """Draw AP by main category and object size; ``categories`` is the result of `category_table`."""
+    """Draw AP by main category and object size; ``categories`` is the result of ``category_table``."""
     sizes = categories[["APs", "APm", "APl"]].set_axis(["small", "medium", "large"], axis=1)
     return heat_table(sizes.rename_axis(None), title="AP (%) by category and size")
 
 
 def calibration(table: pd.DataFrame) -> Figure:
-    """Precision of predictions against their score, and how many there are of each score.
+    """Draw the precision of predictions against their score, and how many there are of each score.
 
-    ``table`` is what `calibration_table` returns.
+    ``table`` is what ``calibration_table`` returns.
     """
     if not table.predictions.sum():
         return sentence("There is no prediction, so there is nothing to calibrate.")
@@ -305,7 +305,7 @@ def calibration(table: pd.DataFrame) -> Figure:
 
 
 def grouped_bars(table: pd.DataFrame, *, title: str, ylabel: str = "percent") -> Figure:
-    """Bars of each row (group) and column (bar within it), with their values; NaN is left out."""
+    """Draw bars of each row (group) and column (bar within it), with their values; NaN is left out."""
     values = table.dropna(axis=1, how="all")
     if values.empty:
         return sentence(f"{title}: there is nothing to compare.")
@@ -339,7 +339,7 @@ def _rate_axis(axes: Axes) -> None:
 
 
 def thread_speed(table: pd.DataFrame) -> Figure:
-    """Bars of what `thread_trial` measured, and the line that perfect scaling would follow."""
+    """Draw bars of what ``thread_trial`` measured, and the line that perfect scaling would follow."""
     figure = Figure(figsize=(5, 2.8))
     axes = figure.subplots()
     rates = table["images a second"]
@@ -352,7 +352,7 @@ def thread_speed(table: pd.DataFrame) -> Figure:
 
 
 def threshold_chart(suggestion: Suggestion) -> Figure:
-    """Precision, recall and F1 against each threshold; the best is marked."""
+    """Draw precision, recall and F1 against each threshold; the best is marked."""
     curves = {rule: curve[np.isfinite(curve.threshold)] for rule, curve in suggestion.curves.items()}
     curves = {rule: curve for rule, curve in curves.items() if len(curve)}
     if not curves:

@@ -64,13 +64,19 @@ def draw_masks(
     scale: int | None = None,
     font_size: int | None = None,
 ) -> np.ndarray:
-    """Draws N masks on an image and returns (H x scale, W x scale, 3) uint8.
+    """Draw N masks on an image, smaller ones over larger ones.
 
-    Args: image: (H, W, 3) or (H, W) array, or (3, H, W) tensor; uint8, or float in 0..255. masks: N of (H, W)
-    bool. Smaller masks are drawn over larger ones. captions: N texts; the first ones get the best places.
-    Where a picture is too full for all, the rest is left out and a note in the corner says how many. colours:
-    N RGB colours; by default the palette in turn. boxes: also draw the box of each mask. scale: whole factor
-    by which image and masks are enlarged; by default small images are.
+    Args:
+        image: (H, W, 3) or (H, W) array, or (3, H, W) tensor; uint8, or float in 0..255.
+        masks: N of (H, W) bool.
+        captions: N texts; the first ones get the best places. Where a picture is too full for all, the rest is left
+            out and a note in the corner says how many.
+        colours: N RGB colours; by default the palette in turn.
+        boxes: also draw the box of each mask.
+        scale: whole factor by which image and masks are enlarged; by default small images are.
+
+    Returns:
+        (H x scale, W x scale, 3) uint8.
     """
     picture = as_image(image)
     scale = scale or max(1, math.ceil(LEAST_SIDE / max(picture.shape[:2])))
@@ -94,7 +100,7 @@ def draw_masks(
 def _caption(
     canvas: np.ndarray, objects: Sequence[Piece], captioned: Sequence[Piece], plates: Sequence[np.ndarray], size: int
 ) -> None:
-    """Puts a plate beside each captioned object, and a note in the corner where some have no place."""
+    """Put a plate beside each captioned object, and a note in the corner where some have no place."""
     height, width = canvas.shape[:2]
     covered = np.zeros((height, width), dtype=bool)
     for mask, x, y in objects:
@@ -116,7 +122,7 @@ def _caption(
 
 
 def as_image(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    """(3, H, W) tensor or (H, W, 3) or (H, W) array, uint8 or float in 0..255 -> (H, W, 3) uint8, a copy."""
+    """Return a copy, (H, W, 3) uint8, of a (3, H, W) tensor or (H, W, 3) or (H, W) array, uint8 or float in 0..255."""
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu().numpy().transpose(1, 2, 0)
     image = np.asarray(image)
@@ -130,8 +136,7 @@ def as_image(image: np.ndarray | torch.Tensor) -> np.ndarray:
 def drawables_of_predictions(
     predictions: Sequence[Mapping] | Mapping, vocabulary: Vocabulary, score_threshold: float = 0.5
 ) -> list[Drawable]:
-    """What to draw of one image's predictions, best first: rows of COCO results or the model's own
-    predictions.
+    """Return what to draw of one image's predictions, rows of COCO results or the model's own, best first.
 
     Subcategories for which no-object is the likeliest are left out.
     """
@@ -153,7 +158,7 @@ def drawables_of_predictions(
 def drawables_of_annotations(
     annotations: Sequence[Mapping], vocabulary: Vocabulary, height: int, width: int
 ) -> list[Drawable]:
-    """What to draw of one image's ground truth: annotations of a COCO file or of a dataset dict."""
+    """Return what to draw of one image's ground truth: annotations of a COCO file or of a dataset dict."""
     label_of = {key: k for k, key in enumerate(vocabulary.category_ids)}
     drawables = []
     for annotation in annotations:
@@ -169,7 +174,7 @@ def drawables_of_annotations(
 
 
 def drawables_of_targets(targets: Mapping, vocabulary: Vocabulary) -> list[Drawable]:
-    """What to draw of the targets of a batched input: what the model is trained on, after the mapper."""
+    """Return what to draw of the targets of a batched input: what the model is trained on, after the mapper."""
     classes = {name: values.tolist() for name, values in targets["subcategories"].items()}
     return [
         Drawable(mask.cpu().numpy(), label, _named({name: classes[name][i] for name in classes}, vocabulary))
@@ -192,9 +197,9 @@ def draw_instances(
     vocabulary: Vocabulary,
     **how: object,
 ) -> np.ndarray:
-    """Draws one image's instances, all of them: what `drawables_of_...` made, rows of COCO results or the
-    model's predictions. Colours are by main category, so that panels of one image compare; keyword arguments
-    are those of `draw_masks`.
+    """Draw one image's instances, all of them: drawables, rows of COCO results or the model's predictions.
+
+    Colours are by main category, so that panels of one image compare; keyword arguments are those of ``draw_masks``.
     """
     if isinstance(instances, Mapping) or not all(isinstance(each, Drawable) for each in instances):
         instances = drawables_of_predictions(instances, vocabulary, score_threshold=0.0)
@@ -208,7 +213,7 @@ def draw_instances(
 
 
 def titled(panel: np.ndarray, title: str) -> np.ndarray:
-    """The panel with a line of text above it."""
+    """Return the panel with a line of text above it."""
     width = panel.shape[1]
     text = plate(title, int(np.clip(width / 32, 11, 24)), WHITE, width)
     strip = np.full((text.shape[0] + 4, width, 3), 255, dtype=np.uint8)
@@ -219,8 +224,9 @@ def titled(panel: np.ndarray, title: str) -> np.ndarray:
 def contact_sheet(
     panels: Sequence[np.ndarray], *, columns: int = 4, titles: Sequence[str] | None = None, gap: int = 8
 ) -> np.ndarray:
-    """Panels (h, w, 3) uint8 of any sizes in rows of `columns` on white, each column as wide as its widest
-    panel.
+    """Return panels (h, w, 3) uint8 of any sizes in rows of ``columns`` on white, aligned at the bottom of their row.
+
+    Each column is as wide as its widest panel.
     """
     if titles is not None:
         panels = [titled(panel, title) for panel, title in zip(panels, titles, strict=True)]

@@ -22,7 +22,7 @@ class Piece(NamedTuple):
 
 
 def cut_out(mask: np.ndarray | torch.Tensor, scale: int) -> Piece | None:
-    """The piece of an (H, W) bool mask on a canvas enlarged by `scale`; None for an empty mask."""
+    """Return the piece of an (H, W) bool mask on a canvas enlarged by ``scale``; None for an empty mask."""
     mask = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
     mask = mask.astype(bool, copy=False)
     rows = np.flatnonzero(mask.any(axis=1))
@@ -47,9 +47,9 @@ def paint(
     line: int,
     boxes: bool = False,
 ) -> np.ndarray:
-    """(H, W, 3) uint8 -> the same with N pieces filled, later ones on top.
+    """Fill N pieces on a canvas (H, W, 3) uint8, later ones on top, and return it.
 
-    Each has a contour: `line` pixels in its colour within the mask and one dark pixel around it, which shows
+    Each has a contour: ``line`` pixels in its colour within the mask and one dark pixel around it, which shows
     on any background. Nothing is drawn along the border of the picture, where a mask is cut off and has no
     contour.
     """
@@ -106,7 +106,7 @@ def _with_neighbours(mask: np.ndarray, combine: np.ufunc) -> np.ndarray:
 
 
 def lead(canvas: np.ndarray, spot: tuple[int, int], label: np.ndarray, piece: Piece) -> None:
-    """A line from a plate to the nearest pixel of its object, where they do not touch."""
+    """Draw a line from a plate to the nearest pixel of its object, where they do not touch."""
     step = max(1, min(piece.mask.shape) // 16)  # every pixel would cost more than all else
     if not piece.mask[::step, ::step].any():  # thin parts far apart slip through
         step = 1
@@ -126,14 +126,15 @@ def lead(canvas: np.ndarray, spot: tuple[int, int], label: np.ndarray, piece: Pi
 
 
 def blit(canvas: np.ndarray, label: np.ndarray, x: int, y: int) -> None:
+    """Copy a picture onto the canvas with its top left corner at (x, y), cut off at the borders."""
     region = canvas[y : y + label.shape[0], x : x + label.shape[1]]
     region[:] = label[: region.shape[0], : region.shape[1]]
 
 
 def encode_jpeg(picture: np.ndarray) -> bytes:
-    """An (H, W, 3) uint8 picture for a browser: half of PNG's time, and of a photograph a fifth of its bytes.
+    """Return an (H, W, 3) uint8 picture as JPEG, without chroma subsampling, which blurs thin contours.
 
-    Without chroma subsampling, which blurs thin contours.
+    It takes half of PNG's time, and for a photograph a fifth of its bytes.
     """
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "JPEG", quality=90, subsampling=0)

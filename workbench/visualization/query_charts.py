@@ -1,4 +1,4 @@
-"""Charts of how queries are used; the tables are those of `evaluation.queries` and `evaluation.saturation`."""
+"""Charts of how queries are used; the tables are those of ``evaluation.queries`` and ``evaluation.saturation``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUTCOMES = {"right": GREEN, "duplicate": ORANGE, "wrong": VERMILION, "crowd": QU
 
 
 def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> Figure:
-    """How many objects an image has, and how many of the ``queries`` claim one: two histograms."""
+    """Draw histograms of how many objects an image has, and of how many of the ``queries`` claim one."""
     figure = Figure(figsize=(8, 3.2))
     left, right = figure.subplots(1, 2, sharey=True)
     most = int(max(objects.max(), claims.max(), 1))
@@ -34,7 +34,7 @@ def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> 
 
 
 def query_use(table: pd.DataFrame) -> Figure:
-    """In what share of the images each query claims an object, busiest first; of `QueryOutputs.table`."""
+    """Draw the share of the images in which each query claims an object, busiest first; of ``QueryOutputs.table``."""
     busiest = table.sort_values("claims", ascending=False, kind="stable")
     figure = Figure(figsize=(8, 2.8))
     axes = figure.subplots()
@@ -53,7 +53,7 @@ def query_use(table: pd.DataFrame) -> Figure:
 
 
 def detection_limit_chart(table: pd.DataFrame) -> Figure:
-    """AP and AR against the number of detections that count; of `detection_limits`."""
+    """Draw AP and AR against the number of detections that count; of ``detection_limits``."""
     if table.isna().all(axis=None):
         return sentence("There is no ground truth, so AP and AR cannot be measured.")
     figure = Figure(figsize=(6, 3.2))
@@ -83,7 +83,7 @@ def detection_limit_chart(table: pd.DataFrame) -> Figure:
 
 
 def mean_mask_sheet(outputs: QueryOutputs, most: int = 40, columns: int = 10) -> Figure:
-    """Where the busiest queries look: each one's mean mask over the images where it claims an object."""
+    """Draw the mean mask of each of the busiest queries over the images where it claims an object."""
     table = outputs.table().sort_values("claims", ascending=False, kind="stable")
     shown = table[table.claims > 0].head(most)
     if shown.empty:
@@ -111,7 +111,7 @@ def mean_mask_sheet(outputs: QueryOutputs, most: int = 40, columns: int = 10) ->
 
 
 def score_histogram(table: pd.DataFrame) -> Figure:
-    """Scores of right, duplicate and wrong predictions; of `right_and_wrong`."""
+    """Draw the scores of right, duplicate and wrong predictions; of ``right_and_wrong``."""
     if table.empty:
         return sentence("There is no prediction, so there are no scores.")
     figure = Figure(figsize=(7, 3.2))
@@ -134,7 +134,7 @@ def score_histogram(table: pd.DataFrame) -> Figure:
 def saturation_chart(table: pd.DataFrame) -> Figure:
     """Draw the share of missed objects against the number visible: mean and standard deviation over the repeats.
 
-    ``table`` is the result of `compare_saturation`; each experiment is a panel. Dashed: missed objects that a
+    ``table`` is the result of ``compare_saturation``; each experiment is a panel. Dashed: missed objects that a
     prediction covers together with others. Dotted: the share that a model with so many queries misses at least.
     """
     if table.empty:
