@@ -216,7 +216,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": ("MultiScaleMaskedTransformerDecoder",),
     "INPUT.FORMAT": ("RGB",),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
-    "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
+    "SOLVER.OPTIMIZER": ("ADAMW", "SGD", "MUON"),
     "SOLVER.LR_SCALING": ("linear", "sqrt", "none"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),

@@ -8,6 +8,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from workbench.training.muon import Muon
 from workbench.training.schedule import scaled_lr
 
 # _NormBase: every batch and instance norm
@@ -22,11 +23,11 @@ def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
     Parameters under ``backbone.`` learn at BACKBONE_MULTIPLIER times the rate; norm layers decay by
     WEIGHT_DECAY_NORM, ``nn.Embedding`` and position tables by WEIGHT_DECAY_EMBED, biases by WEIGHT_DECAY_BIAS
     where it is set. Frozen parameters are left out; a parameter shared by two modules is listed once. ``names`` are
-    those of ``params``.
+    those of ``params``. For Muon, ``matrices`` tells weights of linear layers and convolutions from the rest.
     """
     solver = cfg.SOLVER
     base = scaled_lr(cfg)
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple, dict] = {}
     seen: set[Tensor] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -39,19 +40,22 @@ def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
                 decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
             if isinstance(module, _NORMS):
                 decay = solver.WEIGHT_DECAY_NORM
-            if isinstance(module, nn.Embedding) or name in _TABLES:
+            table = isinstance(module, nn.Embedding) or name in _TABLES
+            if table:
                 decay = solver.WEIGHT_DECAY_EMBED
             full_name = f"{module_name}.{name}" if module_name else name
             if full_name.startswith("backbone."):
                 lr *= solver.BACKBONE_MULTIPLIER
-            group = groups.setdefault((lr, decay), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
+            matrix = parameter.ndim > 1 and not table
+            options = {"lr": lr, "weight_decay": decay, **({"matrices": matrix} if solver.OPTIMIZER == "MUON" else {})}
+            group = groups.setdefault(tuple(options.values()), {"params": [], "names": [], **options})
             group["params"].append(parameter)
             group["names"].append(full_name)
     return list(groups.values())
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """Return AdamW or SGD over :func:`parameter_groups`; each group keeps its peak rate as ``initial_lr``.
+    """Return SOLVER.OPTIMIZER over :func:`parameter_groups`; each group keeps its peak rate as ``initial_lr``.
 
     AdamW takes torch's fused kernel, which needs each gradient in the memory format of its parameter. Gradients that
     autograd accumulates are.
@@ -59,7 +63,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
     groups = [{**group, "initial_lr": group["lr"]} for group in parameter_groups(model, cfg)]
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV)
-    return torch.optim.AdamW(groups, fused=True)
+    return Muon(groups) if cfg.SOLVER.OPTIMIZER == "MUON" else torch.optim.AdamW(groups, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
