@@ -46,7 +46,8 @@ def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict]:
             full_name = f"{module_name}.{name}" if module_name else name
             if full_name.startswith("backbone."):
                 lr *= solver.BACKBONE_MULTIPLIER
-            matrix = parameter.ndim > 1 and not table
+            # Each filter of a grouped convolution sees inputs of its own: together they are no matrix.
+            matrix = parameter.ndim > 1 and not table and getattr(module, "groups", 1) == 1
             options = {"lr": lr, "weight_decay": decay, **({"matrices": matrix} if solver.OPTIMIZER == "MUON" else {})}
             group = groups.setdefault(tuple(options.values()), {"params": [], "names": [], **options})
             group["params"].append(parameter)
