@@ -154,6 +154,28 @@ def validate(args: argparse.Namespace) -> None:
 
 
 @command(
+    "import",
+    """
+  workbench import labelme_folder data/apples            the format is recognised
+  workbench import task/annotations.xml data/apples      CVAT, its images beside it in images/
+  workbench import project.json data/apples --images photos --category species
+  workbench import VOCdevkit/VOC2012 data/voc --format voc --copy""",
+    option("source", metavar="SOURCE", help="the file or folder that the annotation tool exported, unpacked"),
+    option("output", metavar="OUT", help="a new folder for the COCO JSON and images/"),
+    option("--format", metavar="NAME", help="cvat, labelme, via, labelstudio, yolo, voc or supervisely (recognised)"),
+    option("--images", metavar="DIR", help="where the images are, if not with the annotations"),
+    option("--category", metavar="NAME", help="the attribute that is the main category (VIA)"),
+    option("--copy", action="store_true", help="copy the images; they are otherwise linked"),
+)
+def import_annotations(args: argparse.Namespace) -> None:
+    """Turn annotations of CVAT, LabelMe, VIA, Label Studio, YOLO, Pascal VOC or Supervisely into COCO's format."""
+    from workbench.data.formats.importing import describe_import, import_dataset
+
+    settings = {name: getattr(args, name) for name in ("format", "images", "category", "copy")}
+    print(describe_import(*import_dataset(args.source, args.output, **settings)))
+
+
+@command(
     "train",
     """
   workbench train --config configs/shapes/demo.yaml --output outputs/demo

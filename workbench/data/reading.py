@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import WorkbenchError
 
 
-def read_coco_json(path: Path | str) -> dict:
-    """The content of a COCO instances file: a dict whose ``images``, ``annotations`` and ``categories`` are
-    lists.
+def read_json(path: Path | str) -> Any:
+    """Return the content of a JSON file.
 
-    WorkbenchError, in one sentence, where the file is absent, empty, not JSON or not of that form. What is
-    inside the lists is not looked at: that is :func:`workbench.data.validate.validate`.
+    WorkbenchError, in one sentence, where the file is absent, empty, not UTF-8 or not JSON.
     """
     path = Path(path)
     try:
@@ -28,13 +27,23 @@ def read_coco_json(path: Path | str) -> dict:
     if not text.strip():
         raise WorkbenchError(f"The annotation file {path} is empty.")
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise WorkbenchError(
             f"The annotation file {path} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
         ) from None
     except (ValueError, RecursionError) as error:
         raise WorkbenchError(f"The annotation file {path} is not valid JSON: {error}.") from None
+
+
+def read_coco_json(path: Path | str) -> dict:
+    """The content of a COCO instances file: a dict whose ``images``, ``annotations`` and ``categories`` are
+    lists.
+
+    WorkbenchError, in one sentence, where the file is absent, empty, not JSON or not of that form. What is
+    inside the lists is not looked at: that is :func:`workbench.data.validate.validate`.
+    """
+    content = read_json(path)
     if not isinstance(content, dict):
         raise WorkbenchError(f"The annotation file {path} is not in COCO's form: its top level is no object.")
     wrong = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]

@@ -1,0 +1,1 @@
+"""Readers of other tools' annotation files: one module a format."""

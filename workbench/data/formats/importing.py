@@ -1,0 +1,169 @@
+"""Turn another tool's annotations into a COCO dataset with its images: ``workbench import``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from workbench.data.formats.builder import Imported
+from workbench.data.formats.cvat import read_cvat
+from workbench.data.formats.detect import detect_format
+from workbench.data.formats.labelme import read_labelme
+from workbench.data.formats.labelstudio import read_label_studio
+from workbench.data.formats.source import Source, read_xml
+from workbench.data.formats.supervisely import read_supervisely
+from workbench.data.formats.via import read_via
+from workbench.data.formats.voc import find_voc, read_voc
+from workbench.data.formats.yolo import find_yaml, read_yolo
+from workbench.data.vocabulary import collected_subcategories
+from workbench.errors import WorkbenchError
+from workbench.files import replacing, write_json
+
+READERS: dict[str, Callable[[Source], Imported]] = {
+    "cvat": read_cvat,
+    "labelme": read_labelme,
+    "via": read_via,
+    "labelstudio": read_label_studio,
+    "yolo": read_yolo,
+    "voc": read_voc,
+    "supervisely": read_supervisely,
+}
+_NAMES = ", ".join(READERS)
+
+
+def import_dataset(
+    path: str | Path,
+    output: str | Path,
+    *,
+    format: str | None = None,
+    images: str | Path | None = None,
+    category: str | None = None,
+    copy: bool = False,
+) -> tuple[list[Path], Imported]:
+    """Read annotations of another tool and write them as COCO, with their images, into a new folder.
+
+    Args:
+        path: the file or folder that the tool exported.
+        output: a folder that is empty or not there. It gets ``images/`` and ``annotations.json``, or a JSON for each
+            of train, val and test where the export has them.
+        format: a key of :data:`READERS`; recognised where it is None.
+        images: a folder with the images, where they are not with the annotations.
+        category: the attribute that is the main category, for VIA.
+        copy: copy the images; they are otherwise hard links, or symbolic links where those are not possible.
+
+    Returns:
+        the JSON files written, and the dataset with its notes.
+
+    Raises:
+        WorkbenchError: the format is unknown, a record is malformed, or nothing can be used.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise WorkbenchError(f"{output} is not an empty folder; name a new one.")
+    source = Source(Path(path), None if images is None else Path(images), category)
+    read = READERS.get(format or detect_source(source))
+    if read is None:
+        raise WorkbenchError(f"There is no format {format!r}; known are {_NAMES}.")
+    imported = read(source)
+    for name, image in imported.files.items():
+        _place(image, output / "images" / name, copy)
+    subcategories = [{"name": n, "classes": list(c)} for n, c in collected_subcategories(imported.content).items()]
+    written = []
+    for split, content in _by_split(imported.content).items():
+        written.append(output / f"{split}.json")
+        write_json(written[-1], {**content, "subcategories": subcategories})
+    return written, imported
+
+
+def detect_source(source: Source) -> str:
+    """Return the key of :data:`READERS` for a file or folder, by what is in it. WorkbenchError where none fits."""
+    if source.path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
+        raise WorkbenchError(f"{source.path} is an archive; unpack it and name the folder.")
+    if source.path.is_file():
+        known = _detect_file(source, source.path)
+    else:
+        known = _detect_folder(source)
+    if known == "coco":
+        raise WorkbenchError(f"{source.path} is in COCO's form already; `workbench validate` and training read it.")
+    if known is None:
+        raise WorkbenchError(f"The format of {source.path} is not recognised; name it with --format: {_NAMES}.")
+    return known
+
+
+def _detect_file(source: Source, path: Path) -> str | None:
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return "yolo"
+    if suffix == ".xml":
+        return "cvat" if read_xml(path).tag == "annotations" else None
+    return detect_format(source.read_json(path)) if suffix == ".json" else None
+
+
+def _detect_folder(source: Source) -> str | None:
+    if find_yaml(source) is not None:
+        return "yolo"
+    if (source.folder / "meta.json").is_file():
+        return "supervisely"
+    if find_voc(source) is not None:
+        return "voc"
+    for suffix in (".xml", ".json"):
+        for path in source.files(suffix)[:20]:  # an export may have other files beside its annotations
+            known = _detect_file(source, path)
+            if known is not None:
+                return known
+    return None
+
+
+def _place(image: Path | bytes, target: Path, copy: bool) -> None:
+    """Link, copy or write one image."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(image, bytes):
+        with replacing(target) as draft:
+            draft.write_bytes(image)
+        return
+    image = image.resolve()
+    if not copy:
+        for link in (os.link, os.symlink):
+            try:
+                link(image, target)
+                return
+            except OSError:  # another file system, or one without links
+                continue
+    shutil.copyfile(image, target)
+
+
+def _by_split(content: dict) -> dict[str, dict]:
+    """Return the dataset as one file, ``annotations``, or in the parts that its images name."""
+    splits = {image["id"]: image.pop("split", "annotations") for image in content["images"]}
+    return {
+        split: {
+            "images": [image for image in content["images"] if splits[image["id"]] == split],
+            "annotations": [each for each in content["annotations"] if splits[each["image_id"]] == split],
+            "categories": content["categories"],
+        }
+        for split in dict.fromkeys(splits.values())
+    }
+
+
+def describe_import(written: list[Path], imported: Imported) -> str:
+    """Return what was written, what it holds and what was left out, as lines of text."""
+    content = imported.content
+    names = {item["id"]: item["name"] for item in content["categories"]}
+    counts = Counter(names[each["category_id"]] for each in content["annotations"])
+    lines = [
+        f"{len(content['images'])} images, {len(content['annotations'])} objects: "
+        + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    ]
+    values: dict[str, Counter] = {}
+    for each in content["annotations"]:
+        for name, value in each["attributes"].items():
+            values.setdefault(name, Counter())[str(value)] += 1
+    for name, given in values.items():
+        shown = ", ".join(f"{value!r} {count}" for value, count in given.most_common(8))
+        lines.append(f"  attribute {name}: {shown}{', ...' if len(given) > 8 else ''}")
+    lines += [f"  note: {note}" for note in imported.notes]
+    lines += [f"Wrote {path}" for path in written]
+    return "\n".join([*lines, f"Next: workbench validate {written[0]}"])
