@@ -31,6 +31,9 @@ _SPLITS = {
 BOXES = "boxes have no mask and are left out (draw polygons, or turn the boxes into masks with a SAM tool)"
 
 
+RECTANGLES = "rectangles become masks of that form"
+
+
 @dataclass
 class Imported:
     """A dataset as one COCO dict, and where its images come from.
@@ -117,13 +120,24 @@ class Frame:
         whole[y0:y1, x0:x1] = mask[y0 - top : y1 - top, x0 - left : x1 - left] if x1 > x0 and y1 > y0 else False
         self._add(category, encode_mask(self._turned_mask(whole)), where, attributes, group)
 
+    def add_box(
+        self, category: str, outline: np.ndarray, where: str, attributes: dict | None = None, *, group: object = None
+    ) -> None:
+        """Add a rectangle, a (4, 2) array of its corners, as a mask of that form. A dataset of nothing else is
+        refused: its rectangles were drawn around objects. Other arguments as :meth:`add_polygons`."""
+        self._builder.note(RECTANGLES, where)
+        self.add_polygons(category, [outline], where, attributes, group=group)
+
     def leave_out(self, kind: str, where: str) -> None:
-        """Count a shape that is no mask; ``kind`` is its plural (``"boxes"``, ``"points"``)."""
-        self._builder.note(BOXES if kind == "boxes" else f"{kind} are no masks and are left out", where)
+        """Count a shape that is not read; ``kind`` is its plural (``"boxes"``, ``"points"``)."""
+        self._builder.note(BOXES if kind == "boxes" else f"{kind} are left out", where)
 
     def _add(
         self, category: str, segmentation: list | dict, where: str, attributes: dict | None, group: object
     ) -> None:
+        if category == "":
+            self._builder.note("shapes have no label and are left out", where)
+            return
         key = (self.record["id"], category, group) if group is not None else None
         self._builder.add_object(_Object(self.record, category, attributes or {}, where, [segmentation]), key)
 
@@ -183,7 +197,10 @@ class Builder:
         """
         path = self.source.find_image(name, beside or self.source.folder)
         if path is None and data is None:
-            self.note("images are missing and left out with their objects", f"{name!r} of {where}")
+            several = self.source.same_name(name)
+            kind = "have a name that several files have" if several else "are missing"
+            place = f"{name!r} of {where}" + (f" may be {several[0]} or {several[1]}" if several else "")
+            self.note(f"images {kind} and are left out with their objects", place)
             return None
         key = str(beside) + name if path is None else path
         if key in self._frames:
@@ -234,12 +251,14 @@ class Builder:
                 f"No image of {self.source.path} can be used: {reasons}. Name the folder of the images with --images."
             )
         annotations = [record for record in map(self._annotation, self.objects) if record is not None]
+        kind = BOXES if BOXES in self._notes else RECTANGLES
+        boxes, first = self._notes.get(kind, (0, ""))
+        if boxes and (not annotations or (kind == RECTANGLES and boxes >= len(self.objects))):
+            raise WorkbenchError(
+                f"{self.source.path} has boxes only ({boxes} of them, the first is {first}), and masks are not learnt "
+                "from boxes; draw polygons."
+            )
         if not annotations:
-            if BOXES in self._notes:
-                raise WorkbenchError(
-                    f"{self.source.path} has boxes only ({self._notes[BOXES][0]} of them, the first is "
-                    f"{self._notes[BOXES][1]}), and a mask cannot be learnt from a box; draw polygons."
-                )
             reasons = "; ".join(self._note_lines()) or "it has no shapes"
             raise WorkbenchError(f"{self.source.path} has no object with a mask: {reasons}.")
         used = {record["category_id"] for record in annotations}

@@ -104,5 +104,5 @@ def _attributes(shape: Element, kinds: dict[tuple[str, str], str]) -> dict[str, 
         else:
             values[name] = text
     if shape.get("occluded") == "1":
-        values["occluded"] = True
+        values.setdefault("occluded", True)  # an attribute of the user's own may have that name
     return values

@@ -17,8 +17,10 @@ from workbench.data.formats.source import (
     decode_mask_picture,
     ellipse,
     reading,
+    rectangle,
 )
 
+IGNORED = "__ignore__"  # labelme's own label of what is to be left out
 _NO_MASKS = {"line": "lines", "linestrip": "lines", "point": "points", "points": "points"}
 
 
@@ -62,11 +64,14 @@ def _read_shape(frame: Frame, shape: dict, where: str) -> None:
     label, points = shape["label"], as_points(shape["points"])
     attributes = {**(shape.get("flags") or {}), **(shape.get("attributes") or {})}
     common = {"where": where, "attributes": attributes, "group": shape.get("group_id")}
-    if kind in ("polygon", "rotation"):  # X-AnyLabeling calls a turned box rotation, and gives its corners
+    if label == IGNORED:
+        frame.leave_out(f"shapes labelled {IGNORED}", where)
+    elif kind == "polygon":
         frame.add_polygons(label, [points], **common)
+    elif kind == "rotation":  # X-AnyLabeling's turned box, by its corners
+        frame.add_box(label, points, **common)
     elif kind == "rectangle":
-        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
-        frame.add_polygons(label, [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])], **common)
+        frame.add_box(label, rectangle(*points.min(axis=0), *np.ptp(points, axis=0)), **common)
     elif kind == "circle":  # its centre, and a point on the line
         radius = float(np.hypot(*(points[1] - points[0])))
         frame.add_polygons(label, [ellipse(*points[0], radius, radius)], **common)

@@ -49,7 +49,8 @@ def _read_task(builder: Builder, path: Path, task: dict, where: str) -> None:
         raise ValueError("its results are of images of several sizes")
     text = next((value for value in task["data"].values() if isinstance(value, str) and _image_name(value)), None)
     if text is None:
-        raise ValueError("its data names no image file")
+        builder.note("tasks name no image file and are left out", where)
+        return
     name = _image_name(text)
     last = name.rpartition("/")[2]
     names = [name, last, _UPLOAD_PREFIX.sub("", last)]
@@ -101,8 +102,7 @@ def _read_region(builder: Builder, frame: Frame, items: list[dict], where: str) 
     elif kind == "brush":
         if value.get("format", "rle") != "rle":
             raise ValueError(f"its brush format {value['format']!r} is not known")
-        size = (item["original_height"], item["original_width"])
-        frame.add_mask(joined(labels), decode_brush(value["rle"], *size), where, attributes)
+        frame.add_mask(joined(labels), decode_brush(value["rle"], *frame.size), where, attributes)
     else:
         height, width = frame.size
         if kind == "polygon":

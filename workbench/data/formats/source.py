@@ -80,7 +80,7 @@ class Source:
 
         The name is taken relative to ``beside``, to the images' and to the source's folder. A name that leads out of
         them, and one that is in none of them, is looked for by its last part: exported files carry the paths of the
-        annotator's machine. A last part that several files have is not resolved.
+        annotator's machine. A last part that several files have is not resolved, see :meth:`same_name`.
         """
         name = name.replace("\\", "/")
         if not name or "\0" in name:
@@ -89,10 +89,15 @@ class Source:
         allowed = [os.path.join(os.path.abspath(root), "") for root in (self.images, self.folder) if root is not None]
         for root in roots:
             path = os.path.normpath(os.path.join(os.path.abspath(root), name))
-            if any(path.startswith(folder) for folder in allowed) and os.path.isfile(path):
+            inside = any(path.startswith(folder) for folder in allowed)
+            if inside and _is_image(path) and os.path.isfile(path):
                 return Path(path)
-        paths = self._by_name.get(name.rpartition("/")[2], [])
+        paths = self.same_name(name)
         return paths[0] if len(paths) == 1 else None
+
+    def same_name(self, name: str) -> list[Path]:
+        """Return all images whose file name is the last part of ``name``, in any folder."""
+        return self._by_name.get(name.replace("\\", "/").rpartition("/")[2], [])
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
@@ -100,11 +105,15 @@ class Source:
         for root in (self.images, self.folder):
             for folder, _, names in os.walk(root) if root is not None else ():
                 for name in names:
-                    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                    if _is_image(name):
                         paths[name].append(Path(os.path.abspath(folder)) / name)
             if root is not None and paths:
                 break
         return dict(paths)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def read_xml(path: Path) -> Element:

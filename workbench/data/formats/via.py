@@ -5,8 +5,6 @@ The main category is one of the region attributes; VIA does not say which.
 
 from __future__ import annotations
 
-import numpy as np
-
 from workbench.data.formats.builder import Builder, Frame, Imported
 from workbench.data.formats.detect import detect_format
 from workbench.data.formats.source import Source, as_number, as_points, ellipse, joined, reading, rectangle
@@ -93,11 +91,13 @@ def _read_region(builder: Builder, frame: Frame, region: dict, key: str | None, 
     if kind in _NO_MASKS:
         frame.leave_out(_NO_MASKS[kind], where)
         return
-    if kind in ("polygon", "polyline"):
+    if kind == "polygon":
         xs, ys = shape["all_points_x"], shape["all_points_y"]
         outline = as_points([list(pair) for pair in zip(xs, ys, strict=True)])
     elif kind == "rect":
         outline = rectangle(*(as_number(shape[name]) for name in ("x", "y", "width", "height")))
+        frame.add_box(str(category), outline, where, attributes)
+        return
     elif kind == "circle":
         cx, cy, r = (as_number(shape[name]) for name in ("cx", "cy", "r"))
         outline = ellipse(cx, cy, r, r)
@@ -105,4 +105,4 @@ def _read_region(builder: Builder, frame: Frame, region: dict, key: str | None, 
         outline = ellipse(*(as_number(shape[n]) for n in ("cx", "cy", "rx", "ry")), as_number(shape.get("theta", 0)))
     else:
         raise ValueError(f"its shape {kind!r} is not known")
-    frame.add_polygons(str(category), [np.asarray(outline)], where, attributes)
+    frame.add_polygons(str(category), [outline], where, attributes)
