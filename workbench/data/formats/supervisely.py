@@ -58,6 +58,7 @@ def _tags(record: dict) -> dict[str, object]:
     """Return tags as attributes; several of one name are joined."""
     values: dict[str, list] = {}
     for tag in record.get("tags") or []:
+        tag = {"name": tag} if isinstance(tag, str) else tag  # old projects list names only
         value = tag.get("value")
         values.setdefault(str(tag["name"]), []).append(True if value is None else value)
     return {name: given[0] if len(given) == 1 else joined(given) for name, given in values.items()}

@@ -63,10 +63,10 @@ def _read_yaml(path: Path) -> object:
 def _images(yaml_path: Path, base: str, place: str) -> list[Path]:
     """Return the images of a split: of a folder, or of a text file with their paths. All lie beside ``data.yaml``."""
     folder = yaml_path.parent.resolve()
-    plain = place.replace("\\", "/")
-    while plain.startswith(("../", "./")):
-        plain = plain.partition("/")[2]
-    for candidate in (folder / base / place, folder / place, folder / base / plain, folder / plain):
+    place = place.replace("\\", "/")
+    parts = [part for part in place.split("/") if part not in ("", ".", "..")]
+    ends = [folder.joinpath(*parts[i:]) for i in range(len(parts))]
+    for candidate in (folder / base / place, folder / place, folder.joinpath(base, *parts), *ends):
         candidate = candidate.resolve()
         if not candidate.is_relative_to(folder):
             continue
@@ -101,7 +101,8 @@ def _read_labels(builder: Builder, image: Path, names: dict[int, str], split: st
 def _read_line(frame: Frame, words: list[str], names: dict[int, str], where: str) -> None:
     values = [float(word) for word in words]
     if values[0] not in names:
-        raise ValueError(f"its class {words[0]} is not among the {len(names)} names")
+        frame.leave_out("lines of a class number that data.yaml does not name", where)
+        return
     if len(values) == 5:
         frame.leave_out("boxes", where)
         return
