@@ -176,6 +176,35 @@ def import_annotations(args: argparse.Namespace) -> None:
 
 
 @command(
+    "split",
+    """
+  workbench split data/apples/annotations.json --val 0.2
+  workbench split data/apples/annotations.json --val 0.15 --test 0.15 --group prefix
+  workbench split my/labels.json@photos --group video_id --seed 1 --out my/parts""",
+    option(
+        "dataset", metavar="A.json", help="a COCO JSON, with @ and the folder of its images where that is elsewhere"
+    ),
+    option("--val", type=float, default=0.2, metavar="S", help="share of the images for validation (0.2)"),
+    option("--test", type=float, default=0.0, metavar="S", help="share of the images for testing (0)"),
+    option(
+        "--group",
+        metavar="KEY",
+        help="images of one group stay together: folder, prefix (the file name up to its last _ - or .), prefix:N (its "
+        "first N characters), or a key of the image records or of their attributes",
+    ),
+    option("--seed", type=int, default=0, metavar="N", help="the same seed gives the same parts (0)"),
+    option("--out", metavar="DIR", help="where A_train.json, A_val.json and A_test.json go (beside A.json)"),
+    option("--no-images", action="store_true", help="do not look for copies among the image files (faster)"),
+)
+def split(args: argparse.Namespace) -> None:
+    """Divide a dataset into train, val and test, stratified by category and subcategory, and print the counts."""
+    from workbench.data.split import describe_split, split_dataset
+
+    settings = {name: getattr(args, name) for name in ("val", "test", "group", "seed", "out")}
+    print(describe_split(split_dataset(args.dataset, **settings, check_images=not args.no_images)))
+
+
+@command(
     "train",
     """
   workbench train --config configs/shapes/demo.yaml --output outputs/demo

@@ -28,10 +28,10 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
-BOXES = "boxes have no mask and are left out (draw polygons, or turn the boxes into masks with a SAM tool)"
+BOXES = "boxes, left out because a box is no mask"
 
 
-RECTANGLES = "rectangles become masks of that form"
+RECTANGLES = "rectangles, read as masks of that form"
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Frame:
         """
         drawn = [line for line in outlines if len(np.unique(line, axis=0)) >= 3]
         if not drawn:
-            self._builder.note("polygons with fewer than 3 different points are left out", where)
+            self._builder.note("polygons with fewer than 3 different points, left out", where)
             return
         segmentation: list | dict = [self._turned_points(line).ravel().tolist() for line in drawn]
         cut = [self._turned_points(line).ravel().tolist() for line in holes if len(np.unique(line, axis=0)) >= 3]
@@ -130,13 +130,13 @@ class Frame:
 
     def leave_out(self, kind: str, where: str) -> None:
         """Count a shape that is not read; ``kind`` is its plural (``"boxes"``, ``"points"``)."""
-        self._builder.note(BOXES if kind == "boxes" else f"{kind} are left out", where)
+        self._builder.note(BOXES if kind == "boxes" else f"{kind}, left out", where)
 
     def _add(
         self, category: str, segmentation: list | dict, where: str, attributes: dict | None, group: object
     ) -> None:
         if category == "":
-            self._builder.note("shapes have no label and are left out", where)
+            self._builder.note("shapes without a label, left out", where)
             return
         key = (self.record["id"], category, group) if group is not None else None
         self._builder.add_object(_Object(self.record, category, attributes or {}, where, [segmentation]), key)
@@ -166,7 +166,7 @@ class Builder:
         self._notes: dict[str, tuple[int, str]] = {}
 
     def note(self, kind: str, where: str) -> None:
-        """Count something that is left out or changed; ``kind`` follows the count, ``where`` is the first place."""
+        """Count something that is left out or changed; ``where`` says which, the first is kept."""
         count, first = self._notes.get(kind, (0, where))
         self._notes[kind] = (count + 1, first)
 
@@ -198,13 +198,13 @@ class Builder:
         path = self.source.find_image(name, beside or self.source.folder)
         if path is None and data is None:
             several = self.source.same_name(name)
-            kind = "have a name that several files have" if several else "are missing"
+            kind = "whose name several files have" if several else "that are missing"
             place = f"{name!r} of {where}" + (f" may be {several[0]} or {several[1]}" if several else "")
-            self.note(f"images {kind} and are left out with their objects", place)
+            self.note(f"images {kind}, left out with their objects", place)
             return None
         key = str(beside) + name if path is None else path
         if key in self._frames:
-            self.note("images are listed more than once; their objects are put together", where)
+            self.note("images listed more than once, their objects put together", where)
             return self._frames[key]
         try:
             with Image.open(path if data is None or path else io.BytesIO(data)) as opened:
@@ -212,11 +212,11 @@ class Builder:
                 turn = int(opened.getexif().get(_ORIENTATION, 1))
                 suffix = f".{(opened.format or 'png').lower()}"
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self.note("images cannot be read and are left out with their objects", f"{path or where}: {error}")
+            self.note("images that cannot be read, left out with their objects", f"{path or where}: {error}")
             return None
         if shown[0] * shown[1] > MOST_PIXELS or size not in (None, shown, stored):
             said = f"{shown[1]}x{shown[0]}" + (f", not {size[1]}x{size[0]} as {where} says" if size else "")
-            kind = "images have another size than their annotations say and are left out with their objects"
+            kind = "images of another size than their annotations say, left out with their objects"
             self.note(kind, f"{path or name} is {said}")
             return None
         turned = shown != stored and size == stored
@@ -264,8 +264,8 @@ class Builder:
         used = {record["category_id"] for record in annotations}
         self.declare_categories(sorted(used))
         unused = [name for name in self._categories if name not in used]
-        if unused:
-            self.note("categories have no object and are left out", ", ".join(unused))
+        for name in unused:
+            self.note("categories without an object, left out", name)
         numbers = {name: i for i, name in enumerate((name for name in self._categories if name in used), 1)}
         for i, record in enumerate(annotations, 1):
             record.update(id=i, category_id=numbers[record["category_id"]])
@@ -289,7 +289,7 @@ class Builder:
             rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
         area = int(coco_mask.area(rle))
         if not area:
-            self.note("objects cover no pixel of their image and are left out", drawn.where)
+            self.note("objects that cover no pixel of their image, left out", drawn.where)
             return None
         counts = rle["counts"].decode("ascii") if isinstance(rle["counts"], bytes) else rle["counts"]
         segmentation: list | dict = {"size": [height, width], "counts": counts}
@@ -329,4 +329,4 @@ class Builder:
                 image["split"] = split
 
     def _note_lines(self) -> list[str]:
-        return [f"{count} {kind} ({first})" for kind, (count, first) in self._notes.items()]
+        return [f"{kind}: {count} (first: {first})" for kind, (count, first) in self._notes.items()]

@@ -38,10 +38,10 @@ def read_label_studio(source: Source) -> Imported:
 def _read_task(builder: Builder, path: Path, task: dict, where: str) -> None:
     given = [item for item in task.get("annotations") or task.get("completions") or [] if not item.get("was_cancelled")]
     if len(given) > 1:
-        builder.note("tasks have several annotations, of which one is read", where)
+        builder.note("tasks with several annotations, of which one is read", where)
     chosen = next((item for item in given if item.get("ground_truth")), given[0] if given else None)
     if chosen is None:
-        builder.note("tasks are not annotated and are left out", where)
+        builder.note("tasks that are not annotated, left out", where)
         return
     results = chosen.get("result") or []
     sizes = {(item["original_height"], item["original_width"]) for item in results if item.get("original_height")}
@@ -49,7 +49,7 @@ def _read_task(builder: Builder, path: Path, task: dict, where: str) -> None:
         raise ValueError("its results are of images of several sizes")
     text = next((value for value in task["data"].values() if isinstance(value, str) and _image_name(value)), None)
     if text is None:
-        builder.note("tasks name no image file and are left out", where)
+        builder.note("tasks that name no image file, left out", where)
         return
     name = _image_name(text)
     last = name.rpartition("/")[2]
@@ -96,9 +96,9 @@ def _read_region(builder: Builder, frame: Frame, items: list[dict], where: str) 
     if kind in ("rectangle", "keypoint"):
         frame.leave_out("boxes" if kind == "rectangle" else "points", where)
     elif not labels:
-        builder.note("regions have no label and are left out", where)
+        builder.note("regions without a label, left out", where)
     elif item.get("image_rotation"):
-        builder.note("regions were drawn on a turned image and are left out", where)
+        builder.note("regions drawn on a turned image, left out", where)
     elif kind == "brush":
         if value.get("format", "rle") != "rle":
             raise ValueError(f"its brush format {value['format']!r} is not known")

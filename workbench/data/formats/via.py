@@ -84,7 +84,7 @@ def _read_region(builder: Builder, frame: Frame, region: dict, key: str | None, 
     attributes = {name: _value(value) for name, value in (region.get("region_attributes") or {}).items()}
     category = attributes.pop(key, None) if key is not None else UNNAMED
     if category in (None, ""):
-        builder.note(f"regions have no {key} and are left out", where)
+        builder.note(f"regions without {key}, left out", where)
         return
     shape = region["shape_attributes"]
     kind = shape["name"]

@@ -60,7 +60,7 @@ def read_voc(source: Source) -> Imported:
         where = source.name(path)
         classes = folder / "SegmentationClass" / f"{name}.png"
         if not classes.is_file():
-            builder.note("images have no SegmentationClass and are left out", where)
+            builder.note("images without SegmentationClass, left out", where)
             continue
         with reading(where):
             objects, kinds = _colours(path), _colours(classes)
@@ -153,7 +153,7 @@ def _read_objects(
         colour = int(values[counts.argmax()])
         place = f"{where}, the object of colour {number >> 16},{number >> 8 & 255},{number & 255}"
         if colour not in colours:
-            builder.note("objects have a class colour that labelmap.txt does not list and are left out", place)
+            builder.note("objects whose class colour labelmap.txt does not list, left out", place)
             continue
         ys, xs = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
         box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])

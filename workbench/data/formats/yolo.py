@@ -45,7 +45,7 @@ def read_yolo(source: Source) -> Imported:
             for place in [places] if isinstance(places, str) else places:
                 images = _images(path, str(content.get("path") or ""), str(place))
                 if not images:
-                    builder.note("folders or lists of images are missing or empty", f"{split}: {place} of {name}")
+                    builder.note("folders or lists of images that are missing or empty", f"{split}: {place} of {name}")
                 for image in images:
                     _read_labels(builder, image, names, split)
     return builder.finish()
