@@ -221,9 +221,11 @@ def _stratify(units: list[list[int]], labels: list[Counter[Label]], shares: dict
     """Return the part of each image, by iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1).
 
     The rarest label goes first: each unit that has it, largest count first, goes to the part that lacks most of it, or
-    of several those that lack most images. Counts of objects take the place of the paper's presence of labels.
+    of several those that lack most images. Counts of objects take the place of the paper's presence of labels. What is
+    placed last gets what is left, so that :func:`_move_units` follows.
     """
-    order = np.random.default_rng(seed).permutation(len(units)).tolist()
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(units)).tolist()
     held = [sum((labels[image] for image in unit), Counter()) for unit in units]
     with_label = defaultdict(list)
     for row in order:
@@ -250,11 +252,50 @@ def _stratify(units: list[list[int]], labels: list[Counter[Label]], shares: dict
     for row in sorted(order, key=lambda row: -len(units[row])):
         if row not in chosen:
             place(row, max(shares, key=room.__getitem__))
-    parts = [""] * len(labels)
+
+    names = list(shares)
+    columns = {label: i for i, label in enumerate(total)}
+    counts = np.zeros((len(units), len(columns) + 1), dtype=np.float32)
     for row, unit in enumerate(units):
-        for image in unit:
-            parts[image] = chosen[row]
+        counts[row, [columns[label] for label in held[row]]] = list(held[row].values())
+        counts[row, -1] = len(unit)
+    first = np.array([names.index(chosen[row]) for row in range(len(units))])
+    parts = [""] * len(labels)
+    for row, part in enumerate(_move_units(first, counts, np.array(list(shares.values())), rng)):
+        for image in units[row]:
+            parts[image] = names[part]
     return parts
+
+
+def _move_units(
+    part_of: np.ndarray, counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator, sweeps: int = 3
+) -> np.ndarray:
+    """Return (N,) parts of N units after moving each to the part where it lessens the error most, in random order.
+
+    The error is the sum, over parts and labels, of the squared relative difference between the objects a part has and
+    its share of all. ``counts`` (N, L+1) holds each unit's objects of L labels and its images, which weigh as much as
+    all labels together. A part keeps its last unit.
+    """
+    part_of = part_of.copy()
+    wanted = shares[:, None] * counts.sum(axis=0)
+    lacking = wanted - np.stack([counts[part_of == part].sum(axis=0) for part in range(len(shares))])
+    members = np.bincount(part_of, minlength=len(shares))
+    weight = 1 / wanted
+    weight[:, -1] *= np.sqrt(max(1, counts.shape[1] - 1))
+    for row in np.concatenate([rng.permutation(len(part_of)) for _ in range(sweeps)]):
+        here, unit = part_of[row], counts[row]
+        added = ((lacking - unit) * weight) ** 2 - (lacking * weight) ** 2
+        removed = (((lacking[here] + unit) ** 2 - lacking[here] ** 2) * weight[here] ** 2).sum()
+        change = added.sum(axis=1) + removed
+        change[here] = 0
+        there = int(change.argmin())
+        if change[there] < -1e-9 and members[here] > 1:
+            lacking[here] += unit
+            lacking[there] -= unit
+            members[here] -= 1
+            members[there] += 1
+            part_of[row] = there
+    return part_of
 
 
 def _near_duplicates(images: list[dict], paths: list[str], parts: list[str]) -> list[tuple[str, str]]:

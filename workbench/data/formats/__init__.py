@@ -1,1 +1,1 @@
-"""Readers of other tools' annotation files: one module a format."""
+"""Annotation formats other than COCO's instances JSON."""

@@ -103,6 +103,4 @@ def _attributes(shape: Element, kinds: dict[tuple[str, str], str]) -> dict[str, 
             values[name] = as_number(text)
         else:
             values[name] = text
-    if shape.get("occluded") == "1":
-        values.setdefault("occluded", True)  # an attribute of the user's own may have that name
     return values

@@ -10,10 +10,20 @@ from pathlib import Path
 
 from workbench.data.formats.builder import Imported
 from workbench.data.formats.cvat import read_cvat
-from workbench.data.formats.detect import detect_format
+from workbench.data.formats.detect import (
+    COCO,
+    CVAT_XML,
+    LABEL_STUDIO,
+    LABELME,
+    PASCAL_VOC,
+    SUPERVISELY,
+    VIA,
+    YOLO,
+    detect_format,
+)
 from workbench.data.formats.labelme import read_labelme
 from workbench.data.formats.labelstudio import read_label_studio
-from workbench.data.formats.source import Source, read_xml
+from workbench.data.formats.source import Source
 from workbench.data.formats.supervisely import read_supervisely
 from workbench.data.formats.via import read_via
 from workbench.data.formats.voc import find_voc, read_voc
@@ -23,15 +33,25 @@ from workbench.errors import WorkbenchError
 from workbench.files import replacing, write_json
 
 READERS: dict[str, Callable[[Source], Imported]] = {
-    "cvat": read_cvat,
-    "labelme": read_labelme,
-    "via": read_via,
-    "labelstudio": read_label_studio,
-    "yolo": read_yolo,
-    "voc": read_voc,
-    "supervisely": read_supervisely,
+    CVAT_XML: read_cvat,
+    LABELME: read_labelme,
+    VIA: read_via,
+    LABEL_STUDIO: read_label_studio,
+    YOLO: read_yolo,
+    PASCAL_VOC: read_voc,
+    SUPERVISELY: read_supervisely,
 }
-_NAMES = ", ".join(READERS)
+FORMATS = {  # what --format takes
+    "cvat": CVAT_XML,
+    "labelme": LABELME,
+    "via": VIA,
+    "labelstudio": LABEL_STUDIO,
+    "yolo": YOLO,
+    "voc": PASCAL_VOC,
+    "supervisely": SUPERVISELY,
+}
+_NAMES = ", ".join(FORMATS)
+_START = 65536  # bytes by which a file that is not JSON is recognised
 
 
 def import_dataset(
@@ -49,7 +69,7 @@ def import_dataset(
         path: the file or folder that the tool exported.
         output: a folder that is empty or not there. It gets ``images/`` and ``annotations.json``, or a JSON for each
             of train, val and test where the export has them.
-        format: a key of :data:`READERS`; recognised where it is None.
+        format: a key of :data:`FORMATS`; recognised where it is None.
         images: a folder with the images, where they are not with the annotations.
         category: the attribute that is the main category, for VIA.
         copy: copy the images; they are otherwise hard links, or symbolic links where those are not possible.
@@ -64,10 +84,9 @@ def import_dataset(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise WorkbenchError(f"{output} is not an empty folder; name a new one.")
     source = Source(Path(path), None if images is None else Path(images), category)
-    read = READERS.get(format or detect_source(source))
-    if read is None:
+    if format is not None and format not in FORMATS:
         raise WorkbenchError(f"There is no format {format!r}; known are {_NAMES}.")
-    imported = read(source)
+    imported = READERS[detect_source(source) if format is None else FORMATS[format]](source)
     for name, image in imported.files.items():
         _place(image, output / "images" / name, copy)
     subcategories = [{"name": n, "classes": list(c)} for n, c in collected_subcategories(imported.content).items()]
@@ -86,29 +105,30 @@ def detect_source(source: Source) -> str:
         known = _detect_file(source, source.path)
     else:
         known = _detect_folder(source)
-    if known == "coco":
+    if known == COCO:
         raise WorkbenchError(f"{source.path} is in COCO's form already; `workbench validate` and training read it.")
-    if known is None:
+    if known not in READERS:
         raise WorkbenchError(f"The format of {source.path} is not recognised; name it with --format: {_NAMES}.")
     return known
 
 
 def _detect_file(source: Source, path: Path) -> str | None:
     suffix = path.suffix.lower()
-    if suffix in (".yaml", ".yml"):
-        return "yolo"
-    if suffix == ".xml":
-        return "cvat" if read_xml(path).tag == "annotations" else None
-    return detect_format(source.read_json(path)) if suffix == ".json" else None
+    if suffix == ".json":
+        return detect_format(source.read_json(path))
+    if suffix not in (".xml", ".yaml", ".yml"):
+        return None
+    with path.open("rb") as file:
+        return detect_format(file.read(_START).decode("utf-8", "replace"))
 
 
 def _detect_folder(source: Source) -> str | None:
     if find_yaml(source) is not None:
-        return "yolo"
+        return YOLO
     if (source.folder / "meta.json").is_file():
-        return "supervisely"
+        return SUPERVISELY
     if find_voc(source) is not None:
-        return "voc"
+        return PASCAL_VOC
     for suffix in (".xml", ".json"):
         for path in source.files(suffix)[:20]:  # an export may have other files beside its annotations
             known = _detect_file(source, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.data.formats.builder import Builder, Frame, Imported
-from workbench.data.formats.detect import detect_format
+from workbench.data.formats.detect import LABELME, detect_format
 from workbench.data.formats.source import (
     MOST_PIXELS,
     Source,
@@ -30,7 +30,7 @@ def read_labelme(source: Source) -> Imported:
     builder = Builder(source)
     for path in source.files(".json"):
         content, where = source.read_json(path), source.name(path)
-        if detect_format(content) != "labelme":
+        if detect_format(content) != LABELME:
             continue
         with reading(where):
             size = (content.get("imageHeight"), content.get("imageWidth"))

@@ -13,8 +13,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from workbench.data.formats.builder import Builder, Frame, Imported
-from workbench.data.formats.detect import detect_format
+from workbench.data.formats.detect import LABEL_STUDIO, detect_format
 from workbench.data.formats.source import MOST_PIXELS, Source, as_number, as_points, ellipse, joined, reading
+from workbench.errors import WorkbenchError
 
 _SHAPES = ("polygon", "brush", "ellipse", "rectangle", "keypoint")
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")  # Label Studio puts it before the name of an uploaded file
@@ -26,10 +27,12 @@ def read_label_studio(source: Source) -> Imported:
     builder = Builder(source)
     for path in source.files(".json"):
         content = source.read_json(path)
-        if detect_format(content) != "labelstudio":
+        if detect_format(content) != LABEL_STUDIO:
             continue
-        for position, task in enumerate(content, 1):
+        for position, task in enumerate(content if isinstance(content, list) else [content], 1):
             where = f"{source.name(path)}, task {task.get('id', position) if isinstance(task, dict) else position}"
+            if isinstance(task, dict) and "data" not in task:
+                raise WorkbenchError(f"{where} is of the JSON-MIN export; export the project as JSON.")
             with reading(where):
                 _read_task(builder, path, task, where)
     return builder.finish()

@@ -22,7 +22,9 @@ _NO_MASKS = {"rectangle": "boxes", "point": "points", "line": "lines", "graph": 
 def read_supervisely(source: Source) -> Imported:
     """Read all datasets of the project, nested ones too. A tag without a value is ``True``, and ``False`` for all other
     objects; dataset names such as train and val are splits."""
-    meta_path = source.path if source.path.is_file() else source.folder / "meta.json"
+    meta_path = source.folder / "meta.json"
+    if not meta_path.is_file():
+        raise WorkbenchError(f"{source.folder} has no meta.json; name the folder of a Supervisely project.")
     builder = Builder(source)
     with reading(source.name(meta_path)):
         meta = source.read_json(meta_path)

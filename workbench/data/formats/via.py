@@ -6,7 +6,7 @@ The main category is one of the region attributes; VIA does not say which.
 from __future__ import annotations
 
 from workbench.data.formats.builder import Builder, Frame, Imported
-from workbench.data.formats.detect import detect_format
+from workbench.data.formats.detect import VIA, detect_format
 from workbench.data.formats.source import Source, as_number, as_points, ellipse, joined, reading, rectangle
 from workbench.errors import WorkbenchError, nearest
 
@@ -23,10 +23,12 @@ def read_via(source: Source) -> Imported:
     """
     builder = Builder(source)
     contents = [(path, source.read_json(path)) for path in source.files(".json")]
-    contents = [(path, content) for path, content in contents if detect_format(content) == "via"]
+    contents = [(path, content) for path, content in contents if detect_format(content) == VIA]
     records = []
     for path, content in contents:
         name = source.name(path)
+        if "view" in content and "_via_img_metadata" not in content:
+            raise WorkbenchError(f"{name} is a project of VIA 3; its projects are not read, those of VIA 2 are.")
         with reading(name):
             for entry in content.get("_via_img_metadata", content).values():
                 where = f"{name}, image {entry['filename']!r}"
