@@ -20,6 +20,8 @@ from workbench.errors import WorkbenchError
 COMMANDS = (
     "shapes",
     "validate",
+    "import",
+    "split",
     "train",
     "eval",
     "predict",
