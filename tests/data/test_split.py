@@ -64,15 +64,21 @@ def _names(path: str) -> set[str]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_parts_are_stratified(dataset: Callable[..., Path], seed: int) -> None:
-    """Every category and class has its share in every part, within 15 percent or one object."""
+    """Every category and class has its share in every part: within 25 percent or one object, and 7 on average.
+
+    A random division of these images is off by 16 percent on average."""
     content = _content(200)
     split = split_dataset(dataset(content), val=0.2, test=0.1, seed=seed, check_images=False)
     assert split.parts == {"train": 140, "val": 40, "test": 20}
     assert set(split.counts) == {("", name) for name in CATEGORIES} | {("colour", name) for name in COLOURS}
+    off = []
     for label, counts in split.counts.items():
         total = sum(counts.values())
         for part, share in (("train", 0.7), ("val", 0.2), ("test", 0.1)):
-            assert abs(counts[part] - share * total) <= max(1, 0.15 * share * total), (label, counts)
+            wanted = share * total
+            assert abs(counts[part] - wanted) <= max(1, 0.25 * wanted), (label, counts)
+            off.append(abs(counts[part] - wanted) / wanted)
+    assert np.mean(off) < 0.07
     names = [_names(path) for path in split.files.values()]
     assert set.union(*names) == {image["file_name"] for image in content["images"]}
     assert sum(map(len, names)) == 200
