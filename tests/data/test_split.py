@@ -206,6 +206,14 @@ def test_files_are_not_replaced(dataset: Callable[..., Path], tmp_path: Path) ->
     assert (tmp_path / "labels_val.json").read_text() == "mine"
 
 
+def test_an_unreadable_image_stops_before_anything_is_written(dataset: Callable[..., Path], tmp_path: Path) -> None:
+    path = dataset(_content(10), pictures=True)
+    (tmp_path / "images" / "clip1_0007.png").write_text("no picture")
+    with pytest.raises(WorkbenchError, match="clip1_0007.png cannot be read"):
+        split_dataset(path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["images", "labels.json"]
+
+
 @pytest.mark.parametrize(
     ("place", "record", "says"),
     [

@@ -99,6 +99,7 @@ def split_dataset(
                 f"{entry.annotations} has {len(units)} images or groups, too few to give {shares[name]:.0%} to {name}."
             )
 
+    near = _near_duplicates(images, paths, parts)
     declared = vocabulary.to_coco()["subcategories"]
     part_of = {image["id"]: part for image, part in zip(images, parts, strict=True)}
     named = {}
@@ -119,7 +120,7 @@ def split_dataset(
         counts=counts,
         groups=sum(count > 1 for count in Counter(keys).values()),
         identical=sum(len(members) - 1 for members in copies),
-        near=_near_duplicates(images, paths, parts),
+        near=near,
     )
 
 

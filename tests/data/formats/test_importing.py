@@ -39,7 +39,7 @@ def export(tmp_path: Path, picture: Callable[..., Path], write_json: Callable[..
 
 def test_what_is_written_trains(export: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
-    assert cli.main(["import", str(export("a", "b")), str(out)]) == 0
+    assert cli.main(["import", str(export("packed/a", "packed/b")), str(out)]) == 0
     said = capsys.readouterr().out
     assert "2 images, 4 objects: disc 4" in said and "attribute colour: 'red' 2, 'green' 2" in said
     assert f"Next: workbench validate {out / 'annotations.json'}" in said

@@ -107,6 +107,9 @@ def test_an_embedded_image(tmp_path: Path, picture: Any, write_json: Any, read: 
     text = base64.b64encode(data).decode()
     write_json(tmp_path / "in" / "a.json", _content([TRIANGLE], imagePath="a.json", imageData=text))
     assert read(tmp_path / "in").files == {"a.jpeg": data}
+    write_json(tmp_path / "in" / "b.json", _content([TRIANGLE], imagePath="a.json", imageData=text))
+    assert read(tmp_path / "in").files == {"a.jpeg": data, "b.jpeg": data}
+    (tmp_path / "in" / "b.json").unlink()
     write_json(tmp_path / "in" / "a.json", _content([TRIANGLE], imageData=base64.b64encode(b"no image").decode()))
     with pytest.raises(WorkbenchError, match="images that cannot be read.*a.json"):
         read(tmp_path / "in")

@@ -224,7 +224,7 @@ class Builder:
         if split is not None:
             record["split"] = split
         if path is None:
-            path = (beside or self.source.folder).absolute() / (Path(name.replace("\\", "/")).stem + suffix)
+            path = (beside or self.source.folder).absolute() / (Path(name).name + suffix)
         self._files[key] = path if data is None or path.is_file() else data
         record["path"] = path
         self._frames[key] = Frame(self, record, turn if turned else 1)

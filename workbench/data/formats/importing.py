@@ -83,7 +83,7 @@ def import_dataset(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise WorkbenchError(f"{output} is not an empty folder; name a new one.")
-    source = Source(Path(path), None if images is None else Path(images), category)
+    source = Source(_unwrapped(Path(path)), None if images is None else Path(images), category)
     if format is not None and format not in FORMATS:
         raise WorkbenchError(f"There is no format {format!r}; known are {_NAMES}.")
     imported = READERS[detect_source(source) if format is None else FORMATS[format]](source)
@@ -95,6 +95,16 @@ def import_dataset(
         written.append(output / f"{split}.json")
         write_json(written[-1], {**content, "subcategories": subcategories})
     return written, imported
+
+
+def _unwrapped(path: Path) -> Path:
+    """Return the folder that an archive was packed from, where it holds nothing but that folder."""
+    while path.is_dir():
+        inside = [item for item in path.iterdir() if not item.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink():
+            break
+        path = inside[0]
+    return path
 
 
 def detect_source(source: Source) -> str:

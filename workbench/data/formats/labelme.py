@@ -36,8 +36,11 @@ def read_labelme(source: Source) -> Imported:
             size = (content.get("imageHeight"), content.get("imageWidth"))
             data = content.get("imageData")
             data = decode_base64(data, MOST_PIXELS) if data else None
+            name = content["imagePath"] or path.stem
+            if data and source.find_image(name, path.parent) is None:
+                name = path.stem  # several files may call the images inside them by one name
             frame = builder.add_image(
-                content["imagePath"] or path.stem,
+                name,
                 where,
                 beside=path.parent,
                 size=size if all(size) else None,
