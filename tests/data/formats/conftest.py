@@ -25,9 +25,9 @@ class Scene:
 
     def __init__(self) -> None:
         y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-        self.disc = (x - 25) ** 2 + (y - 30) ** 2 < 15**2
+        self.disc = (x - 25) ** 2 + (y - 22) ** 2 < 15**2
         self.ring = ((x - 60) ** 2 + (y - 30) ** 2 < 14**2) & ((x - 60) ** 2 + (y - 30) ** 2 > 6**2)
-        self.outline = self.circle(25, 30, 15)
+        self.outline = self.circle(25, 22, 15)
 
     @staticmethod
     def circle(x: float, y: float, radius: float) -> list[list[float]]:

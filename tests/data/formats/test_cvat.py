@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from workbench.data.formats.builder import Imported
 from workbench.data.formats.cvat import read_cvat
@@ -57,7 +58,7 @@ def test_masks_and_polygons_come_back(
     shapes = f"""<mask label="ring" {_rle(scene.ring)}><attribute name="ripe">true</attribute>
       <attribute name="weight">3.5</attribute><attribute name="colour">red</attribute></mask>
       <polygon label="disc" points="{_points(scene.outline)}" occluded="1"></polygon>
-      <ellipse label="disc" cx="25" cy="30" rx="15" ry="15"></ellipse>"""
+      <ellipse label="disc" cx="25" cy="22" rx="15" ry="15"></ellipse>"""
     imported = read(export(shapes))
     ring, polygon, ellipse = masks_of(imported)
     assert np.array_equal(ring, scene.ring)
@@ -87,20 +88,28 @@ def test_a_group_is_one_object(export: Callable[..., Path], scene: Any, read: An
     assert len(others) == 2
 
 
-@pytest.mark.parametrize("turned", [True, False])
-def test_exif_orientation(
-    export: Callable[..., Path], scene: Any, read: Any, masks_of: Any, iou: Any, turned: bool
+@pytest.mark.parametrize(
+    ("orientation", "turn"), [(5, "TRANSPOSE"), (6, "ROTATE_270"), (7, "TRANSVERSE"), (8, "ROTATE_90")]
+)
+def test_masks_of_the_stored_image_are_turned(
+    export: Callable[..., Path], scene: Any, read: Any, masks_of: Any, iou: Any, orientation: int, turn: str
 ) -> None:
-    """The masks fit the image as it is read, whether the objects were drawn on the turned or on the stored image."""
-    mask = np.rot90(scene.disc, -1) if turned else scene.disc
-    outline = [[60 - y, x] for x, y in scene.outline] if turned else scene.outline
-    size = 'width="60" height="80"' if turned else 'width="80" height="60"'
-    shapes = f'<mask label="disc" {_rle(mask)}></mask><polygon label="disc" points="{_points(outline)}"></polygon>'
-    imported = read(export(shapes, size=size, orientation=6))
+    """The objects were drawn on 80x60 pixels as stored; EXIF makes them 60x80, as Pillow turns the picture."""
+    expected = np.asarray(Image.fromarray(scene.disc).transpose(Image.Transpose[turn]))
+    shapes = f"""<mask label="disc" {_rle(scene.disc)}></mask>
+      <polygon label="disc" points="{_points(scene.outline)}"></polygon>"""
+    imported = read(export(shapes, orientation=orientation))
     assert (imported.content["images"][0]["height"], imported.content["images"][0]["width"]) == (80, 60)
     exact, polygon = masks_of(imported)
-    assert np.array_equal(exact, np.rot90(scene.disc, -1))
-    assert iou(polygon, np.rot90(scene.disc, -1)) > 0.95
+    assert np.array_equal(exact, expected)
+    assert iou(polygon, expected) > 0.95
+
+
+def test_masks_of_the_turned_image_are_kept(export: Callable[..., Path], scene: Any, read: Any, masks_of: Any) -> None:
+    mask = np.rot90(scene.disc, -1)
+    shapes = f'<mask label="disc" {_rle(mask)}></mask>'
+    imported = read(export(shapes, size='width="60" height="80"', orientation=6))
+    assert np.array_equal(masks_of(imported)[0], mask)
 
 
 def test_tags_describe_the_image(export: Callable[..., Path], read: Any) -> None:

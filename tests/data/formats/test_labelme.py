@@ -55,7 +55,7 @@ def test_every_shape_with_a_mask(export: Any, scene: Any, read: Any, masks_of: A
     crop = scene.ring[16:44, 46:74]
     shapes = [
         _shape("polygon", scene.outline, flags={"ripe": True}, attributes={"colour": "red"}),
-        _shape("circle", [[25, 30], [40, 30]]),
+        _shape("circle", [[25, 22], [40, 22]]),
         _shape("mask", [[46, 16], [73, 43]], label="ring", mask=_png(crop)),
         _shape("rectangle", [[30, 40], [10, 20]]),
         _shape("line", [[1, 1], [9, 9]]),

@@ -41,7 +41,7 @@ def test_every_shape(export: Any, scene: Any, read: Any, masks_of: Any, names_of
     attributes = {"class": "disc", "damage": {"dent": True, "scratch": True, "rust": False}, "ripe": "yes"}
     regions = [
         _polygon(scene.outline, **attributes),
-        _region("circle", attributes, cx=25, cy=30, r=15),
+        _region("circle", attributes, cx=25, cy=22, r=15),
         _region("ellipse", {"class": "oval"}, cx=40, cy=30, rx=20, ry=8, theta=np.pi / 6),
         _region("rect", {"class": "box"}, x=10, y=20, width=20, height=20),
         _region("point", attributes, cx=1, cy=1),

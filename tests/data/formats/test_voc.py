@@ -60,7 +60,7 @@ def test_attributes_belong_to_the_mask_in_their_box(export: Any, read: Any, name
     colour = "<attributes><attribute><name>colour</name><value>{}</value></attribute></attributes>"
     objects = (
         _object("bus", (46, 16, 74, 44), colour.format("red") + "<pose>Left</pose><difficult>0</difficult>")
-        + _object("bus", (10, 15, 40, 45), colour.format("true") + "<pose>Unspecified</pose><truncated>1</truncated>")
+        + _object("bus", (10, 7, 40, 37), colour.format("true") + "<pose>Unspecified</pose><truncated>1</truncated>")
         + _object("bus", (1, 50, 9, 59), colour.format("blue"))
     )
     labels = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbus:128,128,0::\ncar:9,9,9::"
