@@ -47,11 +47,6 @@ class Instances:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def by_image(self, images: int) -> list[np.ndarray]:
-        """Return the row numbers of each of ``images`` images, in file order."""
-        order = np.argsort(self.image, kind="stable")
-        return np.split(order, np.searchsorted(self.image[order], np.arange(1, images)))
-
     def select(self, rows: np.ndarray) -> Instances:
         """Return the rows with these numbers, in this order."""
         columns = vars(self).items()
@@ -70,33 +65,42 @@ class EvaluationData:
     predictions: Instances
 
     @cached_property
-    def objects_by_image(self) -> list[np.ndarray]:
-        return self.objects.by_image(len(self.image_ids))
+    def ranked(self) -> np.ndarray:
+        """(N,) rows of the predictions by image, then best score first; equal scores stay in file order."""
+        return np.lexsort((-self.predictions.scores, self.predictions.image))
 
     @cached_property
-    def predictions_by_image(self) -> list[np.ndarray]:
-        """The row numbers of each image's predictions, best score first; equal scores stay in file order."""
-        groups = self.predictions.by_image(len(self.image_ids))
-        return [rows[np.argsort(-self.predictions.scores[rows], kind="stable")] for rows in groups]
-
-    @cached_property
-    def _ious(self) -> dict[tuple[int, str], np.ndarray]:
+    def _pairs(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         return {}
 
-    def ious(self, image: int, iou_type: str = "segm") -> np.ndarray:
-        """Return the IoU of an image's predictions, best score first, and objects: (D, G) float64, computed once.
+    def pairs(self, iou_type: str = "segm") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the pairs of a prediction and an object that overlap, in the order in which COCO tries to match them.
 
-        Against a crowd region it is COCO's intersection over the prediction's own area."""
-        if (image, iou_type) not in self._ious:
-            rows = self.predictions_by_image[image], self.objects_by_image[image]
-            shapes = [
-                [side.rles[i] for i in some] if iou_type == "segm" else side.boxes[some]
-                for side, some in zip((self.predictions, self.objects), rows, strict=True)
-            ]
-            # Of a few masks pycocotools is twice as fast as hotcoco; of none it returns a list.
-            ious = np.zeros([len(some) for some in rows])
-            self._ious[image, iou_type] = coco_mask.iou(*shapes, self.objects.crowd[rows[1]]) if ious.size else ious
-        return self._ious[image, iou_type]
+        Predictions are in the order of ``ranked``, the objects of one by falling IoU, the last of equal ones first.
+
+        Returns:
+            The rows of the predictions and of the objects, (P,) int64 each, and (P,) float64 IoU; against a crowd
+            region it is COCO's intersection over the prediction's own area.
+        """
+        if iou_type not in self._pairs:
+            parts = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))]
+            sides = (self.predictions, self.ranked), (self.objects, np.argsort(self.objects.image, kind="stable"))
+            bounds = np.arange(1, len(self.image_ids))
+            images = [np.split(order, np.searchsorted(side.image[order], bounds)) for side, order in sides]
+            for detected, there in zip(*images, strict=True):
+                if len(detected) and len(there):
+                    shapes = [
+                        [side.rles[i] for i in rows] if iou_type == "segm" else side.boxes[rows]
+                        for side, rows in ((self.predictions, detected), (self.objects, there))
+                    ]
+                    # Of a few masks pycocotools is twice as fast as hotcoco.
+                    ious = coco_mask.iou(*shapes, self.objects.crowd[there])
+                    d, g = np.nonzero(ious)
+                    order = np.lexsort((-g, -ious[d, g], d))
+                    d, g = d[order], g[order]
+                    parts.append((detected[d], there[g], ious[d, g]))
+            self._pairs[iou_type] = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        return self._pairs[iou_type]
 
 
 def read_inputs(gt: Mapping, results: Sequence[Mapping], *, iou_type: str = "segm") -> EvaluationData:

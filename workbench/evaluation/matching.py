@@ -37,38 +37,32 @@ def match_predictions(
     int64 that must agree wherever the object's are not -1.
     """
     predictions, objects = data.predictions, data.objects
+    d, g, ious = data.pairs(iou_type)
+    allowed = ious >= min(iou, 1 - 1e-10)  # as COCO: an IoU of 1 must pass a threshold of 1
+    if candidates is not None:
+        allowed &= candidates[d]
+    if same_category:
+        allowed &= predictions.category[d] == objects.category[g]
+    if traits is not None:
+        allowed &= ((traits[0][g] == -1) | (traits[0][g] == traits[1][d])).all(axis=1)
+    places = np.flatnonzero(allowed & ~objects.crowd[g])
+    places = places[match_pairs(d[places], g[places])]
     object_of = np.full(len(predictions), -1, dtype=np.int64)
+    object_of[d[places]] = g[places]
     overlap = np.zeros(len(predictions))
-    ignored = np.zeros(len(predictions), dtype=bool)
-    for image, rows in enumerate(data.predictions_by_image):
-        there = data.objects_by_image[image]
-        if not len(rows) or not len(there):
-            continue
-        ious = data.ious(image, iou_type)
-        if candidates is not None:
-            rows, ious = rows[candidates[rows]], ious[candidates[rows]]
-        if same_category:
-            ious = np.where(predictions.category[rows][:, None] == objects.category[there], ious, 0.0)
-        if traits is not None:
-            wanted = traits[0][there]
-            agrees = (wanted == -1) | (wanted == traits[1][rows][:, None])
-            ious = np.where(agrees.all(axis=2), ious, 0.0)
-        chosen, ignored[rows] = greedy_matching(ious, objects.crowd[there], iou)
-        matched = chosen >= 0
-        object_of[rows[matched]] = there[chosen[matched]]
-        overlap[rows[matched]] = ious[matched, chosen[matched]]
-    return Matches(object_of, overlap, ignored)
+    overlap[d[places]] = ious[places]
+    on_crowd = np.zeros(len(predictions), dtype=bool)
+    on_crowd[d[allowed & objects.crowd[g]]] = True
+    return Matches(object_of, overlap, on_crowd & (object_of < 0))
 
 
-def greedy_matching(ious: np.ndarray, crowd: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """(D, G) IoU, best score first -> (D,) column chosen or -1, (D,) bool on a crowd region only."""
-    threshold = min(threshold, 1 - 1e-10)  # as COCO: an IoU of 1 must pass a threshold of 1
-    chosen = np.full(len(ious), -1, dtype=np.int64)
-    free = np.where(crowd[None], -1.0, ious)
-    for d in np.flatnonzero((free >= threshold).any(axis=1)):
-        column = free.shape[1] - 1 - int(free[d, ::-1].argmax())  # of equal IoUs COCO takes the last
-        if free[d, column] >= threshold:
-            chosen[d] = column
-            free[:, column] = -1.0
-    on_crowd = (ious[:, crowd] >= threshold).any(axis=1) & (chosen < 0)
-    return chosen, on_crowd
+def match_pairs(predictions: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Return the places of the matched pairs of (P,) predictions and objects: in the order given, a pair is matched if
+    both its members are free."""
+    matched, taken, places = set(), set(), []
+    for place, (d, g) in enumerate(zip(predictions.tolist(), objects.tolist(), strict=True)):
+        if d not in matched and g not in taken:
+            matched.add(d)
+            taken.add(g)
+            places.append(place)
+    return np.array(places, dtype=np.int64)

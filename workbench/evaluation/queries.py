@@ -147,13 +147,11 @@ def right_and_wrong(truth: Mapping, results: Sequence[Mapping], *, iou: float = 
     data = read_inputs(truth, results)
     matches = match_predictions(data, iou=iou)
     outcome = np.where(matches.object_of >= 0, "right", np.where(matches.ignored, "crowd", "wrong")).astype(object)
-    for image, rows in enumerate(data.predictions_by_image):
-        there = data.objects_by_image[image]
-        ious = data.ious(image)
-        same = data.predictions.category[rows][:, None] == data.objects.category[there][None]
-        on_object = ((ious >= iou) & same & ~data.objects.crowd[there]).any(axis=1)
-        twice = on_object & (outcome[rows] == "wrong")
-        outcome[rows[twice]] = "duplicate"
+    d, g, ious = data.pairs()
+    same = data.predictions.category[d] == data.objects.category[g]
+    on_object = np.zeros(len(outcome), dtype=bool)
+    on_object[d[(ious >= iou) & same & ~data.objects.crowd[g]]] = True
+    outcome[on_object & (outcome == "wrong")] = "duplicate"
     return pd.DataFrame({"score": data.predictions.scores, "outcome": outcome})
 
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from workbench.data.masks import decode_mask, encode_masks
 from workbench.errors import WorkbenchError
 from workbench.evaluation.columns import read_inputs
-from workbench.evaluation.matching import greedy_matching, match_predictions
+from workbench.evaluation.matching import match_pairs, match_predictions
 
 GRID = 10
 
@@ -173,6 +173,7 @@ def _found(
     covered = np.asarray(coco_mask.iou(objects, predicted, [1] * len(predicted))).T >= 0.5  # of an object's own area
     merged = covered[covered.sum(axis=1) > 1].any(axis=0)
     right = predictions["labels"][wanted][order].cpu().numpy()[:, None] == labels[None]
-    chosen, _ = greedy_matching(np.where(right, ious, -1.0), np.zeros(len(masks), dtype=bool), least)
-    found[chosen[chosen >= 0]] = True
+    d, g = np.nonzero(right & (ious >= least))
+    best = np.lexsort((-ious[d, g], d))
+    found[g[best[match_pairs(d[best], g[best])]]] = True
     return found, merged

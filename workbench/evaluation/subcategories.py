@@ -188,8 +188,7 @@ def _joint(data: EvaluationData, subcategories: list[Subcategory], iou_type: str
     )
     predictions = data.predictions
     kept = _within_limit(predictions.image, predictions.category, predictions.scores)
-    order = np.concatenate([np.zeros(0, dtype=np.int64), *data.predictions_by_image])  # COCO's: by image, then by score
-    order = order[np.argsort(-predictions.scores[order], kind="stable")]
+    order = data.ranked[np.argsort(-predictions.scores[data.ranked], kind="stable")]  # COCO's
     objects = np.bincount(data.objects.category[~data.objects.crowd], minlength=len(data.category_ids))
     precision = np.full((len(COCO_IOUS), 101, len(objects)), -1.0)
     precision[:, :, objects > 0] = 0
