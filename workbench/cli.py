@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from workbench import __version__
@@ -131,26 +132,47 @@ def shapes(args: argparse.Namespace) -> None:
     """
   workbench validate my/annotations.json           images are looked for near the file
   workbench validate my/annotations.json@pictures  or where the @ says
-  workbench validate shapes_train""",
-    option("dataset", nargs="+", metavar="A.json|NAME", help="a COCO JSON, or a dataset's name"),
-    option("--root", default="data", metavar="DIR", help="where named datasets lie (data)"),
+  workbench validate my/train.json my/val.json     the first is trained on, the others evaluate it
+  workbench validate --config my.yaml              the datasets of a config, and its sizes
+  workbench validate my/annotations.json --fix my/mended.json""",
+    option("dataset", nargs="*", metavar="A.json|NAME", help="COCO JSONs, or datasets' names (those of the config)"),
+    option("--config", "--config-file", metavar="YAML", help="compare objects with its input size and queries"),
+    option("--root", metavar="DIR", help="where named datasets lie (the config's DATASETS.ROOT)"),
     option("--no-images", action="store_true", help="do not open the image files (faster)"),
+    option("--decode", action="store_true", help="decode every image file to its end (slower)"),
+    option("--crowds-are-objects", action="store_true", help="read iscrowd 1 as 0: CVAT marks brush masks so"),
+    option("--fix", metavar="OUT.json", help="write the dataset as it was mended"),
+    option("--all", action="store_true", help="give every fault a line of its own"),
 )
 def validate(args: argparse.Namespace) -> None:
-    """List every fault of a dataset, with image and annotation ids. Exit code 2 when there is one."""
-    from workbench.data.catalog import get_entry
-    from workbench.data.validate import report as list_faults
-    from workbench.data.validate import validate as find_faults
+    """List what is wrong with datasets and sum up what they hold. Exit code 2 when something has to be mended."""
+    from workbench.config import load_config
+    from workbench.data.validate import validate as validate_datasets
+    from workbench.data.validate import write_mended
 
-    faulty = []
-    for name in args.dataset:
-        entry = get_entry(name, root=args.root)
-        faults = find_faults(entry, check_images=not args.no_images)
-        print(f"{entry.annotations}: {list_faults(faults)}")
-        if faults:
-            faulty.append(f"faults were found in {entry.annotations}.")
-    if faulty:
-        raise WorkbenchError(" ".join(faulty))
+    cfg = load_config(args.config, [])
+    keys = cfg.DATASETS
+    train, held_out = (args.dataset[:1], args.dataset[1:]) if args.dataset else (keys.TRAIN, (*keys.VAL, *keys.TEST))
+    if not train:
+        raise WorkbenchError("validate takes a dataset, or a --config that names one in DATASETS.TRAIN.")
+    if args.fix is not None and len(args.dataset) != 1:
+        raise WorkbenchError("--fix takes exactly one dataset.")
+    validations = validate_datasets(
+        train,
+        held_out=list(dict.fromkeys(held_out)),
+        root=args.root or keys.ROOT,
+        cfg=None if args.config is None else cfg,
+        check_images=not args.no_images,
+        decode_images=args.decode,
+        crowds_are_objects=args.crowds_are_objects or keys.CROWDS_ARE_OBJECTS,
+    )
+    for item in validations:
+        print(item.text(every_place=args.all))
+    if args.fix is not None:
+        print(write_mended(validations[0].reading, Path(args.fix)))
+    wrong = [item for item in validations if item.stops]
+    if wrong:
+        raise WorkbenchError(" ".join(f"faults were found in {item.reading.entry.annotations}." for item in wrong))
 
 
 @command(

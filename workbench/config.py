@@ -132,6 +132,7 @@ _DEFAULTS: dict[str, Any] = {
         "VAL": (),  # chooses the best checkpoint and thresholds; where it is empty, TEST does
         "TEST": (),  # reported, and nothing is chosen on it
         "SKIP_FAULTS": False,  # True leaves broken annotations out instead of stopping
+        "CROWDS_ARE_OBJECTS": False,  # True reads iscrowd 1 as 0: CVAT marks its brush and SAM masks so
     },
     "DATALOADER": {
         "NUM_WORKERS": 4,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from workbench.data.catalog import DatasetEntry, find_images, get_entry
+from workbench.data.checking import check
+from workbench.data.crowds import brush_masks, crowds_to_objects
+from workbench.data.faults import DatasetError, Fault, broken, fault_lines, mended, report
 from workbench.data.masks import decode_mask, encode_mask
 from workbench.data.reading import image_path, is_integer, read_coco_json
-from workbench.data.validate import DatasetError, Fault, find_faults, report
 from workbench.data.vocabulary import (
     Vocabulary,
     align_vocabulary,
     choose_subcategories,
     class_name,
+    declared_subcategories,
+    mend_categories,
     merge_vocabularies,
     read_vocabulary,
 )
@@ -37,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 XYWH_ABS = 1  # detectron2's BoxMode for COCO boxes
 UNLABELLED = -1
-_FAULTS_SHOWN = 50
+NO_FOLDER = "image folder"  # the kind of the one fault of a dataset whose images are not found
 
 
 @dataclass
@@ -59,6 +63,100 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self.dicts)
 
+    @property
+    def objects(self) -> int:
+        """How many annotations are objects, crowds aside."""
+        return sum(len(item["annotations"]) for item in self.dicts) - self.crowds
+
+    @property
+    def crowds(self) -> int:
+        """How many annotations are crowds."""
+        return sum(annotation["iscrowd"] for item in self.dicts for annotation in item["annotations"])
+
+    def counted(self) -> str:
+        """Return its size in words, such as ``100 images, 830 objects, 9 crowds``."""
+        crowds = f", {self.crowds:,} crowds" if self.crowds else ""
+        return f"{len(self):,} images, {self.objects:,} objects{crowds}"
+
+
+@dataclass
+class Reading:
+    """A dataset file, read and mended: the one way that training, evaluation and validation read it.
+
+    ``content`` is the file's, mended. ``found`` are its own class lists and ``vocabulary`` those it is read for, with
+    its category ids. ``faults`` are those seen so far; the broken ones are still in ``content``.
+    """
+
+    entry: DatasetEntry
+    content: dict
+    found: Vocabulary
+    vocabulary: Vocabulary
+    faults: list[Fault]
+
+    def check(self, vocabulary: Vocabulary, *, check_images: bool = True, decode_images: bool = False) -> None:
+        """Check, and mend, each image and annotation; ``check_images`` opens each image file to compare its
+        size, ``decode_images`` decodes it too.
+
+        WorkbenchError where the file's classes do not fit ``vocabulary``; then nothing has been checked.
+        """
+        self.vocabulary = align_vocabulary(vocabulary, self.found, self.entry.annotations)
+        if self.entry.images is None:
+            images = self.entry.annotations.parent
+            try:
+                images = find_images(self.entry.annotations, self.content)
+            except WorkbenchError as error:  # the annotations can be checked all the same
+                if check_images:
+                    self.faults.append(Fault(NO_FOLDER, str(error)))
+                check_images = False
+            self.entry = replace(self.entry, images=images)
+        decode_images = check_images and decode_images
+        self.faults += check(
+            self.content, self.entry, self.vocabulary, check_images=check_images, decode_images=decode_images
+        )
+
+    def declared(self) -> Collection[str]:
+        """Return the names of the subcategories that the file lists."""
+        return declared_subcategories(self.content, self.entry.annotations) or ()
+
+    def dicts(self) -> tuple[list[dict], int]:
+        """Return the dataset dicts of what is not broken, and how many annotations and images are left out."""
+        return _to_dicts(self.content, self.entry, self.vocabulary, broken(self.faults))
+
+
+def open_dataset(
+    name: str | Path, root: Path | str = "data", *, known: Collection[str] | None = None, crowds_are_objects: bool = False
+) -> Reading:
+    """Read a dataset's file and class lists, without checking what they hold.
+
+    Args:
+        name: catalog name or path.
+        root: where named datasets lie.
+        known: the names of the categories that the file is read for, where they are fixed.
+        crowds_are_objects: whether ``iscrowd`` 1 is read as 0.
+
+    Raises:
+        WorkbenchError: the file is no COCO instances file, or its class lists are garbled.
+    """
+    entry = get_entry(name, root)
+    content = read_coco_json(entry.annotations)
+    faults = mend_categories(content, known)
+    if crowds_are_objects:
+        faults += crowds_to_objects(content["annotations"])
+    found = read_vocabulary(content, entry.annotations)
+    return Reading(entry, content, found, found, faults)
+
+
+def common_vocabulary(readings: Sequence[Reading], subcategories: Sequence[str] = ("all",)) -> Vocabulary:
+    """Return the class lists for training on datasets together, of their subcategories those named.
+
+    WorkbenchError where their categories differ, or none has a subcategory that is named.
+    """
+    shared, declared = readings[0].found, set(readings[0].declared())
+    for reading in readings[1:]:
+        shared = merge_vocabularies(shared, reading.found, reading.entry.annotations)
+        declared |= set(reading.declared())
+    return choose_subcategories(shared, subcategories, declared)
+
 
 def load_dataset(
     names: str | Path | Sequence[str | Path],
@@ -67,57 +165,58 @@ def load_dataset(
     vocabulary: Vocabulary | None = None,
     subcategories: Sequence[str] = ("all",),
     skip_faults: bool = False,
-    filter_empty: bool = False,
     check_images: bool = True,
+    crowds_are_objects: bool = False,
 ) -> CocoDataset:
     """Read datasets by catalog name or path.
 
-    ``vocabulary`` (a checkpoint's) fixes the class lists and their order; without it they come from the
-    files, cut to ``subcategories``. ``check_images`` opens every image file to compare its size.
-    ``filter_empty`` leaves out images without an object that is no crowd.
+    Args:
+        names: one dataset or several, which are joined.
+        root: where named datasets lie.
+        vocabulary: a checkpoint's, which fixes the class lists and their order; without it they come from the files.
+        subcategories: the names of those to keep, of the files' own.
+        skip_faults: whether broken annotations, and broken images with all their annotations, are left out and counted.
+        check_images: whether every image file is opened to compare its size.
+        crowds_are_objects: whether ``iscrowd`` 1 is read as 0.
 
-    Faults raise DatasetError with the report, unless ``skip_faults``: then broken annotations, and broken
-    images with all their annotations, are left out and counted. WorkbenchError for files that cannot be
-    read and for class lists that do not fit together.
+    Raises:
+        DatasetError: there are broken faults and ``skip_faults`` is False; the message is the report.
+        WorkbenchError: a file cannot be read, class lists do not fit together, or no image is left.
     """
     names = [names] if isinstance(names, (str, Path)) else list(names)
     if not names:
         raise WorkbenchError("No dataset is named: DATASETS.TRAIN or DATASETS.TEST is empty.")
-    entries = [get_entry(name, root) for name in names]
-    contents = [read_coco_json(entry.annotations) for entry in entries]
-    entries = [
-        replace(entry, images=find_images(entry.annotations, content)) if entry.images is None else entry
-        for entry, content in zip(entries, contents, strict=True)
-    ]
-    found = [read_vocabulary(content, entry.annotations) for content, entry in zip(contents, entries, strict=True)]
-    shared = vocabulary
-    if shared is None:
-        shared = choose_subcategories(found[0], subcategories)
-        for other, entry in zip(found[1:], entries[1:], strict=True):
-            shared = merge_vocabularies(shared, choose_subcategories(other, subcategories), entry.annotations)
-    aligned = [align_vocabulary(shared, each, entry.annotations) for each, entry in zip(found, entries, strict=True)]
-
+    readings: list[Reading] = []
+    known = None if vocabulary is None else vocabulary.categories
+    for name in names:
+        readings.append(open_dataset(name, root, known=known, crowds_are_objects=crowds_are_objects))
+        known = readings[0].found.categories if known is None else known
+    shared = common_vocabulary(readings, subcategories) if vocabulary is None else vocabulary
+    for reading in readings:
+        reading.check(shared, check_images=check_images)
     dicts: list[dict] = []
     skipped = 0
-    for entry, content, words in zip(entries, contents, aligned, strict=True):
-        faults = find_faults(content, entry, words, check_images=check_images)
-        if faults and not (skip_faults and all(map(_can_be_skipped, faults))):
-            raise DatasetError(f"The dataset {entry.annotations} has {report(faults, _FAULTS_SHOWN)}", faults)
-        kept, dropped = _to_dicts(content, entry, words, faults)
+    for reading in readings:
+        path, stopping = reading.entry.annotations, broken(reading.faults)
+        if stopping and not (skip_faults and all(map(_can_be_skipped, stopping))):
+            raise DatasetError(f"The dataset {path} has {report(stopping)}", stopping)
+        for line in fault_lines(mended(reading.faults)):
+            logger.warning("%s, mended: %s", path, line.strip())
+        for sentence in brush_masks(reading.content):
+            logger.warning("%s: %s", path, sentence)
+        kept, dropped = reading.dicts()
         if dropped:
             message = "%s: %d annotations and images are left out for %d faults"
-            logger.warning(message, entry.annotations, dropped, len(faults))
+            logger.warning(message, path, dropped, len(stopping))
         dicts += kept
         skipped += dropped
-    if filter_empty:
-        dicts = [d for d in dicts if any(not a["iscrowd"] for a in d["annotations"])]
     if not dicts:
         raise WorkbenchError(f"The dataset {', '.join(map(str, names))} has no image left to use.")
-    return CocoDataset(entries, aligned[0], dicts, skipped)
+    return CocoDataset([reading.entry for reading in readings], readings[0].vocabulary, dicts, skipped)
 
 
 def _can_be_skipped(fault: Fault) -> bool:
-    return fault.kind != "no images"
+    return fault.kind not in ("no images", NO_FOLDER)
 
 
 def _to_dicts(
@@ -173,12 +272,26 @@ def _to_dicts(
 def load_data(
     cfg: CfgNode, names: Sequence[str | Path], vocabulary: Vocabulary | None, for_training: bool = False
 ) -> CocoDataset:
-    """Read the datasets ``names`` as a config says; with ``vocabulary`` they must have its classes."""
-    return load_dataset(
+    """Read the datasets ``names`` as a config says; with ``vocabulary`` they must have its classes.
+
+    WorkbenchError as :func:`load_dataset`, and ``for_training`` where there is no object to train on.
+    """
+    dataset = load_dataset(
         names,
         root=cfg.DATASETS.ROOT,
         vocabulary=vocabulary,
         subcategories=tuple(cfg.MODEL.SUBCATEGORIES),
         skip_faults=cfg.DATASETS.SKIP_FAULTS,
-        filter_empty=for_training and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        crowds_are_objects=cfg.DATASETS.CROWDS_ARE_OBJECTS,
     )
+    if for_training:
+        if not dataset.objects:
+            left_out = f", {dataset.skipped:,} annotations and images left out for faults" if dataset.skipped else ""
+            remedy = " If the crowds are single objects, set DATASETS.CROWDS_ARE_OBJECTS True." * bool(dataset.crowds)
+            raise WorkbenchError(
+                f"There is no object to train on in {', '.join(map(str, names))}: {dataset.counted()}{left_out}.{remedy}"
+            )
+        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            with_objects = [d for d in dataset.dicts if any(not a["iscrowd"] for a in d["annotations"])]
+            dataset = replace(dataset, dicts=with_objects)
+    return dataset

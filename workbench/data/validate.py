@@ -1,259 +1,155 @@
-"""Finding every fault of a dataset at once, before it costs a training run."""
+"""Finding every fault of datasets at once, and summing them up, before a training is started on them."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
 
-from workbench.data.catalog import DatasetEntry, find_images
-from workbench.data.masks import covered_pixels, mask_areas, segmentation_problem, to_rle
-from workbench.data.reading import image_path, is_integer, read_coco_json
-from workbench.data.vocabulary import Vocabulary, class_name, read_vocabulary
-from workbench.errors import WorkbenchError, is_number
+from workbench.data.coco import CocoDataset, Reading, common_vocabulary, open_dataset
+from workbench.data.crowds import brush_masks
+from workbench.data.faults import Fault, broken, mended, report
+from workbench.data.masks import mask_areas, segmentation_problem, to_rle
+from workbench.data.summary import cautions, shared_images, summarize
+from workbench.data.vocabulary import Vocabulary, read_attributes
+from workbench.errors import WorkbenchError
+from workbench.files import write_json
 
-# A polygon may leave the image by this many pixels: rounding puts points on, or just over, the border.
-BORDER_TOLERANCE = 1.0
-_MOST_PIXELS = 2**29  # a longer run does not fit COCO's run lengths, see masks.covered_pixels
-_SWAPPED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
-_ORIENTATION = 0x0112
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing wrong with a dataset. The ids are the dataset's own; None where there is none."""
-
-    kind: str
-    message: str
-    image_id: int | None = None
-    annotation_id: int | None = None
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
 
 
-class DatasetError(WorkbenchError):
-    """A dataset has faults; ``faults`` lists them all."""
+@dataclass
+class Validation:
+    """What there is to say of one dataset.
 
-    def __init__(self, message: str, faults: list[Fault]):
-        super().__init__(message)
-        self.faults = faults
-
-
-def validate(entry: DatasetEntry, check_images: bool = True) -> list[Fault]:
-    """Return every fault of a dataset, in the order of its file. ``check_images`` also decodes every image file.
-
-    WorkbenchError where the file cannot be read as a COCO dataset at all.
+    ``dataset`` is the part of it that is not broken. ``conflicts`` stop a training on the datasets before it that is
+    evaluated on it; ``cautions`` stop nothing.
     """
-    content = read_coco_json(entry.annotations)
-    vocabulary = read_vocabulary(content, entry.annotations)
-    faults = []
-    if entry.images is None:
-        images = entry.annotations.parent
-        if check_images:
-            try:
-                images = find_images(entry.annotations, content)
-            except WorkbenchError as error:  # the annotations can be checked all the same
-                faults.append(Fault("missing image", str(error)))
-                check_images = False
-        entry = replace(entry, images=images)
-    return faults + find_faults(content, entry, vocabulary, check_images=check_images, decode_images=check_images)
+
+    reading: Reading
+    dataset: CocoDataset
+    cautions: list[str]
+    conflicts: list[str] = field(default_factory=list)
+
+    @property
+    def stops(self) -> bool:
+        """Whether a training would stop at the dataset."""
+        return bool(broken(self.faults) or self.conflicts)
+
+    @property
+    def faults(self) -> list[Fault]:
+        return self.reading.faults
+
+    def text(self, *, every_place: bool = False) -> str:
+        """Return everything as lines of text; ``every_place`` gives each fault a line of its own."""
+        path = self.reading.entry.annotations
+        parts = [
+            f"{path}: {report(self.faults, every_place=every_place)}",
+            f"{path}: {summarize(self.dataset, read_attributes(self.reading.content), self.reading.declared())}",
+            *(f"  caution: {sentence}" for sentence in self.cautions),
+            *(f"  conflict: {sentence}" for sentence in self.conflicts),
+        ]
+        return "\n".join(parts)
 
 
-def report(faults: Iterable[Fault], limit: int | None = None) -> str:
-    """The faults as text: a line for how many there are of each kind, then a line for each (the first
-    ``limit``)."""
-    faults = list(faults)
-    if not faults:
-        return "No faults found."
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).most_common())
-    lines = [f"{len(faults)} fault{'s' * (len(faults) > 1)}: {kinds}"]
-    for fault in faults[:limit]:
-        where = "" if fault.image_id is None else f"image {fault.image_id}"
-        if fault.annotation_id is not None:
-            where += f"{', ' if where else ''}annotation {fault.annotation_id}"
-        lines.append(f"  {where + ': ' if where else ''}{fault.message} [{fault.kind}]")
-    if limit is not None and len(faults) > limit:
-        lines.append(f"  ... and {len(faults) - limit} more; `workbench validate` lists them all")
-    return "\n".join(lines)
-
-
-def find_faults(
-    content: dict,
-    entry: DatasetEntry,
-    vocabulary: Vocabulary,
+def validate(
+    names: Sequence[str | Path],
     *,
-    check_images: bool,
+    root: Path | str = "data",
+    cfg: CfgNode | None = None,
+    check_images: bool = True,
     decode_images: bool = False,
-) -> list[Fault]:
-    """The faults of ``content`` (from :func:`read_coco_json`) against the class lists ``vocabulary``.
+    crowds_are_objects: bool = False,
+    held_out: Sequence[str | Path] = (),
+) -> list[Validation]:
+    """Read datasets as training does and say what is wrong with them and what they hold.
 
-    ``check_images`` opens each image file and compares its size, ``decode_images`` reads it to the end.
+    Args:
+        names: datasets by catalog name or path; with ``held_out``, those of a training.
+        root: where named datasets lie.
+        cfg: a config, whose input size and queries are compared with the objects.
+        check_images: whether image files are opened, their sizes compared and their ends looked at.
+        decode_images: whether each is also decoded.
+        crowds_are_objects: whether ``iscrowd`` 1 is read as 0.
+        held_out: datasets that the training is evaluated on; they are compared with ``names``.
+
+    Raises:
+        WorkbenchError: a file cannot be read as a COCO dataset at all.
     """
-    faults: list[Fault] = []
-    images: dict[int, tuple[int, int]] = {}
-    if not content["images"]:
-        faults.append(Fault("no images", f"{entry.annotations} lists no images"))
-    seen: set[int] = set()
-    for position, image in enumerate(content["images"]):
-        problem = _image_record_problem(image)
-        if problem:
-            faults.append(Fault("image record", f"entry {position} of images: {problem}", _id_of(image)))
-            continue
-        number = image["id"]
-        if number in seen:
-            faults.append(Fault("duplicate id", f"the image id appears again, for {image['file_name']}", number))
-            continue
-        seen.add(number)
-        images[number] = (image["height"], image["width"])
-        found = _file_problem(image, entry, check_images, decode_images)
-        if found:
-            faults.append(Fault(found[0], found[1], number))
-
-    categories = set(vocabulary.category_ids)
-    covered = _covered(content["annotations"])
-    seen = set()
-    for position, annotation in enumerate(content["annotations"]):
-        if not isinstance(annotation, dict) or not is_integer(annotation.get("id")):
-            image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-            message = f"entry {position} of annotations has no whole number as id"
-            faults.append(Fault("annotation record", message, image_id if is_integer(image_id) else None))
-            continue
-        number, image_id = annotation["id"], annotation.get("image_id")
-        where = (image_id if is_integer(image_id) else None, number)
-        if number in seen:
-            faults.append(Fault("duplicate id", "the annotation id appears again", *where))
-        seen.add(number)
-        size = images.get(image_id) if is_integer(image_id) else None
-        if size is None:
-            message = f"its image_id {image_id!r} is not among the images that can be used"
-            faults.append(Fault("unknown image", message, *where))
-        for kind, message in _annotation_problems(annotation, size, categories, vocabulary, covered.get(position)):
-            faults.append(Fault(kind, message, *where))
-    return faults
-
-
-def _id_of(record: object) -> int | None:
-    number = record.get("id") if isinstance(record, dict) else None
-    return number if is_integer(number) else None
-
-
-def _image_record_problem(image: object) -> str | None:
-    if not isinstance(image, dict):
-        return "it is no object"
-    if not is_integer(image.get("id")):
-        return "it has no whole number as id"
-    if not (isinstance(image.get("file_name"), str) and image["file_name"]):
-        return "it has no file_name"
-    for key in ("height", "width"):
-        if not (is_integer(image.get(key)) and image[key] > 0):
-            return f"its {key} is {image.get(key)!r}, not a whole number above 0"
-    if image["height"] * image["width"] > _MOST_PIXELS:
-        return f"its size {image['width']}x{image['height']} is beyond what an image can have"
-    return None
-
-
-def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened image after its EXIF orientation is applied."""
-    width, height = image.size
-    return (width, height) if image.getexif().get(_ORIENTATION) in _SWAPPED else (height, width)
-
-
-def _file_problem(image: dict, entry: DatasetEntry, check: bool, decode: bool) -> tuple[str, str] | None:
-    name = image["file_name"]
-    path = image_path(entry.images, name)
-    if path is None:
-        return "file name", f"its file name {name!r} leads out of the folder {entry.images}"
-    if not check:
-        return None
-    if not os.path.isfile(path):
-        return "missing image", f"there is no file {path}"
+    train: list[Reading] = []
+    known = None
+    for name in names:
+        train.append(open_dataset(name, root, known=known, crowds_are_objects=crowds_are_objects))
+        known = train[0].found.categories
+    subcategories = ("all",) if cfg is None else tuple(cfg.MODEL.SUBCATEGORIES)
+    conflicts = []
     try:
-        with Image.open(path) as opened:
-            size = oriented_size(opened)
-            stored = (opened.height, opened.width)
-            if decode:
-                ImageOps.exif_transpose(opened).load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return "unreadable image", f"{path} cannot be read: {error}"
-    said = (image["height"], image["width"])
-    if size != said:
-        turned = " (its EXIF orientation turns it)" if stored == said else ""
-        return "image size", (
-            f"{name} is {size[1]}x{size[0]}{turned} but the dataset says {said[1]}x{said[0]} (width x height)"
-        )
-    return None
+        shared = common_vocabulary(train, subcategories)
+    except WorkbenchError as error:
+        shared = common_vocabulary(train[:1])
+        conflicts.append(str(error))
+    options = {"check_images": check_images, "decode_images": decode_images}
+    validations = [_validate(reading, shared, cfg, options) for reading in train]
+    validations[-1].conflicts += [each for each in conflicts if each not in validations[-1].conflicts]
+    datasets = [item.dataset for item in validations]
+    for name in held_out:
+        reading = open_dataset(name, root, known=shared.categories, crowds_are_objects=crowds_are_objects)
+        item = _validate(reading, shared, cfg, options)
+        item.cautions += shared_images(datasets, item.dataset)
+        validations.append(item)
+    return validations
 
 
-def _annotation_problems(
-    annotation: dict,
-    size: tuple[int, int] | None,
-    categories: set[int],
-    vocabulary: Vocabulary,
-    covered: int | None,
-) -> list[tuple[str, str]]:
-    """Return (kind, message) of everything wrong with one annotation, on an image of ``size`` (height, width).
+def _validate(reading: Reading, vocabulary: Vocabulary, cfg: CfgNode | None, options: dict[str, bool]) -> Validation:
+    """Check a dataset against ``vocabulary``, or where its classes do not fit, which is a conflict, its own."""
+    conflicts = []
+    try:
+        reading.check(vocabulary, **options)
+    except WorkbenchError as error:
+        conflicts.append(str(error))
+        reading.check(common_vocabulary([reading]), **options)
+    dicts, skipped = reading.dicts()
+    dataset = CocoDataset([reading.entry], reading.vocabulary, dicts, skipped)
+    sentences = [*brush_masks(reading.content), *(cautions(dataset, cfg) if dicts else [])]
+    return Validation(reading, dataset, sentences, conflicts)
 
-    ``covered`` is how many pixels its compressed RLE covers, where it has one.
+
+def write_mended(reading: Reading, path: Path) -> str:
+    """Write the mended content of a dataset as a COCO JSON, with the boxes and areas of its masks where it has none.
+
+    Returns:
+        a sentence that says what was written, and how it is used.
+
+    Raises:
+        WorkbenchError: ``path`` is the dataset's own file.
+        OSError: the disk is full or not writable.
     """
-    problems = []
-    category = annotation.get("category_id")
-    if not is_integer(category) or category not in categories:
-        problems.append(("unknown category", f"its category_id {category!r} is not among the categories"))
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        problems.append(("annotation record", f"its iscrowd is {annotation['iscrowd']!r}, neither 0 nor 1"))
-    bbox = annotation.get("bbox")
-    if bbox is not None and not (isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))):
-        problems.append(("not a number", f"its bbox {str(bbox)[:60]} is not four finite numbers"))
-    problems += _attribute_problems(annotation.get("attributes"), vocabulary)
-    if "segmentation" not in annotation:
-        problems.append(("segmentation", "it has no segmentation"))
-    elif size is not None:
-        problem = _mask_problem(annotation["segmentation"], *size, covered)
-        if problem:
-            problems.append(problem)
-    return problems
+    entry = reading.entry
+    if path.resolve() == entry.annotations.resolve():
+        raise WorkbenchError(f"--fix would overwrite {path}; name another file.")
+    _measure(reading.content)
+    write_json(path, reading.content)
+    left = len(broken(reading.faults))
+    remaining = f", with {left:,} broken faults still in it" if left else ""
+    return f"Wrote {path}, {len(mended(reading.faults)):,} faults mended{remaining}; use it as {path}@{entry.images}"
 
 
-def _attribute_problems(attributes: object, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    if attributes is None:
-        return []
-    if not isinstance(attributes, dict):
-        return [("attributes", f"its attributes are {type(attributes).__name__}, not name: value pairs")]
-    problems = []
-    for name, classes in vocabulary.subcategories.items():
-        try:
-            value = class_name(attributes.get(name))
-        except TypeError as error:
-            problems.append(("subcategory value", f"its {name} is wrong: {error}"))
+def _measure(content: dict) -> None:
+    """Give each annotation whose mask can be drawn a ``bbox`` and an ``area`` where it has none."""
+    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"] if isinstance(i, dict) and _SIZE <= i.keys()}
+    for annotation in content["annotations"]:
+        if not isinstance(annotation, dict) or ("bbox" in annotation and "area" in annotation):
             continue
-        if value is not None and value not in classes:
-            message = f"its {name} is {value!r}, which is not among {', '.join(classes)}"
-            problems.append(("subcategory value", message))
-    return problems
+        size, segmentation = sizes.get(annotation.get("image_id")), annotation.get("segmentation")
+        if size is None or segmentation_problem(segmentation, *size):
+            continue
+        rle = to_rle(segmentation, *size, checked=True)
+        annotation.setdefault("bbox", coco_mask.toBbox(rle).tolist())
+        annotation.setdefault("area", int(mask_areas([rle])[0]))
 
 
-def _covered(annotations: list) -> dict[int, int]:
-    """Return what :func:`covered_pixels` says of each compressed RLE, by position; one at a time takes ten times as
-    long."""
-    masks = {i: item.get("segmentation") for i, item in enumerate(annotations) if isinstance(item, dict)}
-    counts = {i: mask.get("counts") for i, mask in masks.items() if isinstance(mask, dict)}
-    texts = {i: text for i, text in counts.items() if isinstance(text, str)}
-    return dict(zip(texts, covered_pixels(list(texts.values())).tolist(), strict=True))
-
-
-def _mask_problem(segmentation: object, height: int, width: int, covered: int | None) -> tuple[str, str] | None:
-    problem = segmentation_problem(segmentation, height, width, covered)
-    if problem:
-        return problem
-    if isinstance(segmentation, list):
-        for polygon in segmentation:
-            xs, ys = polygon[::2], polygon[1::2]
-            outside = max(-min(xs), -min(ys), max(xs) - width, max(ys) - height)
-            if outside > BORDER_TOLERANCE:
-                return "mask outside image", (
-                    f"its polygon reaches {outside:g} pixels outside the {width}x{height} image"
-                )
-    if not mask_areas([to_rle(segmentation, height, width, checked=True)])[0]:
-        return "empty mask", "its mask covers no pixel"
-    return None
+_SIZE = {"id", "height", "width"}

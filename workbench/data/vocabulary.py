@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from workbench.data.faults import Fault
 from workbench.data.reading import is_integer
 from workbench.errors import WorkbenchError, is_number, nearest
 
@@ -23,8 +26,15 @@ BOOKKEEPING = frozenset(
         "is_crowd",
     }
 )
+# Names of flags by which annotators remind each other of work to do; they do not describe the object.
+REMINDER = re.compile(
+    r"(needs?|to|must|should)[ _-](be[ _-])?(fix|fixed|delete|deleted|remove|removed|review|reviewed|check|checked|redo)"
+    r"|todo|fixme|delete|reviewed|verified|approved|checked",
+    re.IGNORECASE,
+)
 # What annotation tools write for "nobody has chosen yet".
 UNSET = frozenset({"", "__undefined__"})
+_MOST_NUMBERS = 20  # different numbers written as text; more are a measurement
 
 
 @dataclass(frozen=True)
@@ -112,28 +122,107 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
     return lists
 
 
-def collected_subcategories(content: dict) -> dict[str, tuple[str, ...]]:
-    """Class lists gathered from the attributes of all annotations, names and classes sorted.
+@dataclass
+class Attribute:
+    """What the annotations of a file hold under one name: ``values`` counts classes, ``numbers`` and ``others`` count
+    values that are numbers, and lists or objects."""
 
-    An attribute is a subcategory when all its values are text or true/false. Attributes with a number among
-    their values are measurements, and those in ``BOOKKEEPING`` are the annotation tool's own: both are left
-    out. To use them as classes, list them under the top-level ``subcategories``.
-    """
-    values: dict[str, set[str]] = {}
-    measured = set()
+    name: str
+    values: Counter[str] = field(default_factory=Counter)
+    numbers: int = 0
+    others: int = 0
+
+    def why_not(self) -> str | None:
+        """Return why the attribute is not a subcategory where no class lists are declared; None where it is one."""
+        if self.name in BOOKKEEPING:
+            return "annotation tools add it of their own accord"
+        if REMINDER.fullmatch(self.name):
+            return "it is a reminder of the annotators"
+        if self.others:
+            return "it holds lists or objects"
+        if self.numbers or (len(self.values) > _MOST_NUMBERS and all(map(_is_number_text, self.values))):
+            return "it holds numbers"
+        if not self.values:
+            return "it has no value anywhere"
+        return None
+
+
+def _is_number_text(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_attributes(content: dict) -> list[Attribute]:
+    """Return the attributes of all annotations, sorted by name."""
+    attributes: dict[str, Attribute] = {}
     for annotation in content["annotations"]:
-        attributes = annotation.get("attributes") if isinstance(annotation, dict) else None
-        if not isinstance(attributes, dict):
+        given = annotation.get("attributes") if isinstance(annotation, dict) else None
+        if not isinstance(given, dict):
             continue
-        for name, value in attributes.items():
-            if name in BOOKKEEPING:
-                continue
+        for name, value in given.items():
+            attribute = attributes.get(name) or attributes.setdefault(name, Attribute(name))
             if isinstance(value, (str, bool)):
                 if (known := class_name(value)) is not None:
-                    values.setdefault(name, set()).add(known)
+                    attribute.values[known] += 1
+            elif is_number(value):
+                attribute.numbers += 1
             elif value is not None:
-                measured.add(name)
-    return {name: tuple(sorted(values[name])) for name in sorted(values.keys() - measured)}
+                attribute.others += 1
+    return [attributes[name] for name in sorted(attributes)]
+
+
+def collected_subcategories(content: dict) -> dict[str, tuple[str, ...]]:
+    """Return class lists gathered from the attributes of all annotations, names and classes sorted.
+
+    An attribute is a subcategory when all its values are text or true/false. Attributes that hold numbers are
+    measurements, and those in ``BOOKKEEPING`` and ``REMINDER`` are about the annotating: they are left out. To use
+    them as classes, list them under the top-level ``subcategories``.
+    """
+    return {a.name: tuple(sorted(a.values)) for a in read_attributes(content) if a.why_not() is None}
+
+
+def mend_categories(content: dict, known: Collection[str] | None = None) -> list[Fault]:
+    """Leave categories that stand for nothing out of ``content`` and return a mended fault for each.
+
+    These are categories that no annotation uses and that are the supercategory of another one (Roboflow writes the
+    project's name so, at times with the name of a class), or that have another category's name.
+
+    Args:
+        content: a file's content.
+        known: the names of the classes that the file is read for, where they are fixed: of these none is left out, and
+            any other one is that no annotation uses.
+    """
+    used = {a.get("category_id") for a in content["annotations"] if isinstance(a, dict) and _has_whole_category(a)}
+    items = [item for item in content["categories"] if _is_category(item)]
+    names = Counter(item["name"] for item in items)
+    faults = []
+    for item in [item for item in items if item["id"] not in used]:
+        name = item["name"]
+        others = [other for other in items if other is not item]
+        if names[name] > 1:
+            reason = "another category has its name"
+        elif known is not None and name not in known:
+            reason = "the classes that the file is read for lack it"
+        elif known is None and any(other.get("supercategory") == name for other in others):
+            reason = "it is the parent of others"
+        else:
+            continue
+        names[name] -= 1
+        content["categories"] = [other for other in content["categories"] if other is not item]
+        message = f"no annotation has the category and {reason}; it is left out"
+        faults.append(Fault("category", message, detail=f"{name!r} (id {item['id']})", mended=True))
+    return faults
+
+
+def _is_category(item: object) -> bool:
+    return isinstance(item, dict) and is_integer(item.get("id")) and isinstance(item.get("name"), str)
+
+
+def _has_whole_category(annotation: dict) -> bool:
+    return is_integer(annotation.get("category_id"))
 
 
 def read_vocabulary(content: dict, path: object) -> Vocabulary:
@@ -144,7 +233,7 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
     """
     categories: dict[int, str] = {}
     for item in content["categories"]:
-        if not (isinstance(item, dict) and is_integer(item.get("id")) and isinstance(item.get("name"), str)):
+        if not _is_category(item):
             raise WorkbenchError(f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}.")
         if item["id"] in categories or item["name"] in categories.values():
             raise WorkbenchError(f"Category {item['id']} {item['name']!r} of {path} appears twice, by id or by name.")
@@ -160,12 +249,15 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
     )
 
 
-def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabulary:
-    """Keep the named subcategories; ``("all",)`` keeps every one, ``()`` none. WorkbenchError on an unknown
-    name."""
-    if list(names) == ["all"]:
-        return vocabulary
+def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str], declared: Collection[str] = ()) -> Vocabulary:
+    """Keep the named subcategories; ``()`` keeps none.
+
+    ``("all",)`` keeps every one that has two classes or more, as there is nothing to tell apart in one, or that is
+    among ``declared``. WorkbenchError on an unknown name.
+    """
     known = vocabulary.subcategories
+    if list(names) == ["all"]:
+        names = [name for name, classes in known.items() if len(classes) > 1 or name in declared]
     for name in names:
         if name not in known:
             raise WorkbenchError(
@@ -187,13 +279,14 @@ def merge_vocabularies(first: Vocabulary, second: Vocabulary, path: object) -> V
 
 
 def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Vocabulary:
-    """``wanted`` (a checkpoint's) with the category ids of the dataset ``found`` at ``path``.
+    """Return ``wanted`` (of a checkpoint or the training data) with the category ids of ``found``, the dataset at
+    ``path``.
 
     Categories agree by name, their order and ids may differ. A subcategory that only one side has is no
     fault (it is unlabelled, or not read); one that both have must not hold classes the checkpoint does not
-    know. WorkbenchError that names every difference otherwise.
+    know. WorkbenchError that names every difference otherwise, and the remedy.
     """
-    _check_categories(wanted, found, path, "the checkpoint")
+    _check_categories(wanted, found, path, "the training data")
     differences = []
     for name, classes in wanted.subcategories.items():
         extra = [c for c in found.subcategories.get(name, ()) if c not in classes]
@@ -201,7 +294,8 @@ def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Voc
             differences.append(f"{name}: {', '.join(extra)}")
     if differences:
         raise WorkbenchError(
-            f"The dataset {path} has subcategory classes that the checkpoint does not know: {'; '.join(differences)}."
+            f"The dataset {path} has subcategory classes that the training data lacks: {'; '.join(differences)}. Move "
+            'images with them to the training data, or list all classes under "subcategories" in the training file.'
         )
     ids = dict(zip(found.categories, found.category_ids, strict=True))
     return Vocabulary(tuple(ids[name] for name in wanted.categories), wanted.categories, wanted.subcategories)

@@ -283,7 +283,9 @@ def _open_dataset(path: Path, cfg: CfgNode, wanted: str | Path, vocabulary: Voca
         return data, ""
     except WorkbenchError as error:
         # What is wrong with the dataset itself is raised again here; what remains are other classes.
-        data = load_dataset(wanted, root=cfg.DATASETS.ROOT, skip_faults=cfg.DATASETS.SKIP_FAULTS)
+        keys = cfg.DATASETS
+        options = {"skip_faults": keys.SKIP_FAULTS, "crowds_are_objects": keys.CROWDS_ARE_OBJECTS}
+        data = load_dataset(wanted, root=keys.ROOT, **options)
         return replace(data, vocabulary=vocabulary), str(error)
 
 

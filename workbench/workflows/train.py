@@ -146,10 +146,9 @@ def _log_data(cfg: CfgNode, data: _Splits) -> None:
     for purpose, dataset in zip(("train", "evaluate", "report"), data, strict=True):
         if dataset is None or (purpose == "report" and dataset is data.selection):
             continue
-        objects = sum(len(d["annotations"]) for d in dataset.dicts)
         left_out = f", {dataset.skipped} annotations and images left out for faults" if dataset.skipped else ""
         names = ", ".join(entry.name for entry in dataset.entries)
-        log.info(f"{purpose} on {names}: {len(dataset)} images, {objects} objects{left_out}")
+        log.info(f"{purpose} on {names}: {dataset.counted()}{left_out}")
     if data.selection is not None and data.selection is data.report:
         log.warning(
             f"{selection_dataset(cfg)} both chooses the best checkpoint and reports its score, so the score is "
