@@ -214,7 +214,7 @@ def test_shapes_and_validate(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
         annotation["category_id"] = 99
     labels.write_text(json.dumps(content))
     capsys.readouterr()
-    assert cli.main(["validate", str(labels), "--no-images"]) == 2
+    assert cli.main(["validate", str(labels), "--no-images", "--all"]) == 2
     captured = capsys.readouterr()
     for annotation in content["annotations"]:
         assert f"annotation {annotation['id']}" in captured.out

@@ -147,6 +147,7 @@ def shapes(args: argparse.Namespace) -> None:
 def validate(args: argparse.Namespace) -> None:
     """List what is wrong with datasets and sum up what they hold. Exit code 2 when something has to be mended."""
     from workbench.config import load_config
+    from workbench.data.reading import collector_paused
     from workbench.data.validate import validate as validate_datasets
     from workbench.data.validate import write_mended
 
@@ -157,17 +158,18 @@ def validate(args: argparse.Namespace) -> None:
         raise WorkbenchError("validate takes a dataset, or a --config that names one in DATASETS.TRAIN.")
     if args.fix is not None and len(args.dataset) != 1:
         raise WorkbenchError("--fix takes exactly one dataset.")
-    validations = validate_datasets(
-        train,
-        held_out=list(dict.fromkeys(held_out)),
-        root=args.root or keys.ROOT,
-        cfg=None if args.config is None else cfg,
-        check_images=not args.no_images,
-        decode_images=args.decode,
-        crowds_are_objects=args.crowds_are_objects or keys.CROWDS_ARE_OBJECTS,
-    )
-    for item in validations:
-        print(item.text(every_place=args.all))
+    with collector_paused():
+        validations = validate_datasets(
+            train,
+            held_out=list(dict.fromkeys(held_out)),
+            root=args.root or keys.ROOT,
+            cfg=None if args.config is None else cfg,
+            check_images=not args.no_images,
+            decode_images=args.decode,
+            crowds_are_objects=args.crowds_are_objects or keys.CROWDS_ARE_OBJECTS,
+        )
+        for item in validations:
+            print(item.text(every_place=args.all))
     if args.fix is not None:
         print(write_mended(validations[0].reading, Path(args.fix)))
     wrong = [item for item in validations if item.stops]

@@ -88,11 +88,22 @@ def test_images_that_are_nowhere(tmp_path: Path, write: Callable[..., Path]) -> 
     path = write({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "apple"}]})
     with pytest.raises(WorkbenchError, match=r"'z\.png'.*images.*@images"):
         _images(path)
-    (fault,) = validate(get_entry(path))
+    (fault,) = validate([path])[0].faults
     assert fault.kind == "missing image" and "@images" in fault.message
-    assert validate(get_entry(path), check_images=False) == []
+    assert validate([path], check_images=False)[0].faults == []
     entry = get_entry(f"{path}@{tmp_path / 'far'}")
     assert (entry.name, entry.annotations, entry.images) == ("labels", path, tmp_path / "far")
+
+
+def test_files_of_other_formats_and_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "annotations.xml").write_text("<annotations><version>1.1</version></annotations>")
+    with pytest.raises(WorkbenchError, match=r"is a CVAT XML file.*workbench import .*annotations\.xml OUT"):
+        get_entry(tmp_path / "annotations.xml")
+    with pytest.raises(WorkbenchError, match="is a folder.*workbench import"):
+        get_entry(tmp_path)
+    (tmp_path / "notes.txt").write_text("apples")
+    with pytest.raises(WorkbenchError, match="No dataset is called"):
+        get_entry(tmp_path / "notes.txt")
 
 
 def test_images_are_not_looked_for_outside(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.data.catalog import get_entry
-from workbench.data.coco import DatasetError, load_dataset
+from workbench.data.coco import load_dataset
+from workbench.data.faults import DatasetError, Fault, report
 from workbench.data.reading import read_coco_json
-from workbench.data.validate import Fault, report, validate
+from workbench.data.validate import validate
 from workbench.errors import WorkbenchError
 
 NAN = float("nan")
@@ -22,7 +22,7 @@ EMPTY = {"size": [16, 20], "counts": [320]}
 
 
 def _validate(path: Path, check_images: bool = True) -> list[Fault]:
-    return validate(get_entry(f"{path}@{path.parent / 'images'}"), check_images)
+    return validate([f"{path}@{path.parent / 'images'}"], check_images=check_images)[0].faults
 
 
 def test_a_faultless_dataset(write: Callable[..., Path], content: Callable[..., dict]) -> None:
@@ -38,15 +38,14 @@ ANNOTATION_FAULTS = [
     ({"segmentation": [[1, 1, 5, 1]]}, "degenerate polygon"),
     ({"segmentation": [[1, 1, 5, 1, 1, 1]]}, "degenerate polygon"),
     ({"segmentation": [[1, 1, 5, 1, 5, NAN]]}, "not a number"),
-    ({"bbox": [1, 1, NAN, 4]}, "not a number"),
-    ({"bbox": [1, 1, 4]}, "not a number"),
-    ({"segmentation": [[1, 1, 25, 1, 25, 9]]}, "mask outside image"),
-    ({"segmentation": [[30, 30, 40, 30, 40, 40]]}, "mask outside image"),
-    ({"segmentation": [[-4, 1, 5, 1, 5, 9]]}, "mask outside image"),
+    ({"segmentation": [[1, 1, 900, 1, 900, 9]]}, "mask outside image"),
     ({"segmentation": {"size": [20, 16], "counts": [320]}}, "mask size"),
     ({"segmentation": EMPTY}, "empty mask"),
     ({"segmentation": [[1.1, 1.1, 1.2, 1.1, 1.2, 1.2]]}, "empty mask"),
-    ({"segmentation": []}, "empty mask"),
+    ({"segmentation": [[30, 30, 40, 30, 40, 40]]}, "empty mask"),
+    ({"segmentation": []}, "box without a mask"),
+    ({"segmentation": None}, "box without a mask"),
+    ({"segmentation": [], "bbox": None}, "empty mask"),
     ({"segmentation": "a.png"}, "segmentation"),
     ({"attributes": {"colour": "blue"}}, "subcategory value"),
     ({"attributes": {"colour": ["red"]}}, "subcategory value"),
@@ -129,7 +128,7 @@ def test_one_fault_of_an_image(
     (fault,) = _validate(path)
     assert (fault.kind, fault.image_id, fault.annotation_id) == (kind, 2, None)
     if change.get("file_name") == "turned.jpg":
-        assert "EXIF" in fault.message
+        assert "EXIF" in fault.detail
 
 
 def test_ids_that_appear_twice(
@@ -156,10 +155,8 @@ def test_every_fault_at_once(
     found = {(f.kind, f.annotation_id) for f in faults}
     assert {(kind, 10 + n) for n, (_, kind) in enumerate(ANNOTATION_FAULTS)} <= found
     assert {f.image_id for f in faults if f.annotation_id is None} >= set(range(10, 19))
-    text = report(faults)
-    assert len(text.splitlines()) == len(faults) + 1
-    assert text.startswith(f"{len(faults)} faults: ")
-    assert len(report(faults, limit=3).splitlines()) == 5
+    assert report(faults).startswith(f"{len(faults)} faults: ")
+    assert len(report(faults, every_place=True).splitlines()) == len(faults) + 1
 
 
 def test_faults_that_have_no_image(write: Callable[..., Path], content: Callable[..., dict]) -> None:

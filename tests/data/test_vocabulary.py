@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.data.coco import Vocabulary, load_dataset
+from workbench.config import get_cfg
+from workbench.data.coco import Vocabulary, load_data, load_dataset
 from workbench.data.vocabulary import class_name
 from workbench.errors import WorkbenchError
 
@@ -89,7 +90,6 @@ def test_chosen_subcategories(write, content) -> None:
     [
         {"categories": []},
         {"categories": [{"id": 7, "name": "a"}, {"id": 7, "name": "b"}]},
-        {"categories": [{"id": 7, "name": "a"}, {"id": 8, "name": "a"}]},
         {"categories": [{"id": "7", "name": "a"}]},
         {"categories": ["a"]},
         {"subcategories": {"colour": ["red"]}},
@@ -137,10 +137,11 @@ def test_several_datasets(tmp_path: Path, write, content, annotation) -> None:
     second.write_text(json.dumps(values))
     dataset = load_dataset([first, second])
     assert len(dataset) == 4 and len(dataset.entries) == 2
-    assert dataset.vocabulary == Vocabulary((3, 7), ("pear", "apple"), {"colour": ("red", "blue"), "ripe": ("true",)})
+    # Colour has one class in each file and two in both; ripe has one in both.
+    assert dataset.vocabulary == Vocabulary((3, 7), ("pear", "apple"), {"colour": ("red", "blue")})
     one, two = dataset.dicts[0]["annotations"][0], dataset.dicts[2]["annotations"][0]
-    assert (one["category_id"], one["subcategories"]) == (1, {"colour": 0, "ripe": -1})
-    assert (two["category_id"], two["subcategories"]) == (0, {"colour": 1, "ripe": 0})
+    assert (one["category_id"], one["subcategories"]) == (1, {"colour": 0})
+    assert (two["category_id"], two["subcategories"]) == (0, {"colour": 1})
     values["categories"] = [{"id": 2, "name": "pear"}]
     second.write_text(json.dumps(values))
     with pytest.raises(WorkbenchError, match="lacks apple"):
@@ -150,16 +151,23 @@ def test_several_datasets(tmp_path: Path, write, content, annotation) -> None:
 def test_images_without_objects_can_be_left_out(write, content, annotation) -> None:
     values = content(annotations=[annotation(1, image=2, iscrowd=1)])
     values["annotations"].append(annotation(2))
-    path = write(values)
-    assert len(load_dataset(path)) == 2
-    assert [d["image_id"] for d in load_dataset(path, filter_empty=True).dicts] == [1]
+    cfg, path = get_cfg(), write(values)
+    assert len(load_data(cfg, [path], None)) == 2
+    assert [d["image_id"] for d in load_data(cfg, [path], None, for_training=True).dicts] == [1]
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert len(load_data(cfg, [path], None, for_training=True)) == 2
 
 
 def test_nothing_to_load(write, content) -> None:
     with pytest.raises(WorkbenchError, match="DATASETS"):
         load_dataset([])
+    values = content(annotations=[])
+    with pytest.raises(WorkbenchError, match="no object to train on.*2 images, 0 objects"):
+        load_data(get_cfg(), [write(values)], None, for_training=True)
+    for image in values["images"]:
+        image["height"] = 99
     with pytest.raises(WorkbenchError, match="no image left"):
-        load_dataset(write(content(annotations=[])), filter_empty=True)
+        load_dataset(write(values), skip_faults=True)
 
 
 def test_dataset_dicts_are_detectron2s(write, content) -> None:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from tests.evaluation.scenes import VOCABULARY, random_case
 from workbench import cli
-from workbench.data.catalog import get_entry
 from workbench.data.coco import load_dataset
 from workbench.data.validate import validate
 from workbench.errors import WorkbenchError
@@ -111,7 +110,7 @@ def test_a_file_is_read_once_for_loading_and_ground_truth(reads, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_read_once_for_validation(reads, name):
-    assert validate(get_entry(name)) == []
+    assert validate([name])[0].faults == []
     assert reads() == (1, 1)
     assert cli.main(["validate", name]) == 0
     assert reads() == (2, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from workbench.data.reading import image_path
+from workbench.data.reading import image_path, refuse_other_file
 from workbench.errors import WorkbenchError, nearest
 
 CATALOG_FILE = "catalog.yaml"
@@ -62,7 +62,7 @@ def known_names(root: Path | str = "data") -> list[str]:
 
 
 def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEntry:
-    """Return the dataset of that name, or at that path. No dataset file is read.
+    """Return the dataset of that name, or at that path. No dataset file is read, but a file of another format is named.
 
     A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in places below
     ``root``. A path ends in ``.json``, and may be followed by ``@`` and the folder of its images
@@ -82,6 +82,13 @@ def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEnt
     if text in _BUILTIN:
         annotations, images = _BUILTIN[text]
         return DatasetEntry(text, root / annotations, root / images)
+    if Path(text).is_dir():
+        raise WorkbenchError(
+            f"{text} is a folder; a dataset is the path of its COCO JSON. `workbench import {text} OUT` reads folders of "
+            "other formats (LabelMe, YOLO, Pascal VOC, ...)."
+        )
+    if Path(text).is_file():
+        refuse_other_file(text)
     raise WorkbenchError(
         f"No dataset is called {text!r}{nearest(text, known_names(root))}. A dataset of your own is the path of its "
         f"JSON, or a line '{text}: {{annotations: labels.json, images: pictures}}' in {root / CATALOG_FILE}."

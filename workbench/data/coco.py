@@ -14,7 +14,7 @@ from workbench.data.checking import check
 from workbench.data.crowds import brush_masks, crowds_to_objects
 from workbench.data.faults import DatasetError, Fault, broken, fault_lines, mended, report
 from workbench.data.masks import decode_mask, encode_mask
-from workbench.data.reading import image_path, is_integer, read_coco_json
+from workbench.data.reading import collector_paused, image_path, is_integer, read_coco_json
 from workbench.data.vocabulary import (
     Vocabulary,
     align_vocabulary,
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 XYWH_ABS = 1  # detectron2's BoxMode for COCO boxes
 UNLABELLED = -1
-NO_FOLDER = "image folder"  # the kind of the one fault of a dataset whose images are not found
 
 
 @dataclass
@@ -93,6 +92,7 @@ class Reading:
     vocabulary: Vocabulary
     faults: list[Fault]
 
+    @collector_paused()
     def check(self, vocabulary: Vocabulary, *, check_images: bool = True, decode_images: bool = False) -> None:
         """Check, and mend, each image and annotation; ``check_images`` opens each image file to compare its
         size, ``decode_images`` decodes it too.
@@ -106,7 +106,7 @@ class Reading:
                 images = find_images(self.entry.annotations, self.content)
             except WorkbenchError as error:  # the annotations can be checked all the same
                 if check_images:
-                    self.faults.append(Fault(NO_FOLDER, str(error)))
+                    self.faults.append(Fault("missing image", str(error)))
                 check_images = False
             self.entry = replace(self.entry, images=images)
         decode_images = check_images and decode_images
@@ -118,6 +118,7 @@ class Reading:
         """Return the names of the subcategories that the file lists."""
         return declared_subcategories(self.content, self.entry.annotations) or ()
 
+    @collector_paused()
     def dicts(self) -> tuple[list[dict], int]:
         """Return the dataset dicts of what is not broken, and how many annotations and images are left out."""
         return _to_dicts(self.content, self.entry, self.vocabulary, broken(self.faults))
@@ -216,7 +217,7 @@ def load_dataset(
 
 
 def _can_be_skipped(fault: Fault) -> bool:
-    return fault.kind not in ("no images", NO_FOLDER)
+    return fault.image_id is not None or fault.kind not in ("no images", "missing image")
 
 
 def _to_dicts(

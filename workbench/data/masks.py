@@ -161,7 +161,7 @@ def _rle_problem(rle: dict, height: int, width: int, covered: int | None) -> tup
     if [size[0], size[1]] != [height, width]:
         return "mask size", f"its RLE is {size[0]}x{size[1]} but the image is {height}x{width} (height x width)"
     if isinstance(counts, list):
-        if not all(is_integer(n) and n >= 0 for n in counts):
+        if counts and not (set(map(type, counts)) == {int} and min(counts) >= 0 and is_integer(max(counts))):
             return "segmentation", "its RLE counts are not all whole numbers of 0 or more"
         covered = sum(counts)
     elif not isinstance(counts, (str, bytes)):

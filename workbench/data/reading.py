@@ -112,7 +112,7 @@ def _refuse_other_formats(path: Path | str, content: object) -> None:
 
 def is_integer(value: object) -> bool:
     """Return whether a value read from a file is a whole number of at most 64 bits; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def image_path(images: Path | str, file_name: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from workbench.config import load_config
+from workbench.data.crowds import crowds_to_objects
 from workbench.data.reading import read_coco_json
 from workbench.data.vocabulary import read_vocabulary
 from workbench.errors import WorkbenchError
@@ -29,7 +30,8 @@ def evaluate_file(
         results: the results, of any program.
         annotations: the COCO instances JSON.
         output: folder for metrics.json; None writes nothing.
-        overrides: config keys and values in turn; TEST.MAX_DETS, TEST.RANK_BY and TEST.SCORER are read.
+        overrides: config keys and values in turn; TEST.MAX_DETS, TEST.RANK_BY, TEST.SCORER and
+            DATASETS.CROWDS_ARE_OBJECTS are read.
 
     Returns:
         what metrics.json holds.
@@ -39,6 +41,8 @@ def evaluate_file(
     """
     cfg = load_config(None, overrides)
     content = read_coco_json(annotations)
+    if cfg.DATASETS.CROWDS_ARE_OBJECTS:
+        crowds_to_objects(content["annotations"])
     vocabulary = read_vocabulary(content, annotations)
     predictions = load_predictions(results)
     try:
