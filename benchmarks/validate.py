@@ -33,7 +33,9 @@ def repeat(source: Path, folder: Path, images: int) -> tuple[int, int]:
     (folder / "images").mkdir(parents=True)
     with (folder / "labels.json").open("w") as file:
         file.write(f'{{"categories": {json.dumps(small["categories"])}, "images": [')
-        file.write(",".join(_image(item, k * strides["images"], folder) for k in range(times) for item in small["images"]))
+        file.write(
+            ",".join(_image(item, k * strides["images"], folder) for k in range(times) for item in small["images"])
+        )
         file.write('], "annotations": [')
         for k in range(times):
             for number, item in enumerate(small["annotations"]):

@@ -139,7 +139,6 @@ def shapes(args: argparse.Namespace) -> None:
     option("--config", "--config-file", metavar="YAML", help="compare objects with its input size and queries"),
     option("--root", metavar="DIR", help="where named datasets lie (the config's DATASETS.ROOT)"),
     option("--no-images", action="store_true", help="do not open the image files (faster)"),
-    option("--decode", action="store_true", help="decode every image file to its end (slower)"),
     option("--crowds-are-objects", action="store_true", help="read iscrowd 1 as 0: CVAT marks brush masks so"),
     option("--fix", metavar="OUT.json", help="write the dataset as it was mended"),
     option("--all", action="store_true", help="give every fault a line of its own"),
@@ -165,7 +164,6 @@ def validate(args: argparse.Namespace) -> None:
             root=args.root or keys.ROOT,
             cfg=None if args.config is None else cfg,
             check_images=not args.no_images,
-            decode_images=args.decode,
             crowds_are_objects=args.crowds_are_objects or keys.CROWDS_ARE_OBJECTS,
         )
         for item in validations:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from workbench import cli
 from workbench.data.coco import load_dataset
 from workbench.data.faults import DatasetError, Fault, report
+from workbench.data.masks import decode_mask
 from workbench.data.reading import read_coco_json
 from workbench.data.validate import validate
 from workbench.errors import WorkbenchError
@@ -229,3 +231,160 @@ def test_bytes_that_are_no_text(tmp_path: Path, content: Callable[..., dict]) ->
 def test_a_folder_in_place_of_a_json(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="cannot be read"):
         read_coco_json(tmp_path)
+
+
+MENDED = [
+    ({"bbox": ["1", "1", "5.5", "4"]}, "box"),
+    ({"bbox": [1, 1, NAN, 4]}, "box"),
+    ({"bbox": [1, 1, 4]}, "box"),
+    ({"bbox": None}, "box"),
+    ({"area": "64"}, "area"),
+    ({"area": NAN}, "area"),
+    ({"area": None}, "area"),
+    ({"segmentation": [1, 1, 8, 1, 8, 8]}, "polygon list"),
+    ({"segmentation": [[1, 1, 8, 1, 8, 8], [3, 3, 4, 4]]}, "polygon part"),
+    ({"segmentation": [[1, 1, 25, 1, 25, 9]]}, "polygon outside image"),
+    ({"segmentation": [[-130, 1, 5, 1, 5, 9]]}, "polygon outside image"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind"), MENDED)
+def test_what_becomes_of_a_mendable_fault(
+    write: Callable[..., Path],
+    content: Callable[..., dict],
+    annotation: Callable[..., dict],
+    change: dict,
+    kind: str,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is told, logged, and its object stays; what --fix writes has no fault, and a box and an area."""
+    values = annotation(9, **change)
+    for absent in [key for key, value in values.items() if value is None]:
+        del values[absent]
+    path = write(content(annotations=[annotation(4), values]))
+    (fault,) = _validate(path)
+    assert (fault.kind, fault.annotation_id, fault.mended) == (kind, 9, True)
+    dataset = load_dataset(path)
+    assert dataset.objects == 2 and f"[{kind}]" in caplog.text and "mended" in caplog.text
+    fixed = path.with_name("fixed.json")
+    assert cli.main(["validate", str(path), "--fix", str(fixed)]) == 0
+    assert "1 faults mended" in capsys.readouterr().out
+    assert _validate(fixed) == []
+    (record,) = load_dataset(fixed).dicts[:1]
+    read = dataset.dicts[0]["annotations"][1]["segmentation"], record["annotations"][1]["segmentation"]
+    first, second = (decode_mask(mask, 16, 20) for mask in read)
+    assert np.array_equal(first, second)
+    columns, rows = np.flatnonzero(first.any(0)), np.flatnonzero(first.any(1))
+    if kind == "box":
+        corner, far = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
+        assert record["annotations"][1]["bbox"] == [*corner, far[0] - corner[0], far[1] - corner[1]]
+    if kind == "area":
+        assert record["annotations"][1]["area"] == first.sum()
+
+
+def test_boxes_without_masks_are_one_sentence(
+    write: Callable[..., Path], content: Callable[..., dict], annotation: Callable[..., dict]
+) -> None:
+    path = write(content(annotations=[annotation(n, segmentation=[]) for n in range(1, 60)]))
+    faults = _validate(path)
+    assert len(faults) == 59 and not any(fault.mended for fault in faults)
+    heading, line = report(faults).splitlines()
+    assert heading == "59 faults: 59 box without a mask"
+    assert "59 times" in line and "draw polygons" in line and "annotation 3; ..." in line
+
+
+def test_a_wrong_image_folder_is_one_line(
+    write: Callable[..., Path], content: Callable[..., dict], tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (item,) = validate([f"{write(content())}@{tmp_path / 'other'}"])
+    lines = report(item.faults).splitlines()
+    assert len(lines) == 2 and "2 times: there is no such file in" in lines[1] and str(tmp_path / "other") in lines[1]
+
+
+ROBOFLOW = [
+    {"id": 0, "name": "fruit", "supercategory": "none"},
+    {"id": 7, "name": "apple", "supercategory": "fruit"},
+    {"id": 3, "name": "pear", "supercategory": "fruit"},
+]
+
+
+def test_unused_parents_are_left_out(
+    write: Callable[..., Path], content: Callable[..., dict], annotation: Callable[..., dict]
+) -> None:
+    values = content(categories=ROBOFLOW)
+    path = write(values)
+    (fault,) = _validate(path)
+    assert fault.mended and "'fruit' (id 0)" in fault.detail
+    trained = load_dataset(path).vocabulary
+    assert trained.categories == ("pear", "apple")  # pear is unused, but no parent
+    # The parent has the name of a class.
+    renamed = [{**item, "name": "apple" if item["name"] == "fruit" else item["name"]} for item in ROBOFLOW]
+    assert load_dataset(write(content(categories=renamed))).vocabulary == trained
+    # A parent that is used is a class, also in a file where it is not used.
+    used = load_dataset(write(content(categories=ROBOFLOW, annotations=[annotation(1, category_id=0)]))).vocabulary
+    assert used.categories == ("fruit", "pear", "apple")
+    assert load_dataset(write(values), vocabulary=used).vocabulary.categories == used.categories
+
+
+def test_categories_that_only_an_evaluated_file_lists(
+    write: Callable[..., Path], content: Callable[..., dict], annotation: Callable[..., dict]
+) -> None:
+    trained = load_dataset(write(content())).vocabulary
+    more = [*content()["categories"], {"id": 9, "name": "plum"}]
+    assert load_dataset(write(content(categories=more)), vocabulary=trained).vocabulary == trained
+    path = write(content(categories=more, annotations=[annotation(1, category_id=9)]))
+    with pytest.raises(WorkbenchError, match="also has plum"):
+        load_dataset(path, vocabulary=trained)
+
+
+def test_fix_keeps_what_is_broken_and_the_file_itself(
+    write: Callable[..., Path],
+    content: Callable[..., dict],
+    annotation: Callable[..., dict],
+    capsys: pytest.CaptureFixture,
+) -> None:
+    path = write(content(annotations=[annotation(1, area="3"), annotation(2, category_id=99)]))
+    before = path.read_bytes()
+    assert cli.main(["validate", str(path), "--fix", str(path)]) == 2
+    assert "would overwrite" in capsys.readouterr().err and path.read_bytes() == before
+    fixed = path.with_name("fixed.json")
+    assert cli.main(["validate", str(path), "--fix", str(fixed)]) == 2
+    assert "1 broken faults still in it" in capsys.readouterr().out
+    assert [fault.kind for fault in _validate(fixed)] == ["unknown category"]
+    assert cli.main(["validate", str(path), str(path), "--fix", str(fixed)]) == 2
+    assert "exactly one" in capsys.readouterr().err
+
+
+def test_images_are_decoded_for_validation_where_that_shows_damage(
+    write: Callable[..., Path], content: Callable[..., dict]
+) -> None:
+    values = content()
+    values["images"][1]["file_name"] = "b.tif"
+    path = write(values)
+    noise = np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8)
+    picture = path.parent / "images" / "b.tif"
+    Image.fromarray(noise).save(picture, compression="tiff_adobe_deflate")
+    assert _validate(path) == []
+    data = bytearray(picture.read_bytes())
+    data[300:340] = bytes(40)
+    picture.write_bytes(data)
+    (fault,) = _validate(path)
+    assert (fault.kind, fault.image_id) == ("unreadable image", 2)
+    assert len(load_dataset(path)) == 2  # training opens it only
+
+
+def test_a_jpeg_cut_short_is_found_and_one_with_more_after_its_end_is_read(
+    write: Callable[..., Path], content: Callable[..., dict]
+) -> None:
+    values = content()
+    values["images"][1]["file_name"] = "b.jpg"
+    path = write(values)
+    picture = path.parent / "images" / "b.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8)).save(picture)
+    whole = picture.read_bytes()
+    picture.write_bytes(whole + bytes(1000))  # phones put films there
+    assert _validate(path) == []
+    picture.write_bytes(whole[:-300])
+    assert [fault.kind for fault in _validate(path)] == ["unreadable image"]

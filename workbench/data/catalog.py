@@ -84,8 +84,8 @@ def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEnt
         return DatasetEntry(text, root / annotations, root / images)
     if Path(text).is_dir():
         raise WorkbenchError(
-            f"{text} is a folder; a dataset is the path of its COCO JSON. `workbench import {text} OUT` reads folders of "
-            "other formats (LabelMe, YOLO, Pascal VOC, ...)."
+            f"{text} is a folder; a dataset is the path of its COCO JSON. `workbench import {text} OUT` reads "
+            "folders of other formats, such as LabelMe, YOLO and Pascal VOC."
         )
     if Path(text).is_file():
         refuse_other_file(text)

@@ -36,7 +36,7 @@ def check(
         entry: where it lies.
         vocabulary: the class lists that its annotations must keep to.
         check_images: whether each image file is opened and its size compared.
-        decode_images: whether each image is also decoded to its end.
+        decode_images: whether images whose damage decoding would show are decoded.
     """
     sizes, faults = _check_images(content["images"], entry, check_images, decode_images)
     if not content["images"]:

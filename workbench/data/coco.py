@@ -125,7 +125,11 @@ class Reading:
 
 
 def open_dataset(
-    name: str | Path, root: Path | str = "data", *, known: Collection[str] | None = None, crowds_are_objects: bool = False
+    name: str | Path,
+    root: Path | str = "data",
+    *,
+    known: Collection[str] | None = None,
+    crowds_are_objects: bool = False,
 ) -> Reading:
     """Read a dataset's file and class lists, without checking what they hold.
 
@@ -289,9 +293,8 @@ def load_data(
         if not dataset.objects:
             left_out = f", {dataset.skipped:,} annotations and images left out for faults" if dataset.skipped else ""
             remedy = " If the crowds are single objects, set DATASETS.CROWDS_ARE_OBJECTS True." * bool(dataset.crowds)
-            raise WorkbenchError(
-                f"There is no object to train on in {', '.join(map(str, names))}: {dataset.counted()}{left_out}.{remedy}"
-            )
+            where = ", ".join(map(str, names))
+            raise WorkbenchError(f"There is no object to train on in {where}: {dataset.counted()}{left_out}.{remedy}")
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             with_objects = [d for d in dataset.dicts if any(not a["iscrowd"] for a in d["annotations"])]
             dataset = replace(dataset, dicts=with_objects)

@@ -12,7 +12,7 @@ from workbench.errors import WorkbenchError
 
 _SWAPPED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_JPEG_END = b"\xff\xd9"
 
 
 def read_image(path: str) -> np.ndarray:
@@ -51,16 +51,15 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
 def file_problem(path: str, size: tuple[int, int], decode: bool) -> tuple[str, str, str] | None:
     """Return why a file is not an image of ``size`` (height, width), as (kind, message, detail); None when it is.
 
-    ``{folder}`` in the message stands for the image folder. Without ``decode`` only the header is read and the end of
-    the file looked at; a JPEG or PNG that ends unusually is decoded all the same, as it may be cut short.
+    ``{folder}`` in the message stands for the image folder. A JPEG is decoded only where it does not end as one does:
+    of a whole file Pillow accepts any content. An image of another format is decoded with ``decode``.
     """
     try:
-        with open(path, "rb") as file:
-            with Image.open(file) as opened:
-                found = oriented_size(opened)
-                stored = (opened.height, opened.width)
-                if decode or not _is_whole(file, opened.format):
-                    ImageOps.exif_transpose(opened).load()
+        with open(path, "rb") as file, Image.open(file) as opened:
+            found = oriented_size(opened)
+            stored = (opened.height, opened.width)
+            if not _ends_as_jpeg(file) if opened.format == "JPEG" else decode:
+                opened.load()
     except FileNotFoundError:
         return "missing image", "there is no such file in {folder}", ""
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -73,13 +72,10 @@ def file_problem(path: str, size: tuple[int, int], decode: bool) -> tuple[str, s
     return None
 
 
-def _is_whole(file: BinaryIO, kind: str | None) -> bool:
-    """Return False for a JPEG or PNG that does not end as one does; other formats are not looked at."""
-    mark = _ENDS.get(kind)
-    if mark is None:
-        return True
+def _ends_as_jpeg(file: BinaryIO) -> bool:
+    """Return whether the last bytes of an open file hold a JPEG's end; the file stays where it is."""
     place = file.tell()
     file.seek(-min(64, file.seek(0, os.SEEK_END)), os.SEEK_END)
     tail = file.read()
     file.seek(place)
-    return mark in tail
+    return _JPEG_END in tail

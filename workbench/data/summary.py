@@ -61,7 +61,7 @@ _ENDS = ("smallest", "median", "largest")
 
 
 def cautions(dataset: CocoDataset, cfg: CfgNode | None = None) -> list[str]:
-    """Return a sentence for each thing to think about before training on ``dataset``; with ``cfg``, by its sizes too."""
+    """Return a sentence for each thing to think about before training on ``dataset``, with ``cfg`` where given."""
     counts, _ = _category_counts(dataset)
     names = dataset.vocabulary.categories
     few = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < FEW]

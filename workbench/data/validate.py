@@ -62,7 +62,6 @@ def validate(
     root: Path | str = "data",
     cfg: CfgNode | None = None,
     check_images: bool = True,
-    decode_images: bool = False,
     crowds_are_objects: bool = False,
     held_out: Sequence[str | Path] = (),
 ) -> list[Validation]:
@@ -72,8 +71,7 @@ def validate(
         names: datasets by catalog name or path; with ``held_out``, those of a training.
         root: where named datasets lie.
         cfg: a config, whose input size and queries are compared with the objects.
-        check_images: whether image files are opened, their sizes compared and their ends looked at.
-        decode_images: whether each is also decoded.
+        check_images: whether image files are opened, their sizes compared, and those that may be damaged decoded.
         crowds_are_objects: whether ``iscrowd`` 1 is read as 0.
         held_out: datasets that the training is evaluated on; they are compared with ``names``.
 
@@ -92,7 +90,7 @@ def validate(
     except WorkbenchError as error:
         shared = common_vocabulary(train[:1])
         conflicts.append(str(error))
-    options = {"check_images": check_images, "decode_images": decode_images}
+    options = {"check_images": check_images, "decode_images": check_images}
     validations = [_validate(reading, shared, cfg, options) for reading in train]
     validations[-1].conflicts += [each for each in conflicts if each not in validations[-1].conflicts]
     datasets = [item.dataset for item in validations]
@@ -140,7 +138,7 @@ def write_mended(reading: Reading, path: Path) -> str:
 
 def _measure(content: dict) -> None:
     """Give each annotation whose mask can be drawn a ``bbox`` and an ``area`` where it has none."""
-    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"] if isinstance(i, dict) and _SIZE <= i.keys()}
+    sizes = {i["id"]: (i["height"], i["width"]) for i in content["images"] if isinstance(i, dict) and i.keys() >= _SIZE}
     for annotation in content["annotations"]:
         if not isinstance(annotation, dict) or ("bbox" in annotation and "area" in annotation):
             continue

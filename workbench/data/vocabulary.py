@@ -28,7 +28,7 @@ BOOKKEEPING = frozenset(
 )
 # Names of flags by which annotators remind each other of work to do; they do not describe the object.
 REMINDER = re.compile(
-    r"(needs?|to|must|should)[ _-](be[ _-])?(fix|fixed|delete|deleted|remove|removed|review|reviewed|check|checked|redo)"
+    r"(needs?|to|must|should)[ _-](be[ _-])?(fix|delete|remove|review|check|redo)(e?d|ing)?"
     r"|todo|fixme|delete|reviewed|verified|approved|checked",
     re.IGNORECASE,
 )
