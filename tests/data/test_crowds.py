@@ -13,7 +13,7 @@ from workbench.config import get_cfg
 from workbench.data.coco import load_data, load_dataset
 from workbench.data.crowds import brush_masks
 from workbench.errors import WorkbenchError
-from workbench.workflows.evaluate import evaluate_file
+from workbench.workflows.score import evaluate_file
 
 MASK = {"size": [16, 20], "counts": [100, 50, 170]}
 
