@@ -357,15 +357,21 @@ def test_fix_keeps_what_is_broken_and_the_file_itself(
     assert "exactly one" in capsys.readouterr().err
 
 
+def _with_noise(path: Path, name: str, **options: object) -> tuple[Path, Path]:
+    """Make the second image of a dataset a file ``name`` of noise; return the dataset's path and the image's."""
+    values = json.loads(path.read_text())
+    values["images"][1]["file_name"] = name
+    path.write_text(json.dumps(values))
+    picture = path.parent / "images" / name
+    noise = np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture, **options)
+    return path, picture
+
+
 def test_images_are_decoded_for_validation_where_that_shows_damage(
     write: Callable[..., Path], content: Callable[..., dict]
 ) -> None:
-    values = content()
-    values["images"][1]["file_name"] = "b.tif"
-    path = write(values)
-    noise = np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8)
-    picture = path.parent / "images" / "b.tif"
-    Image.fromarray(noise).save(picture, compression="tiff_adobe_deflate")
+    path, picture = _with_noise(write(content()), "b.tif", compression="tiff_adobe_deflate")
     assert _validate(path) == []
     data = bytearray(picture.read_bytes())
     data[300:340] = bytes(40)
@@ -378,11 +384,7 @@ def test_images_are_decoded_for_validation_where_that_shows_damage(
 def test_a_jpeg_cut_short_is_found_and_one_with_more_after_its_end_is_read(
     write: Callable[..., Path], content: Callable[..., dict]
 ) -> None:
-    values = content()
-    values["images"][1]["file_name"] = "b.jpg"
-    path = write(values)
-    picture = path.parent / "images" / "b.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8)).save(picture)
+    path, picture = _with_noise(write(content()), "b.jpg")
     whole = picture.read_bytes()
     picture.write_bytes(whole + bytes(1000))  # phones put films there
     assert _validate(path) == []

@@ -131,9 +131,11 @@ def write_mended(reading: Reading, path: Path) -> str:
         raise WorkbenchError(f"--fix would overwrite {path}; name another file.")
     _measure(reading.content)
     write_json(path, reading.content)
-    left = len(broken(reading.faults))
+    stopping = broken(reading.faults)
+    left = sum(fault.image_id is not None or fault.annotation_id is not None for fault in stopping)
     remaining = f", with {left:,} broken faults still in it" if left else ""
-    return f"Wrote {path}, {len(mended(reading.faults)):,} faults mended{remaining}; use it as {path}@{entry.images}"
+    images = entry.images if left == len(stopping) else "IMAGES"  # the fault without an id: no folder was found
+    return f"Wrote {path}, {len(mended(reading.faults)):,} faults mended{remaining}; use it as {path}@{images}"
 
 
 def _measure(content: dict) -> None:

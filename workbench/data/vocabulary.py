@@ -307,4 +307,7 @@ def _check_categories(wanted: Vocabulary, found: Vocabulary, path: object, whose
     if missing or extra:
         parts = [f"it lacks {', '.join(missing)}"] if missing else []
         parts += [f"it also has {', '.join(extra)}"] if extra else []
-        raise WorkbenchError(f"The categories of {path} are not those of {whose}: {'; '.join(parts)}.")
+        raise WorkbenchError(
+            f"The categories of {path} are not those of {whose}: {'; '.join(parts)}. List the same categories in both "
+            "files; one that has no annotations in a file is fine there."
+        )
