@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.data.catalog import find_images, get_entry
+from workbench.data.catalog import find_images
+from workbench.data.coco import common_vocabulary, open_dataset
 from workbench.data.duplicates import difference_hashes, identical_files, near_pairs
-from workbench.data.reading import image_path, is_integer, read_coco_json
-from workbench.data.vocabulary import Vocabulary, class_name, read_vocabulary
+from workbench.data.reading import image_path, is_integer
+from workbench.data.vocabulary import Vocabulary, class_name
 from workbench.errors import WorkbenchError
 from workbench.files import write_json
 
@@ -73,9 +74,9 @@ def split_dataset(
     if not (val > 0 and test >= 0 and shares["train"] > 0):
         raise WorkbenchError(f"--val {val:g} and --test {test:g} must be above 0 and leave some images for train.")
     shares = {name: share for name, share in shares.items() if share > 0}
-    entry = get_entry(dataset)
-    content = read_coco_json(entry.annotations)
-    vocabulary = read_vocabulary(content, entry.annotations)
+    reading = open_dataset(dataset)
+    entry, content = reading.entry, reading.content
+    vocabulary = common_vocabulary([reading])
     _check_records(content, entry.annotations)
     folder = Path(out) if out is not None else entry.annotations.parent
     files = {name: folder / f"{entry.annotations.stem}_{name}.json" for name in shares}

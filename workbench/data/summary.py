@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.data.coco import CocoDataset
+from workbench.data.duplicates import identical_files
 from workbench.data.masks import mask_areas, to_rle
 from workbench.data.vocabulary import Attribute, Vocabulary
 
@@ -140,26 +139,12 @@ def shared_images(train: Sequence[CocoDataset], held_out: CocoDataset) -> list[s
 
 
 def _same_content(training: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
-    """Return pairs (of ``others``, of ``training``) of files with equal bytes; only files of equal size are read."""
-    by_size: dict[int, list[str]] = {}
-    for path in training:
-        if os.path.isfile(path):
-            by_size.setdefault(os.path.getsize(path), []).append(path)
+    """Return pairs (of ``others``, of ``training``) of files with equal bytes."""
     pairs = []
-    digests: dict[str, bytes] = {}
-    for path in others:
-        candidates = by_size.get(os.path.getsize(path), []) if os.path.isfile(path) else []
-        for other in candidates:
-            if _digest(path, digests) == _digest(other, digests):
-                pairs.append((path, other))
-                break
+    for group in identical_files([*training, *others]):  # positions in the order of the list
+        if group[0] < len(training):
+            pairs += [(others[i - len(training)], training[group[0]]) for i in group if i >= len(training)]
     return pairs
-
-
-def _digest(path: str, known: dict[str, bytes]) -> bytes:
-    if path not in known:
-        known[path] = hashlib.sha256(Path(path).read_bytes()).digest()
-    return known[path]
 
 
 def _category_counts(dataset: CocoDataset) -> tuple[list[int], list[int]]:

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from workbench.data.formats.source import MOST_PIXELS, Source, reading
+from workbench.data.images import oriented_size
 from workbench.data.masks import decode_mask, encode_mask, to_rle
-from workbench.data.validate import oriented_size
 from workbench.errors import WorkbenchError
 
 _ORIENTATION = 0x0112
