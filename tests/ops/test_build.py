@@ -150,9 +150,60 @@ def test_an_interrupted_build_is_no_build(cache, source, compiler):
     assert not build.build(_recipe(compiler)).cached
 
 
-def test_a_cache_that_others_can_write_is_refused(cache):
+@pytest.mark.parametrize("note", ["", '{"compiler": "c++", "sec', "[]", "{}", '{"seconds": NaN}', "\udc80"])
+def test_a_cut_note_builds_anew(cache, source, compiler, note):
+    made = build.build(_recipe(compiler))
+    (made.library.parent / "build.json").write_text(note, errors="surrogateescape")
+    assert not build.build(_recipe(compiler)).cached
+    assert build.build(_recipe(compiler)).cached
+
+
+@pytest.mark.parametrize("name", ["library.so", "build.json", "."])
+def test_a_build_that_others_can_write_is_built_anew(cache, source, compiler, name):
+    made = build.build(_recipe(compiler))
+    (made.library.parent / name).chmod(0o770)
+    assert not build.build(_recipe(compiler)).cached
+    assert build.build(_recipe(compiler)).cached
+
+
+def test_a_build_that_the_umask_opens_to_the_group_is_kept(cache, source, compiler):
+    before = os.umask(0o002)
+    try:
+        build.build(_recipe(compiler))
+    finally:
+        os.umask(before)
+    assert build.build(_recipe(compiler)).cached
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("name", ["library.so", "build.json", "."])
+def test_a_build_of_another_user_is_built_anew(cache, source, compiler, name):
+    made = build.build(_recipe(compiler))
+    os.chown(made.library.parent / name, 65534, -1)
+    assert not build.build(_recipe(compiler)).cached
+
+
+@pytest.mark.parametrize(("place", "mode"), [(".", 0o777), (".", 0o770), ("..", 0o777)])
+def test_a_cache_that_others_can_write_is_refused(cache, place, mode):
     cache.mkdir(parents=True)
-    cache.chmod(0o777)
+    cache.chmod(0o700)
+    (cache / place).resolve().chmod(mode)
+    with pytest.raises(WorkbenchError, match="can be written by others"):
+        build.cache_directory()
+
+
+def test_a_cache_below_a_sticky_folder_is_used(cache):
+    cache.mkdir(parents=True)
+    cache.chmod(0o700)
+    cache.parent.chmod(0o1777)
+    assert build.cache_directory() == cache
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_cache_of_another_user_is_refused(cache):
+    cache.mkdir(parents=True)
+    cache.chmod(0o700)
+    os.chown(cache, 65534, -1)
     with pytest.raises(WorkbenchError, match="can be written by others"):
         build.cache_directory()
 

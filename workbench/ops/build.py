@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, errors_as, is_number
 
 CPU_FLAGS = (
     "-O3",
@@ -92,19 +93,32 @@ def cache_directory() -> Path:
     folder = base / "ops"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
+        folder = folder.resolve()
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise WorkbenchError(
             f"The cache folder {folder} cannot be written ({error.strerror}): set WORKBENCH_CACHE to one that can."
         ) from None
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+    open_to_all = next((str(above) for above in folder.parents if _replaceable(above)), "")
+    if open_to_all or not _private(folder):
         raise WorkbenchError(
-            f"The cache folder {folder} can be written by others, so nothing is loaded from it: "
+            f"The cache folder {open_to_all or folder} can be written by others, so nothing is loaded from it: "
             "take their permission away (chmod 700), or set WORKBENCH_CACHE to a folder of your own."
         )
     return folder
+
+
+def _private(path: Path) -> bool:
+    """Return whether a file or folder belongs to this user, and neither its group nor others can write it."""
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Return whether every user can rename what lies in ``folder``, as in /tmp without its sticky bit."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def version_text(compiler: str) -> str:
@@ -193,15 +207,33 @@ def _version_line(text: str) -> str:
     return next((line for line in lines if "release" in line), lines[0])
 
 
+def _cached_note(target: Path) -> dict[str, object] | None:
+    """Return what build.json says of a build in the cache; None where the build is cut short, or is not this user's
+    alone, so that it is neither loaded nor believed."""
+    library, file = target / "library.so", target / "build.json"
+    try:
+        if not all(map(_private, (target, library, file))):
+            return None
+        note = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and is_number(note.get("seconds")) else None
+
+
 def build(recipe: Recipe, force: bool = False) -> Build:
-    """Return the recipe's library, compiled unless the cache has it; a WorkbenchError where it does not compile."""
+    """Return the recipe's library, compiled unless the cache has it.
+
+    Raises:
+        WorkbenchError: it does not compile, or the cache holds one of another user that cannot be replaced.
+    """
     key = build_key(recipe)
     cache = cache_directory()
     target = cache / f"{recipe.name}-{key}"
     compiler = f"{recipe.compiler[0]} ({_version_line(recipe.compiler[1])})"
     with _lock(cache / f"{recipe.name}-{key}.lock"):
-        cached = (target / "build.json").is_file() and not force
-        if not cached:
+        note = None if force else _cached_note(target)
+        cached = note is not None
+        if note is None:
             started = time.perf_counter()
             work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=cache))
             try:
@@ -210,11 +242,14 @@ def build(recipe: Recipe, force: bool = False) -> Build:
                 run([recipe.link], names)
                 for made in work.glob("*.o"):
                     made.unlink()
-                seconds = round(time.perf_counter() - started, 2)
-                (work / "build.json").write_text(json.dumps({"compiler": compiler, "seconds": seconds}))
-                shutil.rmtree(target, ignore_errors=True)
-                os.replace(work, target)
+                note = {"compiler": compiler, "seconds": round(time.perf_counter() - started, 2)}
+                (work / "build.json").write_text(json.dumps(note))
+                for made in work.iterdir():
+                    made.chmod(0o700)  # the umask may let the group write
+                with errors_as(f"The build {target} cannot be replaced, remove it", OSError):
+                    if target.exists():
+                        shutil.rmtree(target)
+                    os.replace(work, target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        note = json.loads((target / "build.json").read_text())
     return Build(recipe.name, target / "library.so", compiler, recipe.why, note["seconds"], cached)
