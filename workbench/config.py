@@ -80,7 +80,7 @@ _MODEL: dict[str, Any] = {
         "SUBCATEGORY_WEIGHT": 1.0,  # loss weight of each subcategory head; 0 switches it off
         "SUBCATEGORY_COST": 1.0,  # matching cost of each subcategory head; 0 switches it off
         # Weight of "no object" in the subcategories' losses; with 0 only queries with an object are taught them.
-        "SUBCATEGORY_NO_OBJECT_WEIGHT": 0.1,
+        "SUBCATEGORY_NO_OBJECT_WEIGHT": 0.0,
         "HIDDEN_DIM": 256,
         "NUM_OBJECT_QUERIES": 100,
         "NHEADS": 8,

@@ -71,7 +71,7 @@ class SetCriterion(nn.Module):
         dice_weight: float = 5.0,
         subcategory_weight: float = 1.0,
         no_object_weight: float = 0.1,
-        subcategory_no_object_weight: float = 0.1,
+        subcategory_no_object_weight: float = 0.0,
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
