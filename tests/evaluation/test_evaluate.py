@@ -126,11 +126,37 @@ def test_run_inference_collects_by_image_and_restores_the_mode(training, capfd):
     assert run_inference(model, [], VOCABULARY, progress=False)[1]["no_object_fraction"] is None
 
 
-def test_run_inference_restores_the_mode_after_an_error():
+def test_run_inference_restores_the_model_after_an_error():
     model = Echo().train()
+    model.encode_masks = None
     with pytest.raises(KeyError):
         run_inference(model, [[{}]], VOCABULARY, progress=False)
-    assert model.training
+    assert model.training and model.encode_masks is None
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_run_inference_gives_the_same_rows_when_the_model_encodes_masks(wrapped):
+    class Encoding(Echo):
+        encode_masks = None
+
+        def forward(self, batch):
+            return [
+                {**each, "masks": self.encode_masks(each["masks"])}
+                for each in super().forward(batch)
+            ]
+
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, batch):
+            return self.module(batch)
+
+    model = Wrapper(Encoding()) if wrapped else Encoding()
+    loader = [[{"image_id": 30}, {"image_id": 10}]]
+    rows, _ = run_inference(model, loader, VOCABULARY, progress=False)
+    assert rows == run_inference(Echo(), loader, VOCABULARY, progress=False)[0]
 
 
 def test_per_image_scores_by_hand():

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,12 +87,43 @@ def test_memory_follows_rows_not_queries(monkeypatch):
     interpolate = torch.nn.functional.interpolate
 
     def spy(x, *arguments, **options):
-        enlarged.append(x.shape[1])
+        enlarged.append(x.shape[0])
         return interpolate(x, *arguments, **options)
 
     monkeypatch.setattr("workbench.models.postprocess.F.interpolate", spy)
     rows = infer(logits, masks, heads, top_k=6)
     assert enlarged == [len(rows["query"].unique())] * 2 and max(enlarged) <= 6
+
+
+def whole_at_once(mask_logits, row):
+    """Masks, their quality and boxes without chunks: what :func:`instance_inference` must equal to the last bit."""
+    enlarged = torch.nn.functional.interpolate(mask_logits[None], (32, 32), mode="bilinear")[..., :30, :28]
+    enlarged = torch.nn.functional.interpolate(enlarged, (60, 56), mode="bilinear")[0]
+    masks = enlarged > 0
+    quality = (enlarged.sigmoid().flatten(1) * masks.flatten(1)).sum(1) / (masks.flatten(1).sum(1) + 1e-6)
+    return masks[row], quality[row], boxes_of_masks(masks)[row]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 7, 9])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_chunks_change_no_bit_and_bound_what_is_enlarged_at_once(monkeypatch, queries, encoded):
+    logits, masks, heads = raw(queries=queries)
+    expected = infer(logits, masks, heads, top_k=20)
+    monkeypatch.setattr("workbench.models.postprocess._CHUNK_PIXELS", 3 * 60 * 56)
+    sizes = []
+
+    def encode(chunk):
+        sizes.append(len(chunk))
+        return list(chunk)
+
+    rows = infer(logits, masks, heads, top_k=20, encode_masks=encode if encoded else None)
+    whole, quality, boxes = whole_at_once(masks, rows["query"])
+    assert all(map(torch.equal, rows["masks"], whole)) and len(rows["masks"]) == len(whole)
+    assert torch.equal(rows["mask_scores"], quality) and torch.equal(rows["boxes"], boxes)
+    assert torch.equal(rows["scores"], expected["scores"])
+    if encoded:
+        assert sum(sizes) == queries and max(sizes) <= 3
+        assert len({id(mask) for mask in rows["masks"]}) == queries  # rows of one query share one encoded mask
 
 
 def test_scores_are_rank_times_mask_quality_and_empty_masks_score_zero():

@@ -20,8 +20,10 @@ def encode_masks(masks: np.ndarray) -> list[dict]:
 
     pycocotools' functions read these as they are: they take the counts as text or bytes.
     """
-    stacked = np.asfortranarray(np.transpose(masks, (1, 2, 0)), dtype=np.uint8)
-    rles = coco_mask.encode(stacked) if len(masks) else []
+    # pycocotools' own encoder needs each mask column by column; that copy takes ten times as long as finding the runs.
+    height, width = masks.shape[1:]
+    runs = [{"size": [height, width], "counts": _runs(np.asarray(mask, dtype=bool))} for mask in masks]
+    rles = coco_mask.frPyObjects(runs, height, width) if runs else []
     return [{"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in rles]
 
 
@@ -40,13 +42,17 @@ def mask_areas(rles: Sequence[dict]) -> np.ndarray:
 def encode_uncompressed(mask: np.ndarray) -> dict:
     """(H, W) bool array -> uncompressed RLE ``{"size": [H, W], "counts": [int, ...]}``: column by column, the
     first count is of zeros (it is 0 when the first pixel is set)."""
-    flat = np.asarray(mask, dtype=bool).ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    bounds = np.concatenate([[0], changes, [flat.size]])
-    counts = np.diff(bounds).tolist()
-    if flat.size and flat[0]:
-        counts.insert(0, 0)
-    return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": counts}
+    return {"size": [int(n) for n in mask.shape], "counts": _runs(np.asarray(mask, dtype=bool)).tolist()}
+
+
+def _runs(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool array -> (R,) int64: lengths of its runs column by column, zeros first."""
+    height, width = mask.shape
+    row, column = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)  # NumPy has a fast path for one dimension
+    begins = np.flatnonzero(mask[0, 1:] != mask[-1, :-1]) + 1  # columns whose first pixel is not as the last before it
+    changes = np.sort(np.concatenate([column * height + row + 1, begins * height]))
+    bounds = np.concatenate([[0], [0] * int(mask[0, 0]), changes, [mask.size]])
+    return np.diff(bounds).astype(np.int64)
 
 
 def encode_polygons(mask: np.ndarray) -> list[list[float]] | None:

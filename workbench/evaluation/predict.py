@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,13 +35,17 @@ def run_inference(
     {"images", "no_object_fraction": mean over images of the share of queries that say no-object, None when
     there was no image, "seconds"}. With an ``accelerator`` of several processes each predicts what its loader
     gives it and all return the whole; an image two processes predicted counts once. The model is in eval mode
-    meanwhile and then as before.
+    meanwhile and then as before. A model with an attribute ``encode_masks`` encodes its masks in chunks.
     """
     start = time.perf_counter()
+    encoder = getattr(model, "module", model)  # DistributedDataParallel and others keep the model there
+    if not hasattr(encoder, "encode_masks"):
+        encoder = SimpleNamespace(encode_masks=None)
     shown = progress and (accelerator is None or accelerator.is_main_process)
     predicted: dict = {}
-    was_training = model.training
+    was_training, previous = model.training, encoder.encode_masks
     model.eval()
+    encoder.encode_masks = _encode
     try:
         with torch.inference_mode():
             for batch in tqdm(loader, desc="predict", unit="batch", disable=not shown):
@@ -51,6 +56,7 @@ def run_inference(
                     )
     finally:
         model.train(was_training)
+        encoder.encode_masks = previous
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -68,6 +74,8 @@ def run_inference(
 def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> list[dict]:
     """Return the rows of one image's predictions, as ``workbench.models.postprocess`` makes them, in their order.
 
+    ``masks`` are (k, H, W) bool or k compressed RLEs.
+
     The bbox is measured on the mask in COCO's convention, where one pixel is 1 wide. The attribute of a
     subcategory is its most probable class, None where that is no-object.
     """
@@ -75,7 +83,8 @@ def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocab
         return []
     # Rows of one query have the same mask, which is the costly part.
     _, first, place = np.unique(_numbers(predictions["query"]), return_index=True, return_inverse=True)
-    rles = encode_masks(predictions["masks"][torch.from_numpy(first)].cpu().numpy())
+    masks = predictions["masks"]
+    rles = [masks[i] if isinstance(masks, list) else _encode(masks[i : i + 1])[0] for i in first.tolist()]
     boxes = coco_mask.toBbox(rles).tolist()
     labels = _numbers(predictions["labels"])
     fields = {"score": "scores", "main_score": "main_scores", "mask_score": "mask_scores", "query": "query"}
@@ -105,6 +114,10 @@ def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocab
                 row["attribute_logits"] = {name: values[i] for name, values in attribute_logits.items()}
         rows.append(row)
     return rows
+
+
+def _encode(masks: torch.Tensor) -> list[dict]:
+    return encode_masks(masks.cpu().numpy())
 
 
 def _numbers(values: torch.Tensor) -> list:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,12 @@ class Mask2Former(nn.Module):
         size_divisibility: images are padded at the right and bottom to a multiple of it.
         deep_supervision: whether earlier decoder layers are trained on their predictions too.
         top_k, rank_by, one_class_per_query: of :func:`~workbench.models.postprocess.instance_inference`.
+
+    Attributes:
+        encode_masks: of the same function; None keeps the masks of predictions as tensors.
     """
+
+    encode_masks: Callable[[Tensor], Sequence[Any]] | None = None
 
     def __init__(
         self,
@@ -90,6 +95,7 @@ class Mask2Former(nn.Module):
             top_k=self.top_k,
             rank_by=self.rank_by,
             one_class_per_query=self.one_class_per_query,
+            encode_masks=self.encode_masks,
         )
 
     def raw_outputs(self, images: Tensor) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RANK_BY = ("main", "sum", "geometric_mean")
+_CHUNK_PIXELS = 1 << 23  # of masks enlarged at once; each takes about 13 bytes
 
 
 def rank_scores(main: Tensor, subcategories: Sequence[Tensor], rank_by: str = "main") -> Tensor:
@@ -75,21 +76,24 @@ def instance_inference(
     top_k: int = 100,
     rank_by: str = "main",
     one_class_per_query: bool = False,
+    encode_masks: Callable[[Tensor], Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the predictions of one image.
 
-    Rows are chosen before masks are enlarged, and a query's mask is enlarged once however many rows it gives, so memory
-    depends on the number of rows and not of queries.
+    Rows are chosen before masks are enlarged, and a query's mask is enlarged once however many rows it gives. Masks are
+    enlarged in chunks: with ``encode_masks`` memory depends on the size of a chunk alone, without it there are the
+    rows' bool masks beside the chunk.
 
     Args:
         logits: (Q, K+1). mask_logits: (Q, h, w). subcategory_logits: {name: (Q, K_s+1)}: this image's raw outputs.
         padded_size: (height, width) that ``mask_logits`` cover. image_size: the part of it that is image.
         output_size: the original image's size.
+        encode_masks: (n, H, W) bool -> n encoded masks; called for each chunk.
 
     Returns:
         ``scores`` (k,) rank score times mask score; ``main_scores`` (k,); ``mask_scores`` (k,) mean probability
-        within the mask; ``labels`` (k,) int64; ``masks`` (k, H, W) bool; ``boxes`` (k, 4) XYXY in pixels;
-        ``query`` (k,) int64; ``subcategories`` {name: probabilities (k, K_s+1)}; ``subcategory_logits`` the same in
+        within the mask; ``labels`` (k,) int64; ``masks`` (k, H, W) bool, or a list of k encoded
+        masks with ``encode_masks``, where rows of one query share one; ``boxes`` (k, 4) XYXY in pixels; ``query`` (k,) int64; ``subcategories`` {name: probabilities (k, K_s+1)}; ``subcategory_logits`` the same in
         logits; ``no_object_fraction`` float: the share of queries whose likeliest class is no-object.
     """
     logits = logits.float()
@@ -99,27 +103,47 @@ def instance_inference(
         logits, probabilities, top_k=top_k, rank_by=rank_by, one_class_per_query=one_class_per_query
     )
     distinct, row = query.unique(return_inverse=True)
-    enlarged = F.interpolate(mask_logits[distinct].float().unsqueeze(0), padded_size, mode="bilinear")
-    enlarged = enlarged[..., : image_size[0], : image_size[1]]
-    if tuple(output_size) != tuple(image_size):
-        enlarged = F.interpolate(enlarged, tuple(output_size), mode="bilinear")
-    enlarged = enlarged.squeeze(0)
-    masks = enlarged > 0
-    inside = masks.flatten(1).sum(1)
-    quality = (enlarged.sigmoid().flatten(1) * masks.flatten(1)).sum(1) / (inside + 1e-6)
-    boxes = boxes_of_masks(masks)
+    pixels = max(padded_size[0] * padded_size[1], output_size[0] * output_size[1])
+    # No chunk has one row unless there is only one: torch sums a single row in another order, which changes last bits.
+    chunks = max(1, min(-(-len(distinct) * pixels // _CHUNK_PIXELS), len(distinct) // 2))
+    pieces = []
+    for queries in distinct.tensor_split(chunks):
+        enlarged = _enlarge(mask_logits[queries].float(), padded_size, image_size, output_size)
+        masks = enlarged > 0
+        inside = masks.flatten(1).sum(1)
+        quality = enlarged.sigmoid_().mul_(masks).flatten(1).sum(1) / (inside + 1e-6)
+        pieces.append((masks if encode_masks is None else encode_masks(masks), quality, boxes_of_masks(masks)))
+    masks, quality, boxes = zip(*pieces, strict=True)
+    quality, boxes = torch.cat(quality), torch.cat(boxes)
+    if encode_masks is None:
+        masks = torch.cat(masks)[row]
+    else:
+        encoded = [mask for piece in masks for mask in piece]
+        masks = [encoded[i] for i in row.tolist()]
     return {
         "scores": rank * quality[row],
         "main_scores": main,
         "mask_scores": quality[row],
         "labels": labels,
-        "masks": masks[row],
+        "masks": masks,
         "boxes": boxes[row],
         "query": query,
         "subcategories": {name: p[query] for name, p in probabilities.items()},
         "subcategory_logits": {name: head[query] for name, head in subcategory_logits.items()},
         "no_object_fraction": (logits.argmax(-1) == logits.shape[1] - 1).float().mean().item(),
     }
+
+
+def _enlarge(
+    logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
+) -> Tensor:
+    """Return (n, h, w) mask logits as a new tensor (n, *output_size); the sizes are as in :func:`instance_inference`."""
+    # Masks are a batch of one channel: torch enlarges three channels with another kernel, whose last bits differ.
+    enlarged = F.interpolate(logits.unsqueeze(1), padded_size, mode="bilinear")
+    enlarged = enlarged[..., : image_size[0], : image_size[1]]
+    if tuple(output_size) != tuple(image_size):
+        enlarged = F.interpolate(enlarged, tuple(output_size), mode="bilinear")
+    return enlarged.squeeze(1)
 
 
 def batch_inference(
