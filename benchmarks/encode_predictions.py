@@ -5,8 +5,7 @@
 
 Both run in processes of their own, in turn. "All at once" enlarges every mask before it encodes the first one, as
 Mask2Former's published inference does, and lets pycocotools encode a column-wise copy. The two give the same results,
-which is checked. Memory is the peak resident size above that before the call. Times are CPU seconds, which a busy machine
-changes little; all are medians.
+which @@
 """
 
 from __future__ import annotations
@@ -39,7 +38,10 @@ def raw_outputs(queries: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
     height, width = (side // 4 for side in SETTINGS["padded_size"])
     y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    centre, radius = torch.rand(2, queries, 1, 1, generator=draw), 0.02 + 0.2 * torch.rand(queries, 1, 1, generator=draw)
+    centre, radius = (
+        torch.rand(2, queries, 1, 1, generator=draw),
+        0.02 + 0.2 * torch.rand(queries, 1, 1, generator=draw),
+    )
     masks = 40 * (radius - ((y - centre[0]) ** 2 + (x - centre[1]) ** 2).sqrt())
     return torch.randn(queries, CATEGORIES + 1, generator=draw), masks
 

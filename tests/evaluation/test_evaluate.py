@@ -140,10 +140,7 @@ def test_run_inference_gives_the_same_rows_when_the_model_encodes_masks(wrapped)
         encode_masks = None
 
         def forward(self, batch):
-            return [
-                {**each, "masks": self.encode_masks(each["masks"])}
-                for each in super().forward(batch)
-            ]
+            return [{**each, "masks": self.encode_masks(each["masks"])} for each in super().forward(batch)]
 
     class Wrapper(nn.Module):
         def __init__(self, module):

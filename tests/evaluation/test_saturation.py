@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.evaluation.scenes import add, row, scene, square
 from workbench.errors import WorkbenchError
-from workbench.evaluation.saturation import choose_objects, cut_tile, draw_grid, saturation
+from workbench.evaluation.saturation import SMALL_GRID, choose_objects, cut_tile, draw_grid, fit_tiles, saturation
 
 
 def _tile():
@@ -83,6 +83,29 @@ def test_the_object_found_best_is_chosen_and_no_cut_off_one() -> None:
     truth["annotations"] = [cut_off]
     assert choose_objects(truth, rows, sizes) == []
     assert choose_objects({**truth, "annotations": []}, [], sizes) == []
+
+
+def test_the_grid_of_a_photos_objects_is_drawn_at_the_models_input_size() -> None:
+    y, x = np.mgrid[:900, :600]
+    disc = ((y - 450) / 450) ** 2 + ((x - 300) / 300) ** 2 < 1
+    picture = np.where(disc[..., None], np.uint8(250), np.uint8(10)).repeat(3, axis=2)
+    large = replace(_tile(), picture=picture, mask=disc)
+    small = replace(large, picture=picture[400:490, 250:340], mask=disc[400:490, 250:340])
+    for scale, largest, expected in ((0.25, 4000, 0.25), (0.25, 1200, 1200 / 11250), (1.0, SMALL_GRID, 1024 / 11250)):
+        fitted = fit_tiles([large, small], scale, largest)
+        canvas, masks = draw_grid(fitted, [0, 1])
+        assert canvas.shape[0] == pytest.approx(11250 * expected, rel=0.03) and canvas.shape[0] <= 1.03 * largest
+        assert masks[0].sum() == pytest.approx(disc.sum() * expected**2, rel=0.03)
+        assert fitted[1].mask.shape == (round(90 * expected),) * 2
+        inside = canvas[masks[0]]
+        assert inside.mean() > 230 and inside.min() >= 110  # its edge pixels are at least half object
+    same = fit_tiles([_tile()])
+    assert np.array_equal(same[0].picture, _tile().picture) and same[0].mask.shape == (12, 12)
+
+
+def test_a_thin_object_keeps_a_pixel_when_it_is_resized() -> None:
+    thin = replace(_tile(), picture=np.zeros((200, 200, 3), np.uint8), mask=np.eye(200, dtype=bool))
+    assert fit_tiles([thin], 0.1)[0].mask.any()
 
 
 class Merger(nn.Module):

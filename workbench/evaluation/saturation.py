@@ -6,12 +6,12 @@ hold several objects in turn as well, as a model can miss copies for another rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.matching import match_pairs, match_predictions
 
 GRID = 10
+SMALL_GRID = 1024  # pixels; a grid of this side costs little, whatever the model's input size
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,27 @@ def cut_tile(picture: np.ndarray, annotation: Mapping, label: int, others: Seque
     return Tile(picture[box].copy(), mask[box].copy(), label, colour, (height, width))
 
 
+def fit_tiles(tiles: Sequence[Tile], scale: float = 1.0, largest: int = SMALL_GRID) -> list[Tile]:
+    """Return tiles resized by ``scale``, or by less where their grid's side would exceed ``largest`` pixels."""
+    scale = min(scale, largest / (GRID * _cell_side(tiles)))
+    return [_resized(tile, scale) for tile in tiles]
+
+
+def _resized(tile: Tile, scale: float) -> Tile:
+    height, width = (max(1, round(side * scale)) for side in tile.mask.shape)
+    if (height, width) == tile.mask.shape:
+        return tile
+    picture, cover = (
+        np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        for pixels in (tile.picture, tile.mask.astype(np.uint8) * 255)
+    )
+    return replace(tile, picture=picture, mask=cover >= min(128, cover.max()))  # a thin object keeps some pixel
+
+
+def _cell_side(tiles: Sequence[Tile], margin: float = 0.25) -> int:
+    return max(2, round(max(max(tile.mask.shape) for tile in tiles) * (1 + margin)))
+
+
 def draw_grid(tiles: Sequence[Tile], cells: Sequence[int], *, margin: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
     """The picture (S, S, 3) uint8 with objects in the given cells (0 .. 99, row by row), cell i showing tile i
     modulo their number, and the (len(cells), S, S) bool masks.
@@ -93,7 +115,7 @@ def draw_grid(tiles: Sequence[Tile], cells: Sequence[int], *, margin: float = 0.
     ``margin``: free space around the largest object, as a share of its longer side. The background is the
     first tile's.
     """
-    side = max(2, round(max(max(tile.mask.shape) for tile in tiles) * (1 + margin)))
+    side = _cell_side(tiles, margin)
     canvas = np.empty((side * GRID, side * GRID, 3), dtype=np.uint8)
     canvas[:] = tiles[0].background
     masks = np.zeros((len(cells), *canvas.shape[:2]), dtype=bool)
@@ -114,7 +136,6 @@ def saturation(
     counts: Sequence[int] = tuple(range(1, 101)),
     repeats: int = 5,
     seed: int = 0,
-    scale: float = 1.0,
     score_threshold: float = 0.5,
     iou: float = 0.5,
     progress: bool = True,
@@ -123,9 +144,9 @@ def saturation(
     share (missed, in percent) and merged (percent): missed, but covered by a prediction that covers others too.
 
     For each n of ``counts``, ``repeats`` pictures with n cells drawn at random (the same for every model).
-    ``scale``: what pictures are resized by, as the model's images are in evaluation. An object is found by a
-    prediction of its category scoring at least ``score_threshold`` with a mask IoU of at least ``iou``, each
-    prediction finding one; it covers what at least half of is in its mask.
+    Pictures reach the model as they are drawn; :func:`fit_tiles` gives tiles the size that objects have in evaluation.
+    An object is found by a prediction of its category scoring at least ``score_threshold`` with a mask IoU of at least
+    ``iou``, each prediction finding one; it covers what at least half of is in its mask.
     """
     wrong = [n for n in counts if not 1 <= n <= GRID * GRID]
     if wrong:
@@ -139,7 +160,7 @@ def saturation(
                 cells = np.random.default_rng([seed, n, repeat]).permutation(GRID * GRID)[:n]
                 canvas, masks = draw_grid(tiles, cells)
                 labels = np.array([tiles[cell % len(tiles)].label for cell in cells])
-                predictions = _predict(model, canvas, scale)
+                predictions = _predict(model, canvas)
                 found, merged = _found(predictions, masks, labels, score_threshold, iou)
                 missed = int((~found).sum())
                 rows.append((n, repeat, missed, 100 * missed / n, 100 * int((merged & ~found).sum()) / n))
@@ -149,11 +170,8 @@ def saturation(
 
 
 @torch.inference_mode()
-def _predict(model: nn.Module, canvas: np.ndarray, scale: float) -> dict:
+def _predict(model: nn.Module, canvas: np.ndarray) -> dict:
     image = torch.from_numpy(canvas).permute(2, 0, 1).float()
-    if scale != 1:
-        size = [max(1, round(side * scale)) for side in canvas.shape[:2]]
-        image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     return model([{"image": image, "height": canvas.shape[0], "width": canvas.shape[1]}])[0]
 
 

@@ -92,9 +92,10 @@ def instance_inference(
 
     Returns:
         ``scores`` (k,) rank score times mask score; ``main_scores`` (k,); ``mask_scores`` (k,) mean probability
-        within the mask; ``labels`` (k,) int64; ``masks`` (k, H, W) bool, or a list of k encoded
-        masks with ``encode_masks``, where rows of one query share one; ``boxes`` (k, 4) XYXY in pixels; ``query`` (k,) int64; ``subcategories`` {name: probabilities (k, K_s+1)}; ``subcategory_logits`` the same in
-        logits; ``no_object_fraction`` float: the share of queries whose likeliest class is no-object.
+        within the mask; ``labels`` (k,) int64; ``masks`` (k, H, W) bool, or with ``encode_masks`` a list of k encoded
+        masks, where rows of one query share one; ``boxes`` (k, 4) XYXY in pixels; ``query`` (k,) int64;
+        ``subcategories`` {name: probabilities (k, K_s+1)}; ``subcategory_logits`` the same in logits;
+        ``no_object_fraction`` float: the share of queries whose likeliest class is no-object.
     """
     logits = logits.float()
     subcategory_logits = {name: head.float() for name, head in subcategory_logits.items()}
@@ -137,7 +138,7 @@ def instance_inference(
 def _enlarge(
     logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
 ) -> Tensor:
-    """Return (n, h, w) mask logits as a new tensor (n, *output_size); the sizes are as in :func:`instance_inference`."""
+    """Return (n, h, w) mask logits as a new tensor (n, *output_size); sizes are those of :func:`instance_inference`."""
     # Masks are a batch of one channel: torch enlarges three channels with another kernel, whose last bits differ.
     enlarged = F.interpolate(logits.unsqueeze(1), padded_size, mode="bilinear")
     enlarged = enlarged[..., : image_size[0], : image_size[1]]

@@ -24,7 +24,7 @@ from workbench.evaluation.filters import FilterSettings
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.queries import QueryOutputs, collect_queries, duplicate_counts, find_duplicates
 from workbench.evaluation.results import load_predictions
-from workbench.evaluation.saturation import Tile, choose_objects, cut_tile, draw_grid, saturation
+from workbench.evaluation.saturation import SMALL_GRID, Tile, choose_objects, cut_tile, draw_grid, fit_tiles, saturation
 from workbench.evaluation.thresholds import Suggestion, suggest_thresholds
 from workbench.models.postprocess import RANK_BY
 from workbench.notebook.display import Page
@@ -161,16 +161,17 @@ class Evaluation:
         return tiles
 
     def saturation(self, tiles: Sequence[Tile], **settings: Any) -> pd.DataFrame:
-        """Run :func:`saturation` with this model, at the image size of evaluation.
+        """Run :func:`saturation` with this model, on objects as large as in evaluation.
 
-        Every query may be reported, once.
+        Objects are smaller where the grid would be larger than the model's input. Every query may be reported, once.
         """
-        height, width = tiles[0].image_size
-        scale = build_mapper(self.config, is_train=False).output_size(height, width)[0] / height
+        size = tiles[0].image_size
+        input_size = build_mapper(self.config, is_train=False).output_size(*size)
+        tiles = fit_tiles(tiles, input_size[0] / size[0], max(*input_size, SMALL_GRID))
         kept = self.model.top_k, self.model.one_class_per_query
         self.model.top_k, self.model.one_class_per_query = max(kept[0], self.queries), True
         try:
-            return saturation(self.model, tiles, scale=scale, **settings)
+            return saturation(self.model, tiles, **settings)
         finally:
             self.model.top_k, self.model.one_class_per_query = kept
 
@@ -220,7 +221,7 @@ def saturation_examples(tiles: Sequence[Tile], counts: Sequence[int] = (1, 20, 1
     if not tiles:
         return None
     cells = np.random.default_rng(0).permutation(100)
-    grids = [draw_grid(shown, cells[:n])[0] for shown in (tiles[:1], tiles) for n in counts]
+    grids = [draw_grid(fit_tiles(shown), cells[:n])[0] for shown in (tiles[:1], tiles) for n in counts]
     return contact_sheet(grids, columns=len(counts))
 
 
