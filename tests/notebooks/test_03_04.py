@@ -31,6 +31,8 @@ def test_03_trains_shows_and_does_not_train_again(tiny_config: Path, tmp_path: P
     for name in ("classes", "training_samples", "schedule", "learning_curves"):
         assert (output / "figures" / f"{name}.png").stat().st_size > 5000
     assert "learning rate 0.001 = BASE_LR 0.001" in text(executed)
+    assert "The training started from random weights." in text(executed)
+    assert pd.read_csv(output / "figures" / "training_and_validation.csv")["images"].tolist() == [16, 6]
     best = output / "checkpoints" / "best" / "model.safetensors"
     before = (output / "metrics.csv").read_bytes(), best.stat().st_mtime_ns
 

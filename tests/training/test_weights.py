@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.training.toy import ToyModel
+from workbench.config import load_config
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint import load_model
-from workbench.training.weights import load_weights
+from workbench.training.weights import load_weights, starting_weights
 
 
 def other_model() -> ToyModel:
@@ -67,3 +68,17 @@ def test_a_backbone_that_is_mostly_missing_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="w.pth does not exist"):
         load_weights(ToyModel(), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["MODEL.WEIGHTS", "outputs/a"], "the weights outputs/a"),
+        (["MODEL.RESNETS.WEIGHTS", "imagenet"], "imagenet weights in the backbone, everything else new"),
+        (["MODEL.MOBILENET.WEIGHTS", "imagenet"], "random weights"),  # of a backbone that is not in use
+        (["MODEL.BACKBONE.NAME", "build_small_resnet_backbone"], "random weights"),
+        (["MODEL.BACKBONE.NAME", "mine"], "the weights that mine brings, everything else new"),
+    ],
+)
+def test_the_start_of_a_training_is_said(overrides: list[str], said: str) -> None:
+    assert starting_weights(load_config(None, overrides)) == said

@@ -17,7 +17,12 @@ from workbench.data.coco import load_dataset
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint import checkpoint_config, load_checkpoint, load_model
 from workbench.runs.directory import read_metrics
-from workbench.workflows.evaluate import DatasetEvaluation, evaluate, evaluate_for_selection
+from workbench.workflows.evaluate import (
+    DatasetEvaluation,
+    evaluate,
+    evaluate_for_selection,
+    evaluate_on_training_images,
+)
 from workbench.workflows.predict import predict
 from workbench.workflows.score import evaluate_file
 from workbench.workflows.train import train
@@ -321,3 +326,13 @@ def test_the_log_leaves_the_callers_logging_as_it_was(tiny_run: Path, tmp_path: 
     before = (list(logger.handlers), logger.level, logger.propagate)
     evaluate(tiny_run, output=tmp_path)
     assert (list(logger.handlers), logger.level, logger.propagate) == before
+
+
+def test_a_sample_of_the_training_images_is_scored_once(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_of(tiny_run, tmp_path / "run")
+    before = (run / "metrics.json").read_bytes()
+    first = evaluate_on_training_images(run, most=5)
+    assert (first["images"], first["dataset"]) == (5, "shapes_train")
+    assert evaluate_on_training_images(run, most=5)["seconds"] == first["seconds"]  # it was reused
+    assert evaluate_on_training_images(run, most=4)["images"] == 4
+    assert (run / "metrics.json").read_bytes() == before

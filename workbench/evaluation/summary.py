@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+FEW_FOUND = 30  # percent of the objects; where fewer are found, recall is the thing to work on, not outlines
+# Training is called far ahead of validation by more points of AP than this, and more than this many times its AP.
+FAR_POINTS, FAR_TIMES = 10, 1.5
+
 
 def summarise(metrics: Mapping) -> str:
-    """A few sentences on what metrics.json says: the overall score, its extremes and its likeliest cause."""
+    """Return a few sentences on what metrics.json says: the overall score, its extremes and its likeliest cause."""
     if not metrics["images"]:
         return "There is no image to evaluate on."
     scores = metrics.get("segm") or metrics["bbox"]
@@ -24,8 +28,7 @@ def summarise(metrics: Mapping) -> str:
     if len(known) > 1:
         best, worst = max(known, key=known.get), min(known, key=known.get)
         parts.append(f"Best is {best} ({known[best]:.1f}), worst {worst} ({known[worst]:.1f}).")
-    if scores["AP50"] > 2 * scores["AP"]:
-        parts.append("AP50 is more than twice the AP: objects are found, their outlines are coarse.")
+    parts += _likeliest_cause(scores)
     for name, values in (metrics.get("subcategories") or {}).items():
         if values["accuracy"] is not None:
             parts.append(
@@ -33,6 +36,63 @@ def summarise(metrics: Mapping) -> str:
                 + (f" ({values['unmatched']} were not found)." if values["unmatched"] else ".")
             )
     return " ".join(parts)
+
+
+def _likeliest_cause(scores: Mapping) -> list[str]:
+    """Return a sentence on recall, ranking or outlines, in this order; none where nothing stands out."""
+    recall = largest_recall(scores)
+    # At least this share of the objects is found with half an overlap: neither score can exceed the recall there.
+    if recall is not None and max(recall, scores["AP50"]) < FEW_FOUND:
+        return [
+            f"Few objects are found at all: the average recall is {recall:.1f} and AP50 {scores['AP50']:.1f}. Outlines "
+            "come later; more training, more images or published weights come first."
+        ]
+    if scores["AP50"] > 2 * scores["AP"]:
+        return ["AP50 is more than twice the AP: objects are found, their outlines are coarse."]
+    if recall is not None and recall > 2 * scores["AP"]:
+        return [
+            f"The average recall, {recall:.1f}, is more than twice the AP: objects are found, but confident mistakes "
+            "stand before them."
+        ]
+    return []
+
+
+def largest_recall(scores: Mapping) -> float | None:
+    """Return the average recall at the largest of TEST.MAX_DETS, in percent."""
+    recalls = {int(name[3:]): value for name, value in scores.items() if name.startswith("AR@")}
+    return recalls[max(recalls)] if recalls else None
+
+
+def compare_with_training(training: Mapping, validation: Mapping, start: str, *, jitter: bool = False) -> str:
+    """Return in words whether a model has learnt its training images by heart, and what helps.
+
+    Args:
+        training, validation: metrics.json on a sample of the training images, and on the validation set.
+        start: which weights the training began with.
+        jitter: whether INPUT.COLOR_JITTER was on.
+    """
+    here, there = (_mask_or_box_ap(metrics) for metrics in (training, validation))
+    parts = [f"The training started from {start}."]
+    if here is None or there is None:
+        return " ".join([*parts, "The two scores cannot be compared, as one of them has no object to measure on."])
+    counts = f"{here:.1f} on {training['images']} training images and {there:.1f} on {validation['images']} others"
+    if here - there <= FAR_POINTS or here <= FAR_TIMES * there:
+        parts.append(f"AP is {counts}.")
+        if here < FEW_FOUND:
+            parts.append("Both are low: the training was too short, or the objects too small at INPUT.IMAGE_SIZE.")
+        return " ".join(parts)
+    parts.append(f"AP is {counts}: the model has learnt these images by heart rather than what they show.")
+    helps = []
+    if "random" in start:
+        helps.append("start from published weights (MODEL.RESNETS.WEIGHTS or MODEL.MOBILENET.WEIGHTS imagenet)")
+    if not jitter:
+        helps.append("vary the colours (INPUT.COLOR_JITTER True)")
+    helps.append("annotate more images")
+    return " ".join([*parts, f"What helps: {'; '.join(helps)}."])
+
+
+def _mask_or_box_ap(metrics: Mapping) -> float | None:
+    return (metrics.get("segm") or metrics["bbox"])["AP"]
 
 
 def _joint(metrics: Mapping) -> float | None:

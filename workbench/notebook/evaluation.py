@@ -25,6 +25,7 @@ from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.queries import QueryOutputs, collect_queries, duplicate_counts, find_duplicates
 from workbench.evaluation.results import load_predictions
 from workbench.evaluation.saturation import SMALL_GRID, Tile, choose_objects, cut_tile, draw_grid, fit_tiles, saturation
+from workbench.evaluation.summary import compare_with_training, largest_recall
 from workbench.evaluation.thresholds import Suggestion, suggest_thresholds
 from workbench.models.postprocess import RANK_BY
 from workbench.notebook.display import Page
@@ -37,8 +38,9 @@ from workbench.runs.checkpoint import (
     resolve_checkpoint,
 )
 from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics, selection_dataset
+from workbench.training.weights import starting_weights
 from workbench.visualization.drawing import contact_sheet
-from workbench.workflows.evaluate import evaluate, evaluate_for_selection
+from workbench.workflows.evaluate import evaluate, evaluate_for_selection, evaluate_on_training_images
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -315,3 +317,32 @@ def suggest(
     words = chosen_on.vocabulary if subcategories else replace(chosen_on.vocabulary, subcategories={})
     suggestion = suggest_thresholds(chosen_on.truth, chosen_on.results, words, settings)
     return replace(suggestion, note=f"On {name}: {suggestion.note}")
+
+
+def training_beside_validation(ckpt: str | Path) -> tuple[pd.DataFrame | None, str]:
+    """Score a checkpoint on a sample of its training images and on the data it was chosen on.
+
+    Returns:
+        a table with a row for each of the two, and what it means in words. Where one of them cannot be evaluated the
+        table is None and the words say why.
+    """
+    try:
+        path = resolve_checkpoint(ckpt)
+        cfg = checkpoint_config(path, ())
+        name = selection_dataset(cfg)
+        validation = saved_metrics(evaluate_for_selection(path), path, name)
+        training = evaluate_on_training_images(path)
+    except WorkbenchError as error:
+        return None, f"Training and validation cannot be compared: {error}"
+    rows = {}
+    for label, metrics in {"training images (sample)": training, str(name): validation}.items():
+        scores = metrics["segm"] or metrics["bbox"]
+        rows[label] = {
+            "images": metrics["images"],
+            **{score: scores[score] for score in ("AP", "AP50")},
+            "AR": largest_recall(scores),
+            "joint AP": (metrics.get("joint") or {}).get("AP"),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").dropna(axis=1, how="all").rename_axis("scored on")
+    words = compare_with_training(training, validation, starting_weights(cfg), jitter=cfg.INPUT.COLOR_JITTER)
+    return table, words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
 from torch import nn
 
 from workbench.models.weights import LoadReport, load_state, read_state, require_backbone
@@ -29,3 +30,15 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     hint = "; weights of a backbone alone go into MODEL.MOBILENET.WEIGHTS or MODEL.RESNETS.WEIGHTS"
     require_backbone(report, str(path), prefix="backbone.", hint=hint)
     return report
+
+
+def starting_weights(cfg: CfgNode) -> str:
+    """Return in words which weights a training with this config starts from."""
+    if cfg.MODEL.WEIGHTS:
+        return f"the weights {cfg.MODEL.WEIGHTS}"
+    name = cfg.MODEL.BACKBONE.NAME
+    keys = {"build_resnet_backbone": "RESNETS", "build_mobilenet_v3_large_backbone": "MOBILENET"}.get(name)
+    if keys is not None and cfg.MODEL[keys].WEIGHTS != "none":
+        return f"{cfg.MODEL[keys].WEIGHTS} weights in the backbone, everything else new"
+    known = keys is not None or name == "build_small_resnet_backbone"
+    return "random weights" if known else f"the weights that {name} brings, everything else new"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -19,7 +21,7 @@ from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.results import save_predictions
 from workbench.runs.checkpoint import checkpoint_config, load_model, load_vocabulary, resolve_checkpoint
-from workbench.runs.directory import evaluation_directory, report_dataset, saved_metrics, selection_dataset
+from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics, selection_dataset
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.progress import log_machine, logging_to
 from workbench.workflows.score import scoring_options
@@ -90,6 +92,29 @@ def evaluate_for_selection(ckpt: str | Path, *, overrides: Sequence[str] = ()) -
     if overrides or saved_metrics(directory, path, name) is None:
         evaluate(path, dataset=name, overrides=overrides)
     return directory
+
+
+def evaluate_on_training_images(ckpt: str | Path, *, most: int = 50) -> dict[str, Any]:
+    """Score a checkpoint on a random sample, always the same, of at most ``most`` of the images it was trained on.
+
+    The results are kept in ``evaluations/training_sample`` of the run, and reused while they are current.
+
+    Returns:
+        what metrics.json holds.
+
+    Raises:
+        WorkbenchError: the checkpoint or the data cannot be read, or the results cannot be written.
+    """
+    path = resolve_checkpoint(ckpt)
+    cfg = checkpoint_config(path, [])
+    directory = run_of(path) / "evaluations" / "training_sample"
+    data = load_data(cfg, cfg.DATASETS.TRAIN, load_vocabulary(path), for_training=True)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data))[:most])
+    saved = saved_metrics(directory, path, data.entries[0].name)
+    if saved is not None and saved["images"] == len(chosen):
+        return saved
+    sample = replace(data, dicts=[data.dicts[index] for index in chosen])
+    return evaluate_checkpoint(path, cfg, sample, start_processes(cfg), directory)
 
 
 class DatasetEvaluation:
