@@ -7,6 +7,9 @@ import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 SIMD_FLAGS = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")
 
@@ -30,6 +33,31 @@ def usable_cores() -> int:
     if quota.isdigit() and period.isdigit():
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
+
+
+class Memory(NamedTuple):
+    """Bytes of memory: ``free`` without swapping, and ``total`` with all swap space."""
+
+    free: float
+    total: float
+
+
+def usable_memory() -> Memory:
+    """Return the memory that this process may use: in a container or batch job less than the machine has."""
+    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    free, total = memory.available, memory.total
+    limit, used = (read_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit() and int(limit) < total:
+        # The group's file cache counts as used, and is given up when memory is short.
+        cached = re.search(r"^inactive_file (\d+)$", read_text("/sys/fs/cgroup/memory.stat"), re.MULTILINE)
+        total = int(limit)
+        free = min(free, total - int(used) + (int(cached[1]) if cached else 0))
+    return Memory(free, total + swap.total)
+
+
+def busy_cores(seconds: float = 0.3) -> float:
+    """Return how many cores other processes keep busy, while this one sleeps for ``seconds``."""
+    return psutil.cpu_percent(seconds) / 100 * (psutil.cpu_count() or 1)
 
 
 def read_text(path: str) -> str:

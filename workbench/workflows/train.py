@@ -28,10 +28,11 @@ from workbench.runs.directory import (
     selection_dataset,
 )
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
+from workbench.training.estimate import log_cost
 from workbench.training.loop import Trainer, check_batch_size
 from workbench.training.progress import log, log_machine, logging_to
 from workbench.training.schedule import lr_arithmetic
-from workbench.training.weights import load_weights
+from workbench.training.weights import load_weights, starting_weights
 from workbench.workflows.evaluate import DatasetEvaluation, evaluate_checkpoint
 
 
@@ -69,6 +70,7 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
         log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for part in imported_parts():
             log.info(f"parts of {part['name']}, sha256 {part['sha256']}")
+        run_on_all(lambda: log_cost(cfg, model, data.train, processes))
         _run_steps(cfg, run, model, data, processes)
         if data.report is not None:
             _report(cfg, run, data.report, processes)
@@ -161,6 +163,7 @@ def _log_data(cfg: CfgNode, data: _Splits) -> None:
         split += f", accumulated in {cfg.SOLVER.ACCUMULATION_STEPS} parts"
     log.info(f"seed {cfg.SEED}; {cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images{split}")
     log.info(lr_arithmetic(cfg))
+    log.info(f"training starts from {starting_weights(cfg)}")
     unused = keys_without_effect(cfg)
     if unused:
         log.warning(f"config keys without effect here: {', '.join(unused)}")
