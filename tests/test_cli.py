@@ -22,6 +22,7 @@ COMMANDS = (
     "validate",
     "import",
     "split",
+    "init",
     "train",
     "eval",
     "predict",

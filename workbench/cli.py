@@ -227,6 +227,25 @@ def split(args: argparse.Namespace) -> None:
 
 
 @command(
+    "init",
+    """
+  workbench init data/apples/annotations_train.json     with annotations_val.json beside it
+  workbench init my/train.json --val my/val.json --minutes 60
+  workbench init shapes_train --val shapes_val --out configs/mine.yaml""",
+    option("dataset", metavar="A.json|NAME", help="what to train on: a COCO JSON, or a dataset's name"),
+    option("--val", metavar="V.json|NAME", help="what to choose on (that of `workbench split` beside A_train.json)"),
+    option("--out", metavar="YAML", help="the config to write (configs/NAME.yaml)"),
+    option("--minutes", type=_positive, metavar="N", help="time at hand for the training (15; with a GPU 240)"),
+)
+def init(args: argparse.Namespace) -> None:
+    """Write a config for a dataset and this machine, each line with its reason."""
+    from workbench.workflows import init as workflow
+
+    path, text = workflow.init(args.dataset, val=args.val, out=args.out, minutes=args.minutes)
+    print(f"{text}\nWrote {path}; train with: workbench train --config {path}")
+
+
+@command(
     "train",
     """
   workbench train --config configs/shapes/demo.yaml --output outputs/demo

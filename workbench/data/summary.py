@@ -86,7 +86,7 @@ def _config_cautions(dataset: CocoDataset, cfg: CfgNode) -> list[str]:
             f"an image holds {most:,} objects, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}; raise it, as a "
             "query finds one object"
         )
-    relative = np.sort(_relative_sizes(dataset))
+    relative = np.sort(relative_sizes(dataset))
     across = relative * cfg.INPUT.IMAGE_SIZE
     small = int(np.searchsorted(across, _SMALL))
     if small:
@@ -98,7 +98,7 @@ def _config_cautions(dataset: CocoDataset, cfg: CfgNode) -> list[str]:
     return sentences
 
 
-def _relative_sizes(dataset: CocoDataset) -> np.ndarray:
+def relative_sizes(dataset: CocoDataset) -> np.ndarray:
     """Return (N,) each object's size, the root of its area, over its image's longest edge."""
     areas, edges, unmeasured = [], [], {}
     for item in dataset.dicts:

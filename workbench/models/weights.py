@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models import WeightsEnum, get_model_weights
 
 from workbench.errors import WorkbenchError, errors_as
 
@@ -119,20 +120,41 @@ def torchvision_state(network: str, weights: str) -> dict[str, Tensor]:
         network: "mobilenet_v3_large", "resnet50", ...
         weights: "imagenet" (classification, V1 for ResNet as detectron2 has them) or "deeplabv3" (segmentation).
     """
+    entry = _published(network, weights)
+    try:
+        return entry.get_state_dict(progress=False, check_hash=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise WorkbenchError(
+            f"the {weights} weights of {network} could not be downloaded ({error}): fetch {entry.url} on a machine "
+            f"that can and put it at {_cached(entry.url)}, or name its path in the config"
+        ) from None
+
+
+def weights_at_hand(network: str, weights: str, timeout: float = 5.0) -> bool:
+    """Return whether :func:`torchvision_state` can have these weights: from its cache, or from a server that answers
+    within ``timeout`` seconds."""
+    entry = _published(network, weights)
+    if _cached(entry.url).is_file():
+        return True
+    request = urllib.request.Request(entry.url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.status == 200
+    except OSError:  # URLError is one
+        return False
+
+
+def _published(network: str, weights: str) -> WeightsEnum:
     builder = {"imagenet": network, "deeplabv3": f"deeplabv3_{network}"}.get(weights)
     try:
         available = get_model_weights(builder)
     except (ValueError, TypeError):
         raise WorkbenchError(f"torchvision has no {weights!r} weights of {network}") from None
-    entry = available.IMAGENET1K_V1 if weights == "imagenet" else available.DEFAULT
-    try:
-        return entry.get_state_dict(progress=False, check_hash=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
-        raise WorkbenchError(
-            f"the {weights} weights of {network} could not be downloaded ({error}): fetch {entry.url} on a machine "
-            f"that can and put it at {cached}, or name its path in the config"
-        ) from None
+    return available.IMAGENET1K_V1 if weights == "imagenet" else available.DEFAULT
+
+
+def _cached(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

@@ -123,9 +123,13 @@ def estimate(model: nn.Module, cfg: CfgNode, vocabulary: Vocabulary, objects: in
     slowest = second.seconds * (size / large) ** 2
     seconds = min(slowest, max(slowest / 4, second.seconds + steps * (second.seconds - first.seconds)))
     share = images / _PROBED
+    return Need(kept * share + fixed_memory(model, cfg), seconds * share * cfg.SOLVER.ACCUMULATION_STEPS, images)
+
+
+def fixed_memory(model: nn.Module, cfg: CfgNode) -> int:
+    """Return the bytes of gradients and optimiser state, which no number of images changes."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    memory = kept * share + trained * (1 + _STATES[cfg.SOLVER.OPTIMIZER])
-    return Need(memory, seconds * share * cfg.SOLVER.ACCUMULATION_STEPS, images)
+    return trained * (1 + _STATES[cfg.SOLVER.OPTIMIZER])
 
 
 def check_memory(need: Need, memory: Memory, cfg: CfgNode, where: str) -> str | None:
