@@ -136,6 +136,7 @@ _DEFAULTS: dict[str, Any] = {
     },
     "DATALOADER": {
         "NUM_WORKERS": 4,
+        "CACHE": False,  # True keeps reduced copies of photos larger than ever needed in OUTPUT_DIR/cache
         "FILTER_EMPTY_ANNOTATIONS": True,
         "ASPECT_RATIO_GROUPING": True,
         "SAMPLER_TRAIN": "TrainingSampler",

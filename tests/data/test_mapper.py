@@ -130,6 +130,108 @@ def test_image_and_masks_move_together_under_colour_jitter(
         assert _iou((share[label] > 0.5) & clear, mask & clear) >= 0.99 or not (mask & clear).any()
 
 
+_STORED = {  # how an upright picture is turned to be stored with an EXIF orientation
+    1: lambda upright: upright,
+    3: lambda upright: upright.transpose(Image.Transpose.ROTATE_180),
+    6: lambda upright: upright.transpose(Image.Transpose.ROTATE_90),
+    7: lambda upright: upright.transpose(Image.Transpose.TRANSVERSE),
+}
+
+
+def _photo(path: Path, height: int, width: int, orientation: int = 1) -> dict:
+    """A large picture of three ellipses as :func:`_painted` paints them, stored turned."""
+    y, x = np.mgrid[:height, :width]
+    owner = np.full((height, width), 3)
+    for k, (down, across) in enumerate([(0.25, 0.3), (0.6, 0.7), (0.75, 0.25)]):
+        owner[((y / height - down) / 0.16) ** 2 + ((x / width - across) / 0.21) ** 2 < 1] = k
+    record = _record(path.with_suffix(".png"), np.stack([owner == k for k in range(3)]), PURE[owner].astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = _STORED[orientation](Image.open(record["file_name"]))
+    stored.save(path, exif=exif, **({"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {}))
+    return record | {"file_name": str(path)}
+
+
+def _agreement(mapped: dict) -> list[float]:
+    """IoU of each mask and what its colour shows."""
+    image, targets = mapped["image"].numpy(), mapped["targets"]
+    padding = (image == PAD_VALUE).all(0)
+    labels = targets["labels"].tolist()
+    return [_iou((image[k] >= 128) & ~padding, targets["masks"][i].numpy()) for i, k in enumerate(labels)]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("orientation", list(_STORED))
+def test_photos_read_at_reduced_size_move_with_their_masks(
+    tmp_path: Path, suffix: str, orientation: int, cached: bool
+) -> None:
+    """Sides that no reduction divides, turned by EXIF."""
+    record = _photo(tmp_path / f"a{suffix}", 701, 533, orientation)
+    mapper = TrainMapper(image_size=100, min_scale=0.7, max_scale=1.5, cache=tmp_path / "cache" if cached else None)
+    used = set()
+    for seed in range(12):
+        mapped = mapper(record, seed)
+        used.add(mapper._reductions(701, 533, seed)[0])
+        assert min(_agreement(mapped)) >= 0.99
+    assert used == {2, 4}
+    assert len(list(tmp_path.glob("cache/*"))) == int(cached)
+    whole = read_image(record["file_name"])
+    output = TestMapper(min_size=60, max_size=200)
+    expected = output.resize(whole).float()
+    seen = output(record)["image"].float()
+    assert seen.shape == expected.shape
+    assert (seen - expected).abs().mean() < 3 and ((seen >= 128) == (expected >= 128)).float().mean() > 0.995
+
+
+def test_the_reduction_is_chosen_for_the_size_that_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colour jitter and flips draw first; what is read early must be what is drawn later."""
+    record = _photo(tmp_path / "a.jpg", 640, 560)
+    mapper = _mapper(color_aug_ssd=True, max_scale=4.0)
+    draw, drawn = mapper._jitter.draw, []
+
+    def spy(height: int, width: int) -> dict:
+        drawn.append(draw(height, width))
+        return drawn[-1]
+
+    monkeypatch.setattr(mapper._jitter, "draw", spy)
+    for seed in range(20):
+        mapper(record, seed)
+    for ahead, used in zip(drawn[::2], drawn[1::2], strict=True):
+        # The reduced image may have other proportions by a fraction of a pixel.
+        assert np.abs(np.subtract(ahead["size"], used["size"])).max() <= 1
+
+
+def test_a_cached_copy_is_read_again_and_made_anew_when_the_file_changes(tmp_path: Path) -> None:
+    record = _photo(tmp_path / "a.jpg", 640, 560)
+    mapper = TestMapper(min_size=100, max_size=200, cache=tmp_path / "cache")
+    first = mapper(record)["image"]
+    (copy,) = (tmp_path / "cache").iterdir()
+    assert Image.open(copy).size == (280, 320)
+    Image.new("RGB", (280, 320)).save(copy)  # it is the copy that is read
+    assert not mapper(record)["image"].any() and first.any()
+    Image.new("RGB", (560, 640), "white").save(tmp_path / "a.jpg")
+    assert mapper(record)["image"].min() > 250
+    with pytest.raises(WorkbenchError, match="560x640.*640x560"):
+        mapper(record | {"height": 560, "width": 640})
+
+
+def test_a_copy_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    with pytest.raises(WorkbenchError, match=r"cache.*a\.jpg.*DATALOADER\.CACHE"):
+        TestMapper(min_size=100, cache=tmp_path / "cache")(_photo(tmp_path / "a.jpg", 640, 560))
+
+
+def test_an_image_that_is_not_shrunk_much_is_read_whole(tmp_path: Path) -> None:
+    record = _photo(tmp_path / "a.jpg", 640, 560)
+    whole = torch.from_numpy(read_image(record["file_name"])).permute(2, 0, 1)
+    still = {"min_scale": 1.0, "max_scale": 1.0, "random_flip": "none"}
+    assert torch.equal(TrainMapper(image_size=640, **still)(record, 1)["image"][:, :, :560], whole)
+    assert torch.equal(TestMapper(min_size=0)(record)["image"], whole)
+    resized = TestMapper(min_size=300)
+    assert torch.equal(resized(record)["image"], resized.resize(read_image(record["file_name"])))
+
+
 def _mapper(**changes: object) -> TrainMapper:
     return TrainMapper(**{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes})
 

@@ -2,35 +2,111 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from workbench.errors import WorkbenchError
+from workbench.files import replacing
 
 _SWAPPED = {5, 6, 7, 8}  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
 _JPEG_END = b"\xff\xd9"
+REDUCTIONS = (8, 4, 2)  # what JPEG's scaled decoding offers
 
 
 def read_image(path: str) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+    """Return an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
-    Grey images get three equal channels, palettes are looked up, transparency is ignored, and of 16-bit
-    images the upper eight bits are kept. WorkbenchError where the file is missing, damaged or cut short.
+    Grey images get three equal channels, palettes are looked up, transparency is ignored, and of 16-bit images the
+    upper eight bits are kept.
+
+    Raises:
+        WorkbenchError: the file is missing, damaged or cut short.
+    """
+    return read_reduced(path, 1)[0]
+
+
+def read_reduced(path: str, reduction: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Read an image as :func:`read_image` does, at 1/``reduction`` of its size, and return it with its full (H, W).
+
+    Args:
+        path: the file.
+        reduction: 1, or one of ``REDUCTIONS``. The picture has :func:`reduced_size`. A JPEG is decoded at that size,
+            which takes a fraction of the time and memory; other formats are decoded whole and averaged.
     """
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
+            full, (width, height) = oriented_size(opened), opened.size
+            image: Image.Image = opened
+            if reduction > 1 and opened.draft(None, reduced_size(width, height, reduction)):
+                # This comes before the image is turned: cells that are only partly image are at its right and bottom.
+                image = whole_frame(opened, (height, width), reduction)
+                reduction = 1
+            image = ImageOps.exif_transpose(image)
             if image.mode == "F" or image.mode.startswith("I"):
-                return _grey_to_rgb(np.asarray(image))
-            return np.array(image.convert("RGB"))
+                image = Image.fromarray(_grey_to_rgb(np.asarray(image)))
+            image = image.convert("RGB")
+            if reduction > 1:
+                image = whole_frame(image.reduce(reduction), full, reduction)
+            return np.array(image), full
     except FileNotFoundError:
         raise WorkbenchError(f"There is no image {path}.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise WorkbenchError(f"The image {path} cannot be read: {error}.") from None
+
+
+def read_copy(
+    path: str, size: tuple[int, int], reduction: int, folder: Path, kept: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Read an image as :func:`read_reduced` does, from a reduced copy that is made where there is none.
+
+    Args:
+        path: the file.
+        size: its (height, width); of a file of another size no copy is made.
+        reduction: a multiple of ``kept``.
+        folder: where copies lie: JPEGs of JPEGs, PNGs of anything else. A file that changed gets a new copy.
+        kept: the reduction of the copy.
+
+    Raises:
+        WorkbenchError: the image cannot be read, or the copy cannot be written.
+    """
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return read_reduced(path, reduction)  # says what is wrong
+    key = f"{Path(path).absolute()} {state.st_mtime_ns} {state.st_size} {size} {kept}"
+    suffix = ".jpg" if Path(path).suffix.lower() in (".jpg", ".jpeg") else ".png"
+    copy = folder / (hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest() + suffix)
+    if not copy.exists():
+        picture, full = read_reduced(path, kept)
+        if full != size:
+            return picture, full
+        options = {"format": "JPEG", "quality": 95, "subsampling": 0} if suffix == ".jpg" else {"format": "PNG"}
+        try:
+            with replacing(copy) as draft:
+                Image.fromarray(picture).save(draft, **options)
+        except OSError as error:
+            raise WorkbenchError(f"The copy {copy} of {path} (DATALOADER.CACHE) cannot be written: {error}.") from None
+    return read_reduced(str(copy), reduction // kept)[0], size
+
+
+def reduced_size(height: int, width: int, reduction: int) -> tuple[int, int]:
+    """Return the (height, width) of an image of that size at 1/``reduction``."""
+    return max(1, height // reduction), max(1, width // reduction)
+
+
+def whole_frame(image: Image.Image, full: tuple[int, int], reduction: int) -> Image.Image:
+    """Resize cells, of which the last ones may reach over the edge of the ``full`` (H, W), to :func:`reduced_size`."""
+    height, width = reduced_size(*full, reduction)
+    if image.size == (width, height):
+        return image
+    box = (0, 0, full[1] / reduction, full[0] / reduction)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:

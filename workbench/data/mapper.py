@@ -2,12 +2,14 @@
 
 Image and masks go through one transform call, and both are resized by the same bilinear kernel: a mask is a
 picture of 0 and 255 that is cut at one half afterwards. A nearest-neighbour mask would lie up to half a
-pixel beside its object.
+pixel beside its object. A large photo that ends up at a fraction of its size is read at a half, a quarter or an
+eighth, and its masks are averaged alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from workbench.config import PUBLISHED_MAPPERS
-from workbench.data.images import read_image
-from workbench.data.masks import decode_mask
+from workbench.data.images import REDUCTIONS, read_copy, read_reduced
+from workbench.data.masks import decode_mask, mask_cover
 from workbench.errors import WorkbenchError
 from workbench.registry import MAPPERS
 
@@ -29,7 +31,21 @@ PAD_VALUE = 128
 # Large images are not: a dataset of them would not fit, and reading is a small part of their cost.
 _CACHED_PIXELS = 256 * 256
 _CACHE_BYTES = 256 * 2**20
+# An image is reduced to no less than this many times the size it gets, so that the last step still smooths it.
+_REDUCTION_MARGIN = 2
+_ONE_PIXEL = tv_tensors.Image(torch.zeros(3, 1, 1, dtype=torch.uint8))
 _MASKS_AT_ONCE = 48  # bounds the memory of resizing many masks to more than the crop
+
+
+def reduction_for(height: int, width: int, size: tuple[int, int]) -> int:
+    """Return the reduction, 1, 2, 4 or 8, at which to read an image that gets ``size`` (height, width).
+
+    Small images are read whole.
+    """
+    if height * width <= _CACHED_PIXELS:
+        return 1
+    shrunk = min(height / size[0], width / size[1]) / _REDUCTION_MARGIN
+    return next((reduction for reduction in REDUCTIONS if reduction <= shrunk), 1)
 
 
 def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -42,12 +58,21 @@ def _resize(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_and_crop_masks(masks: Tensor, size: tuple[int, int], top: int, left: int, crop: tuple[int, int]) -> Tensor:
-    """(N, H, W) bool -> (N, *crop) bool: resized to ``size`` as an image is, then cut at (top, left)."""
-    pieces = [masks.new_zeros((0, *crop))]
+    """Resize masks to ``size`` as an image is, then cut a window at (top, left).
+
+    Args:
+        masks: (N, H, W) bool, or uint8: how much of each pixel is covered, 255 all of it.
+
+    Returns:
+        (N, *crop) bool.
+    """
+    if masks.dtype == torch.bool:
+        masks = masks.to(torch.uint8) * 255
+    pieces = [masks.new_zeros((0, *crop), dtype=torch.bool)]
     for chunk in masks.split(_MASKS_AT_ONCE):
         # Three masks make one picture, so that the very same kernel runs as for the image.
         spare = -len(chunk) % 3
-        pictures = torch.cat([chunk, chunk.new_zeros((spare, *chunk.shape[1:]))]).to(torch.uint8) * 255
+        pictures = torch.cat([chunk, chunk.new_zeros((spare, *chunk.shape[1:]))])
         pictures = _resize(pictures.view(-1, 3, *chunk.shape[1:]), size)
         pictures = pictures[..., top : top + crop[0], left : left + crop[1]]
         pieces.append(pictures.reshape(-1, *crop)[: len(chunk)] >= 128)
@@ -68,11 +93,13 @@ class LargeScaleJitter(v2.Transform):
         self.image_size, self.min_scale, self.max_scale = image_size, min_scale, max_scale
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = F.get_size(flat_inputs[0])
+        return self.draw(*F.get_size(flat_inputs[0]))
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Return the random ``size``, ``crop``, ``top`` and ``left`` of an image of that size."""
         scale, down, right = torch.rand(3, dtype=torch.float64).tolist()
         scale = self.min_scale + (self.max_scale - self.min_scale) * scale
-        factor = scale * self.image_size / max(height, width)
-        size = max(1, round(height * factor)), max(1, round(width * factor))
+        size = self.resized(height, width, scale)
         crop = min(size[0], self.image_size), min(size[1], self.image_size)
         return {
             "size": size,
@@ -80,6 +107,11 @@ class LargeScaleJitter(v2.Transform):
             "top": round((size[0] - crop[0]) * down),
             "left": round((size[1] - crop[1]) * right),
         }
+
+    def resized(self, height: int, width: int, scale: float | None = None) -> tuple[int, int]:
+        """Return the (height, width) that an image is resized to at a scale, by default the largest."""
+        factor = (self.max_scale if scale is None else scale) * self.image_size / max(height, width)
+        return max(1, round(height * factor)), max(1, round(width * factor))
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         size, crop, top, left = params["size"], params["crop"], params["top"], params["left"]
@@ -107,13 +139,17 @@ def _colour_transforms(jitter: bool, ssd: bool) -> list[v2.Transform]:
     return transforms
 
 
-def _read_checked(dataset_dict: dict) -> np.ndarray:
-    picture = read_image(dataset_dict["file_name"])
+def _read_checked(dataset_dict: dict, reduction: int, cache: Path | None, kept: int) -> np.ndarray:
+    """Read an image at 1/``reduction`` of its size; of a copy at 1/``kept`` in ``cache`` where ``kept`` is above 1."""
     said = (dataset_dict["height"], dataset_dict["width"])
-    if picture.shape[:2] != said:
+    if cache is None or kept == 1:
+        picture, size = read_reduced(dataset_dict["file_name"], reduction)
+    else:
+        picture, size = read_copy(dataset_dict["file_name"], said, reduction, cache, kept)
+    if size != said:
         raise WorkbenchError(
-            f"The image {dataset_dict['file_name']} (id {dataset_dict['image_id']}) is {picture.shape[1]}x"
-            f"{picture.shape[0]} but the dataset says {said[1]}x{said[0]} (width x height)."
+            f"The image {dataset_dict['file_name']} (id {dataset_dict['image_id']}) is {size[1]}x{size[0]} "
+            f"but the dataset says {said[1]}x{said[0]} (width x height)."
         )
     return picture
 
@@ -126,19 +162,30 @@ def _to_tensor(picture: np.ndarray) -> Tensor:
 class _Decoded:
     """Decoded images and their object masks (packed to bits), up to ``_CACHE_BYTES`` in each process."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Path | None) -> None:
+        self._cache = cache
         self._held: dict[tuple, tuple[Tensor, np.ndarray]] = {}
         self._bytes = 0
 
-    def __call__(self, dataset_dict: dict, things: list[dict]) -> tuple[Tensor, Tensor]:
-        """(3, H, W) uint8 and (N, H, W) bool, the masks of ``things``. Not to be written to."""
+    def __call__(self, dataset_dict: dict, things: list[dict], reduction: int, kept: int) -> tuple[Tensor, Tensor]:
+        """Return the image (3, H, W) uint8 and the masks (N, H, W) bool of ``things``, not to be written to.
+
+        ``kept`` is the reduction of the copy in the cache. Above reduction 1 both have the reduced size, and masks are
+        uint8: how much of each pixel is covered.
+        """
         height, width = dataset_dict["height"], dataset_dict["width"]
+        if reduction > 1:
+            image = _to_tensor(_read_checked(dataset_dict, reduction, self._cache, kept))
+            covers = np.zeros((len(things), *image.shape[1:]), dtype=np.uint8)
+            for cover, thing in zip(covers, things, strict=True):
+                cover[:] = mask_cover(thing["segmentation"], height, width, reduction)
+            return image, torch.from_numpy(covers)
         key = (dataset_dict["file_name"], *(thing["id"] for thing in things))
         if key in self._held:
             image, packed = self._held[key]
             masks = np.unpackbits(packed, axis=-1, count=width).view(bool)
             return image, torch.from_numpy(masks)
-        image = _to_tensor(_read_checked(dataset_dict))
+        image = _to_tensor(_read_checked(dataset_dict, 1, None, 1))
         masks = np.zeros((len(things), height, width), dtype=bool)
         for mask, thing in zip(masks, things, strict=True):
             mask[:] = decode_mask(thing["segmentation"], height, width)
@@ -158,7 +205,8 @@ class TrainMapper:
     ``annotation_ids`` (N,) int64 as in the dataset file, ``subcategories`` {name: (N,) int64, -1 unlabelled}. Crowds,
     and objects of which nothing is left in the window, are not among the N.
 
-    Everything random depends on ``seed`` alone; the global random state is left as it was.
+    Everything random depends on ``seed`` alone; the global random state is left as it was. With ``cache``, a folder,
+    photos larger than ever needed are read from reduced copies in it.
     """
 
     def __init__(
@@ -170,6 +218,7 @@ class TrainMapper:
         random_flip: str = "horizontal",
         color_jitter: bool = False,
         color_aug_ssd: bool = False,
+        cache: Path | None = None,
     ):
         flips = {
             "horizontal": [v2.RandomHorizontalFlip()],
@@ -178,20 +227,29 @@ class TrainMapper:
         }
         if random_flip not in flips:
             raise WorkbenchError(f"INPUT.RANDOM_FLIP is {random_flip!r}; it is one of {', '.join(flips)}.")
-        self._decode = _Decoded()
-        self.transform = v2.Compose(
-            [
-                *flips[random_flip],
-                *_colour_transforms(color_jitter, color_aug_ssd),
-                LargeScaleJitter(image_size, min_scale, max_scale),
-            ]
-        )
+        self._decode = _Decoded(cache)
+        self._before = [*flips[random_flip], *_colour_transforms(color_jitter, color_aug_ssd)]
+        self._jitter = LargeScaleJitter(image_size, min_scale, max_scale)
+        self.transform = v2.Compose([*self._before, self._jitter])
+
+    def _reductions(self, height: int, width: int, seed: int) -> tuple[int, int]:
+        """Return the reduction to read an image at, and the one that serves every seed.
+
+        The size is drawn as the transform will draw it from this seed.
+        """
+        if height * width <= _CACHED_PIXELS:
+            return 1, 1
+        torch.default_generator.manual_seed(seed)
+        for transform in self._before:
+            transform(_ONE_PIXEL)  # draws as many numbers as for a whole image
+        drawn, largest = self._jitter.draw(height, width)["size"], self._jitter.resized(height, width)
+        return reduction_for(height, width, drawn), reduction_for(height, width, largest)
 
     def __call__(self, dataset_dict: dict, seed: int) -> dict:
         height, width = dataset_dict["height"], dataset_dict["width"]
         things = [a for a in dataset_dict["annotations"] if not a["iscrowd"]]
-        image, masks = self._decode(dataset_dict, things)
         with torch.random.fork_rng(devices=[]):
+            image, masks = self._decode(dataset_dict, things, *self._reductions(height, width, seed))
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake every accelerator
             image, moved = self.transform(tv_tensors.Image(image), tv_tensors.Mask(masks))
         moved = moved.as_subclass(Tensor)
@@ -221,13 +279,13 @@ class TestMapper:
 
     ``mapper(dataset_dict)`` returns ``image`` (3, H, W) uint8 RGB, its shortest edge ``min_size`` unless
     the longest would exceed ``max_size`` (``min_size`` 0: as it is; ``max_size`` 0: no limit), the original
-    ``height`` and ``width``, ``file_name`` and ``image_id``.
+    ``height`` and ``width``, ``file_name`` and ``image_id``. ``cache`` is that of :class:`TrainMapper`.
     """
 
     __test__ = False  # not a test, whatever pytest thinks of the name
 
-    def __init__(self, *, min_size: int = 800, max_size: int = 1333):
-        self.min_size, self.max_size = min_size, max_size
+    def __init__(self, *, min_size: int = 800, max_size: int = 1333, cache: Path | None = None):
+        self.min_size, self.max_size, self.cache = min_size, max_size, cache
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size is resized to."""
@@ -238,13 +296,17 @@ class TestMapper:
             factor = min(factor, self.max_size / max(height, width))
         return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
-    def resize(self, picture: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 RGB array -> (3, H', W') uint8 tensor."""
-        return _resize(_to_tensor(picture)[None], self.output_size(*picture.shape[:2]))[0].contiguous()
+    def resize(self, picture: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """Resize a (H, W, 3) uint8 RGB array to a (3, H', W') uint8 tensor; ``size`` is by default its output size."""
+        return _resize(_to_tensor(picture)[None], size or self.output_size(*picture.shape[:2]))[0].contiguous()
 
     def __call__(self, dataset_dict: dict) -> dict:
+        height, width = dataset_dict["height"], dataset_dict["width"]
+        size = self.output_size(height, width)
+        reduction = reduction_for(height, width, size)
+        picture = _read_checked(dataset_dict, reduction, self.cache, reduction)
         return {
-            "image": self.resize(_read_checked(dataset_dict)),
+            "image": self.resize(picture, size),
             "height": dataset_dict["height"],
             "width": dataset_dict["width"],
             "file_name": dataset_dict["file_name"],
@@ -261,8 +323,9 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[..., dict]:
 def build_instance_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMapper:
     """Return a :class:`TrainMapper`, or for evaluation a :class:`TestMapper`, of the ``INPUT`` keys."""
     keys = cfg.INPUT
+    cache = Path(cfg.OUTPUT_DIR) / "cache" if cfg.DATALOADER.CACHE else None
     if not is_train:
-        return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST)
+        return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST, cache=cache)
     return TrainMapper(
         image_size=keys.IMAGE_SIZE,
         min_scale=keys.MIN_SCALE,
@@ -270,4 +333,5 @@ def build_instance_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMap
         random_flip=keys.RANDOM_FLIP,
         color_jitter=keys.COLOR_JITTER,
         color_aug_ssd=keys.COLOR_AUG_SSD,
+        cache=cache,
     )

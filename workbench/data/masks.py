@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import contourpy
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from workbench.data.images import whole_frame
 from workbench.data.reading import is_integer
 from workbench.errors import WorkbenchError, is_number
 
@@ -199,3 +201,20 @@ def to_rle(segmentation: list | dict, height: int, width: int, *, checked: bool 
 def decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
     """Any COCO segmentation -> (height, width) bool array, pixel for pixel what pycocotools gives."""
     return coco_mask.decode(to_rle(segmentation, height, width)).astype(bool)
+
+
+def mask_cover(segmentation: list | dict, height: int, width: int, reduction: int) -> np.ndarray:
+    """Return (H // reduction, W // reduction) uint8: how much of each cell a COCO segmentation covers, 255 all of it.
+
+    The mask is drawn at full size and then averaged as :func:`~workbench.data.images.read_reduced` averages an image.
+    """
+    rle = to_rle(segmentation, height, width)
+    cells = Image.new("L", (-(-width // reduction), -(-height // reduction)))
+    x, y, across, down = (int(side) for side in coco_mask.toBbox(rle))
+    if across and down:
+        left, top = x // reduction, y // reduction
+        right, bottom = -(-(x + across) // reduction), -(-(y + down) // reduction)
+        mask = coco_mask.decode(rle)  # column by column in memory, so its transpose is cheap to average
+        part = mask[top * reduction : bottom * reduction, left * reduction : right * reduction].T * np.uint8(255)
+        cells.paste(Image.fromarray(part).reduce(reduction).transpose(Image.Transpose.TRANSPOSE), (left, top))
+    return np.asarray(whole_frame(cells, (height, width), reduction))
