@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "files",
     "registry",
+    "config_keys",
     "config",
     "data",
     "ops",

@@ -11,6 +11,7 @@ from workbench.config import (
     load_config,
     to_yaml,
 )
+from workbench.config_keys import KEYS, page
 from workbench.errors import WorkbenchError
 
 ROOT = Path(__file__).parents[1]
@@ -99,11 +100,93 @@ def test_nothing_in_a_yaml_is_evaluated(tmp_path):
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0; it must be at least 1"),
         (["TEST.MAX_DETS", "[0]"], "TEST.MAX_DETS"),
         (["INPUT.MIN_SCALE", "3.0"], "MIN_SCALE <= MAX_SCALE"),
+        (["MODEL.SMALL_RESNET.DEPTHS", "[1, 1, 1]"], "WIDTHS .* and MODEL.SMALL_RESNET.DEPTHS .* two lengths"),
+        (
+            ["SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0"],
+            "MOMENTUM must then be above 0",
+        ),
+        (["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2', 'res3', 'res4']"], "names res5, which .*IN_FEATURES"),
+        (["MODEL.SEM_SEG_HEAD.CONVS_DIM", "252"], "252 channels cannot be shared among 8 heads"),
+        (["MODEL.MASK_FORMER.HIDDEN_DIM", "10", "MODEL.MASK_FORMER.NHEADS", "5"], "a multiple of 4 and of the heads"),
     ],
 )
 def test_a_bad_key_or_value_is_one_sentence(overrides, message):
     with pytest.raises(WorkbenchError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "allowed"),
+    [
+        ("HIDDEN_DIM NHEADS NUM_OBJECT_QUERIES TRAIN_NUM_POINTS SIZE_DIVISIBILITY", "0 -1", "at least"),
+        ("DEC_LAYERS DIM_FEEDFORWARD NUM_OBJECT_QUERIES HIDDEN_DIM NHEADS", "1000000000", "at most"),
+        ("DROPOUT", "-0.1 1.0", "at least 0 and below 1"),
+        ("DROPOUT SUBCATEGORY_COST CLASS_WEIGHT OVERSAMPLE_RATIO", "nan inf 1e999 None []", "a number"),
+        ("SUBCATEGORY_COST SUBCATEGORY_WEIGHT NO_OBJECT_WEIGHT MASK_WEIGHT", "-1 1e30", "at least 0 and at most"),
+        ("IMPORTANCE_SAMPLE_RATIO", "-0.5 1.5", "at least 0 and at most 1"),
+        (
+            "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+            "['res9'] [] ['res2','res2','res3'] [2]",
+            "each one of res2, res3, res4, res5",
+        ),
+        ("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", "0 3 64", "one of 4, 8, 16, 32"),
+        ("MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM", "0 -64 100000", "at least"),
+        ("MODEL.PIXEL_MEAN", "[] [1,2] [1,2,1e999] ['a','b','c'] [True,True,True]", "a list of 3 values"),
+        ("MODEL.PIXEL_STD", "[0,1,1] [-1,1,1] []", "a list of 3 values"),
+        ("MODEL.BACKBONE.FREEZE_AT", "-1 6", "at least 0 and at most 5"),
+        ("MODEL.RESNETS.RES5_DILATION", "0 3", "one of 1, 2, 4"),
+        (
+            "MODEL.SMALL_RESNET.WIDTHS MODEL.SMALL_RESNET.DEPTHS",
+            "[] [0,0,0,0] [8.5,8,8] [-8,8,8,8]",
+            "a list of values",
+        ),
+        ("MODEL.MOBILENET.TAPS MODEL.SUBCATEGORIES", "[-1] [None]", "a list of values"),
+        ("MODEL.DEVICE", "gpu cuda: cuda:-1", "one of auto, cpu"),
+        ("INPUT.IMAGE_SIZE", "0 -5 1000000000", "at least 1 and at most 65536"),
+        ("INPUT.MIN_SIZE_TEST INPUT.MAX_SIZE_TEST", "-1 10000000000", "at least 0"),
+        ("INPUT.MIN_SCALE INPUT.MAX_SCALE", "0 -1 1e9", "above 0 and at most 1000"),
+        ("DATASETS.TRAIN DATASETS.VAL DATASETS.TEST", "[''] [3] ['a\\0']", "each one line of text"),
+        ("DATALOADER.NUM_WORKERS", "-1 1000000", "at least 0 and at most 1024"),
+        ("SOLVER.IMS_PER_BATCH", "100000000000", "at most 1000000"),
+        ("SOLVER.ACCUMULATION_STEPS SOLVER.REFERENCE_BATCH_SIZE", "0 -1", "at least 1"),
+        (
+            "SOLVER.BASE_LR SOLVER.GAMMA SOLVER.WEIGHT_DECAY SOLVER.BIAS_LR_FACTOR",
+            "-1 1e30",
+            "at least 0 and at most 1000",
+        ),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "-1 abc [1]", "None"),
+        ("SOLVER.EMA_DECAY SOLVER.MOMENTUM", "-0.1 1 2", "at least 0 and below 1"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE", "0 -1", "above 0"),
+        ("SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD TEST.EVAL_PERIOD SOLVER.WARMUP_ITERS", "-1", "at least 0"),
+        ("SOLVER.STEPS", "[-1] ['a'] [1.5]", "a list of values, each at least 0"),
+        ("TEST.MAX_DETS", "[] [0] [1.5] [True]", "a list of values, each at least 1"),
+        ("TEST.DETECTIONS_PER_IMAGE", "0 -1", "at least 1"),
+        ("SEED", "-2 9223372036854775808 18446744073709551616", "at least -1 and at most 9223372036854775807"),
+        ("OUTPUT_DIR", "'' 'a\\nb'", "one line of text, not empty"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_allowed(keys, values, allowed):
+    for key in keys.split():
+        name = key if "." in key or key in KEYS else f"MODEL.MASK_FORMER.{key}"
+        for value in values.split():
+            with pytest.raises(WorkbenchError) as refused:
+                load_config(None, [name, value])
+            sentence = str(refused.value)
+            assert name in sentence and allowed in sentence and len(sentence) < 400 and "\n" not in sentence, sentence
+
+
+def test_values_of_any_length_are_refused_in_a_short_sentence():
+    for value in ("9" * 5000, "0x" + "f" * 9000, "[" * 5000, "'" + "x" * 10**5 + "'", "\ud800"):
+        for key in ("SEED", "SOLVER.BASE_LR", "OUTPUT_DIR", "MODEL.PIXEL_MEAN"):
+            with pytest.raises(WorkbenchError, match=key) as refused:
+                load_config(None, [key, value])
+            assert len(str(refused.value)) < 300
+
+
+def test_every_default_fits_its_rule_and_the_page_is_the_table():
+    assert load_config(None) == get_cfg()
+    assert all(key.meaning.endswith(".") and "|" not in key.meaning + key.rule.wanted for key in KEYS.values())
+    assert (ROOT / "docs/config.md").read_text(encoding="utf-8") == page()
 
 
 def test_numbers_are_read_as_people_write_them(tmp_path):

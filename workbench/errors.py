@@ -34,3 +34,13 @@ def is_number(value: object) -> bool:
     """Return whether a value read from a file is a finite number; true and false are none."""
     largest = sys.float_info.max  # a whole number in JSON may be larger than any float
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -largest <= value <= largest
+
+
+def shown(value: object, most: int = 120) -> str:
+    """Return the representation of a value from outside in one line, of at most ``most`` characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python spells out no number of more than 4300 digits
+        return f"a {type(value).__name__} too long to show"
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"

@@ -240,9 +240,9 @@ def test_a_backbone_that_ends_at_res4():
         ),
         (
             ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "20"),
-            "there is no ResNet of depth 20, only of 18, 34, 50, 101",
+            "MODEL.RESNETS.DEPTH is 20; it must be one of 18, 34, 50, 101",
         ),
-        (("MODEL.SEM_SEG_HEAD.NORM", "BN"), "norm of the pixel decoder is 'BN'"),
+        (("MODEL.SEM_SEG_HEAD.NORM", "BN"), "MODEL.SEM_SEG_HEAD.NORM is 'BN'; it must be one of GN"),
         (("MODEL.MOBILENET.NORM", "LN"), "MODEL.MOBILENET.NORM is 'LN'; it must be one of BN"),
         (("MODEL.MOBILENET.WEIGHTS", "/nowhere/w.pth"), "/nowhere/w.pth does not exist"),
         (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.config import CHOICES
+from workbench.config_keys import KEYS
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
 
@@ -36,8 +36,9 @@ def rank_results(results: Sequence[Mapping], rank_by: str) -> list[dict]:
     Raises:
         WorkbenchError: an unknown ``rank_by``, or rows that cannot be ranked by it.
     """
-    if rank_by not in CHOICES["TEST.RANK_BY"]:
-        raise WorkbenchError(f"rank_by {rank_by!r} is not one of {', '.join(CHOICES['TEST.RANK_BY'])}.")
+    allowed = KEYS["TEST.RANK_BY"].rule
+    if not allowed.fits(rank_by):
+        raise WorkbenchError(f"rank_by {rank_by!r} is not {allowed.wanted}.")
     lacking = next((i for i, row in enumerate(results) if not ("main_score" in row and "mask_score" in row)), None)
     if lacking is not None and rank_by == "main":
         return list(results)

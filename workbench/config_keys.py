@@ -1,0 +1,346 @@
+"""Every config key: its default, the values it takes and what it means.
+
+The names and defaults are detectron2's and Mask2Former's; the workbench's own are marked. :mod:`workbench.config`
+builds its defaults from this table and checks values against it, and ``docs/config.md`` is its text::
+
+    python -m workbench.config_keys > docs/config.md
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from workbench.errors import is_number
+
+
+class Rule(NamedTuple):
+    """The values that a key takes: ``wanted`` completes "it must be ...", ``fits`` says whether a value is one."""
+
+    wanted: str
+    fits: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One config key. The type of its values is that of ``default``, which :mod:`workbench.config` checks first."""
+
+    default: Any
+    rule: Rule
+    meaning: str
+    own: bool = False  # not a key of detectron2 or Mask2Former
+    unread: bool = False  # legal in a published YAML, and without effect here
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def whole(low: int, high: int) -> Rule:
+    """Whole numbers from ``low`` to ``high``."""
+    return Rule(f"at least {low} and at most {high}", lambda value: _is_whole(value) and low <= value <= high)
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
+    """Finite numbers from ``low`` to ``high``; ``above`` and ``below`` leave the bound itself out."""
+    bounds = []
+    if low > -math.inf:
+        bounds.append(f"above {low:.15g}" if above else f"at least {low:.15g}")
+    if high < math.inf:
+        bounds.append(f"below {high:.15g}" if below else f"at most {high:.15g}")
+
+    def fits(value: Any) -> bool:
+        if not is_number(value):
+            return False
+        return (low < value if above else low <= value) and (value < high if below else value <= high)
+
+    return Rule(" and ".join(bounds) or "a finite number", fits)
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of ``choices``."""
+    listed = ", ".join("(empty)" if choice == "" else str(choice) for choice in choices)
+    return Rule(f"one of {listed}", lambda value: value in choices)
+
+
+def each(rule: Rule, count: int | None = None, *, least: int = 0, distinct: bool = False) -> Rule:
+    """Lists whose every element follows ``rule``: ``count`` of them, or ``least`` to 1000."""
+    wanted = f"a list of {f'{count} values' if count else 'values'}, each {rule.wanted}"
+    wanted += ", not empty" * (least > 0) + ", none twice" * distinct
+
+    def fits(values: Any) -> bool:
+        if (
+            not isinstance(values, (list, tuple))
+            or count not in (None, len(values))
+            or not least <= len(values) <= 1000
+        ):
+            return False
+        return all(map(rule.fits, values)) and (not distinct or len(set(values)) == len(values))
+
+    return Rule(wanted, fits)
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what ``rule`` takes."""
+    return Rule(f"None or a number that is {rule.wanted}", lambda value: value is None or rule.fits(value))
+
+
+def matching(pattern: str, wanted: str) -> Rule:
+    """Text that the regular expression ``pattern`` matches as a whole."""
+    return Rule(wanted, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
+
+
+ANY = Rule("any", lambda value: True)
+FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+# Without lone surrogates, which no file can hold, and control characters.
+TEXT = matching(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,4096}", "one line of text, of at most 4096 characters")
+NAME = matching(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}", "one line of text, not empty, of at most 4096 characters")
+NAMES = each(NAME)
+
+_SIZE = whole(1, 65536)  # pixels or channels
+_LAYERS = whole(1, 1000)
+_STEPS = whole(0, 10**12)
+_WEIGHT = number(0, 1e6)
+_RATE = number(0, 1e3)
+_SHARE = number(0, 1)
+_NORM = one_of("BN", "SyncBN", "FrozenBN", "GN")
+_FEATURE = one_of("res2", "res3", "res4", "res5")
+_SEED = whole(-1, 2**63 - 1)
+
+
+def _unread(default: Any, meaning: str) -> Key:
+    return Key(default, ANY, meaning, unread=True)
+
+
+def _own(default: Any, rule: Rule, meaning: str) -> Key:
+    return Key(default, rule, meaning, own=True)
+
+
+_MODEL = {
+    "META_ARCHITECTURE": Key("MaskFormer", NAME, "The model, by its name in the registry."),
+    "DEVICE": Key(
+        "auto",
+        matching(r"(?i)\s*(auto|cpu|cuda|cuda:\d{1,4}|mps)\s*", "one of auto, cpu, cuda, cuda:N, mps"),
+        "Where the model runs; auto takes a GPU where there is one.",
+    ),
+    "WEIGHTS": Key("", TEXT, "A checkpoint directory, a `.safetensors` file, or a `.pth` state dict to start from."),
+    "MASK_ON": _unread(True, "Masks are always predicted."),
+    "PIXEL_MEAN": Key([123.675, 116.28, 103.53], each(number(-1e6, 1e6), 3), "Mean of red, green and blue, 0-255."),
+    "PIXEL_STD": Key([58.395, 57.12, 57.375], each(number(1e-6, 1e6), 3), "Standard deviation of the same."),
+    "SUBCATEGORIES": _own(["all"], NAMES, 'Subcategories that get a head: ["all"], their names, or [] for none.'),
+    "BACKBONE.NAME": Key("build_resnet_backbone", NAME, "The backbone, by its name in the registry."),
+    "BACKBONE.FREEZE_AT": Key(0, whole(0, 5), "Stages of a ResNet that are not trained; 1 is the stem."),
+    "RESNETS.DEPTH": Key(50, one_of(18, 34, 50, 101), "Layers of the ResNet."),
+    "RESNETS.WEIGHTS": _own("none", NAME, "none, imagenet, or a path."),
+    "RESNETS.NORM": Key("FrozenBN", _NORM, "Normalisation of the ResNet."),
+    "RESNETS.OUT_FEATURES": _unread(["res2", "res3", "res4", "res5"], "All four are always given."),
+    "RESNETS.STEM_TYPE": _unread("basic", "The stem is torchvision's."),
+    "RESNETS.STEM_OUT_CHANNELS": _unread(64, "The stem is torchvision's."),
+    "RESNETS.STRIDE_IN_1X1": _unread(False, "Strides are torchvision's, in the 3x3 convolutions."),
+    "RESNETS.RES2_OUT_CHANNELS": _unread(256, "Channels are torchvision's."),
+    "RESNETS.NUM_GROUPS": _unread(1, "No ResNeXt is built."),
+    "RESNETS.WIDTH_PER_GROUP": _unread(64, "No ResNeXt is built."),
+    "RESNETS.RES4_DILATION": Key(1, one_of(1, 2), "2 dilates res4 instead of striding."),
+    "RESNETS.RES5_DILATION": Key(1, one_of(1, 2, 4), "More than 1 dilates res5 instead of striding."),
+    "RESNETS.RES5_MULTI_GRID": _unread([1, 1, 1], "Dilations of res5 are torchvision's."),
+    "MOBILENET.WEIGHTS": _own("none", NAME, "none, imagenet, deeplabv3, or a path."),
+    "MOBILENET.TAPS": _own([3, 6, 10, 15], each(whole(0, 10**6), least=1), "Layers that give res2 to res5."),
+    "MOBILENET.DILATED": _own(False, FLAG, "Keep DeepLabV3's dilation: res5 then has stride 16."),
+    "MOBILENET.NORM": _own("BN", _NORM, "Normalisation of the MobileNet."),
+    "SMALL_RESNET.WIDTHS": _own(
+        [32, 64, 96, 128], each(whole(2, 65536), least=3), "Channels of res2 to res5 (or res4)."
+    ),
+    "SMALL_RESNET.DEPTHS": _own([1, 1, 1, 1], each(_LAYERS, least=3), "Blocks of each stage."),
+    "SMALL_RESNET.NORM": _own("BN", _NORM, "Normalisation of the small ResNet."),
+    "SEM_SEG_HEAD.NAME": Key("MaskFormerHead", NAME, "The published name of the head."),
+    "SEM_SEG_HEAD.NUM_CLASSES": _unread(0, "The number of categories is the dataset's."),
+    "SEM_SEG_HEAD.IGNORE_VALUE": _unread(255, "Instances have no ignored pixels."),
+    "SEM_SEG_HEAD.LOSS_WEIGHT": _unread(1.0, "Each loss has its own weight."),
+    "SEM_SEG_HEAD.CONVS_DIM": Key(256, whole(2, 65536), "Channels of the pixel decoder; a multiple of 4."),
+    "SEM_SEG_HEAD.MASK_DIM": Key(256, _SIZE, "Channels of the embedding of a mask and of a pixel."),
+    "SEM_SEG_HEAD.NORM": Key("GN", one_of("GN", ""), "Normalisation of the pixel decoder's convolutions."),
+    "SEM_SEG_HEAD.PIXEL_DECODER_NAME": Key(
+        "MSDeformAttnPixelDecoder", one_of("MSDeformAttnPixelDecoder"), "The pixel decoder."
+    ),
+    "SEM_SEG_HEAD.IN_FEATURES": Key(
+        ["res2", "res3", "res4", "res5"], each(_FEATURE, least=3, distinct=True), "Maps that the pixel decoder takes."
+    ),
+    "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": Key(
+        ["res3", "res4", "res5"], each(_FEATURE, 3, distinct=True), "Maps that its transformer encodes."
+    ),
+    "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": Key(4, whole(1, 1024), "Sampled points a head and level."),
+    "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": Key(
+        8, whole(1, 1024), "Heads of its attention; they divide CONVS_DIM."
+    ),
+    "SEM_SEG_HEAD.COMMON_STRIDE": Key(4, one_of(4, 8, 16, 32), "Stride of the predicted masks."),
+    "SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": Key(6, _LAYERS, "Layers of the pixel decoder's transformer."),
+    "SEM_SEG_HEAD.TRANSFORMER_DIM_FEEDFORWARD": Key(1024, _SIZE, "Width of their feed-forward networks."),
+    "MASK_FORMER.TRANSFORMER_DECODER_NAME": Key(
+        "MultiScaleMaskedTransformerDecoder", one_of("MultiScaleMaskedTransformerDecoder"), "The transformer decoder."
+    ),
+    "MASK_FORMER.TRANSFORMER_IN_FEATURE": _unread("multi_scale_pixel_decoder", "The decoder always takes three maps."),
+    "MASK_FORMER.DEEP_SUPERVISION": Key(True, FLAG, "Train the predictions of every decoder layer."),
+    "MASK_FORMER.NO_OBJECT_WEIGHT": Key(0.1, _WEIGHT, 'Weight of "no object" in the classification loss.'),
+    "MASK_FORMER.CLASS_WEIGHT": Key(2.0, _WEIGHT, "Weight of the classification loss, and its matching cost."),
+    "MASK_FORMER.MASK_WEIGHT": Key(5.0, _WEIGHT, "Weight of the cross-entropy of masks, and its matching cost."),
+    "MASK_FORMER.DICE_WEIGHT": Key(5.0, _WEIGHT, "Weight of the Dice loss of masks, and its matching cost."),
+    "MASK_FORMER.SUBCATEGORY_WEIGHT": _own(1.0, _WEIGHT, "Loss weight of each subcategory head; 0 switches it off."),
+    "MASK_FORMER.SUBCATEGORY_COST": _own(1.0, _WEIGHT, "Matching cost of each subcategory head; 0 switches it off."),
+    "MASK_FORMER.SUBCATEGORY_NO_OBJECT_WEIGHT": _own(
+        0.0, _WEIGHT, 'Weight of "no object" in the subcategories\' losses; 0 teaches only queries with an object.'
+    ),
+    "MASK_FORMER.HIDDEN_DIM": Key(256, whole(2, 65536), "Channels of the transformer decoder; a multiple of 4."),
+    "MASK_FORMER.NUM_OBJECT_QUERIES": Key(100, whole(1, 10**6), "Queries: the most objects an image can get."),
+    "MASK_FORMER.NHEADS": Key(8, whole(1, 1024), "Heads of its attention; they divide HIDDEN_DIM."),
+    "MASK_FORMER.DROPOUT": Key(0.0, number(0, 1, below=True), "Dropout of the pixel decoder's transformer."),
+    "MASK_FORMER.DIM_FEEDFORWARD": Key(2048, _SIZE, "Width of the decoder's feed-forward networks."),
+    "MASK_FORMER.ENC_LAYERS": _unread(0, "The decoder has no encoder of its own."),
+    "MASK_FORMER.DEC_LAYERS": Key(10, _LAYERS, "Predictions: 10 are nine decoder layers and the learnable queries."),
+    "MASK_FORMER.PRE_NORM": Key(False, FLAG, "Normalise before each step of a decoder layer, not after it."),
+    "MASK_FORMER.ENFORCE_INPUT_PROJ": Key(False, FLAG, "A convolution before the decoder even where channels agree."),
+    "MASK_FORMER.SIZE_DIVISIBILITY": Key(32, whole(1, 4096), "Images are padded to a multiple of it."),
+    "MASK_FORMER.TRAIN_NUM_POINTS": Key(12544, whole(1, 10**8), "Points of a mask that losses and matching look at."),
+    "MASK_FORMER.OVERSAMPLE_RATIO": Key(3.0, number(1, 1000), "Candidates for each of these points."),
+    "MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": Key(0.75, _SHARE, "Share of the points taken where the mask is unsure."),
+    "MASK_FORMER.TEST.SEMANTIC_ON": _unread(False, "Instances are predicted."),
+    "MASK_FORMER.TEST.INSTANCE_ON": _unread(True, "Instances are predicted."),
+    "MASK_FORMER.TEST.PANOPTIC_ON": _unread(False, "Instances are predicted."),
+    "MASK_FORMER.TEST.OVERLAP_THRESHOLD": _unread(0.8, "Of panoptic prediction."),
+    "MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": _unread(0.8, "Of panoptic prediction."),
+    "MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": _unread(False, "Masks get the original size first."),
+}
+
+_INPUT = {
+    "FORMAT": Key("RGB", one_of("RGB"), "Order of the channels."),
+    "DATASET_MAPPER_NAME": Key("coco_instance_lsj", NAME, "The mapper, by its name in the registry."),
+    "IMAGE_SIZE": Key(1024, _SIZE, "Side of the square that is trained on, in pixels."),
+    "MIN_SCALE": Key(0.1, number(0, 1000, above=True), "Smallest scale of the training's jitter."),
+    "MAX_SCALE": Key(2.0, number(0, 1000, above=True), "Largest scale of the training's jitter."),
+    "RANDOM_FLIP": Key("horizontal", one_of("horizontal", "vertical", "none"), "Flip half of the training images."),
+    "COLOR_JITTER": _own(False, FLAG, "A little change of brightness, contrast, saturation and hue in training."),
+    "COLOR_AUG_SSD": Key(False, FLAG, "SSD's strong distortion of colours in training."),
+    "SIZE_DIVISIBILITY": _unread(-1, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY is read."),
+    "MIN_SIZE_TRAIN": _unread((800,), "Training images are scaled by MIN_SCALE to MAX_SCALE."),
+    "MIN_SIZE_TRAIN_SAMPLING": _unread("choice", "Training images are scaled by MIN_SCALE to MAX_SCALE."),
+    "MAX_SIZE_TRAIN": _unread(1333, "Training images are scaled by MIN_SCALE to MAX_SCALE."),
+    "MIN_SIZE_TEST": Key(800, whole(0, 65536), "Shortest edge in evaluation; 0 keeps the image's own size."),
+    "MAX_SIZE_TEST": Key(1333, whole(0, 10**9), "Longest edge in evaluation; 0 sets no limit."),
+    "MASK_FORMAT": _unread("polygon", "Polygons and RLE are both read."),
+    "CROP.ENABLED": _unread(False, "The mapper cuts its own window."),
+    "CROP.TYPE": _unread("relative_range", "The mapper cuts its own window."),
+    "CROP.SIZE": _unread([0.9, 0.9], "The mapper cuts its own window."),
+    "CROP.SINGLE_CATEGORY_MAX_AREA": _unread(1.0, "The mapper cuts its own window."),
+}
+
+_DATASETS = {
+    "ROOT": _own("data", NAME, "The folder of the named datasets."),
+    "TRAIN": Key((), NAMES, "Names or paths of the datasets to train on."),
+    "VAL": _own((), NAMES, "Chooses the best checkpoint and thresholds; where it is empty, TEST does."),
+    "TEST": Key((), NAMES, "Reported, and nothing is chosen on it."),
+    "SKIP_FAULTS": _own(False, FLAG, "Leave broken annotations out instead of stopping."),
+    "CROWDS_ARE_OBJECTS": _own(False, FLAG, "Read iscrowd 1 as 0: CVAT marks its brush and SAM masks so."),
+}
+
+_DATALOADER = {
+    "NUM_WORKERS": Key(4, whole(0, 1024), "Processes that load images; 0 loads them in the training process."),
+    "CACHE": _own(False, FLAG, "Keep reduced copies of photos larger than ever needed in OUTPUT_DIR/cache."),
+    "FILTER_EMPTY_ANNOTATIONS": Key(True, FLAG, "Leave images without objects out of training."),
+    "ASPECT_RATIO_GROUPING": _unread(True, "Training images are square."),
+    "SAMPLER_TRAIN": _unread("TrainingSampler", "Each pass visits every image once."),
+    "REPEAT_THRESHOLD": _unread(0.0, "No image is repeated."),
+}
+
+_SOLVER = {
+    "OPTIMIZER": Key("ADAMW", one_of("ADAMW", "SGD", "MUON"), "The optimiser; MUON is the workbench's own choice."),
+    "IMS_PER_BATCH": Key(16, whole(1, 10**6), "Images in a step, over all processes."),
+    "REFERENCE_BATCH_SIZE": _own(16, whole(1, 10**6), "The batch that BASE_LR was chosen for."),
+    "LR_SCALING": _own("linear", one_of("linear", "sqrt", "none"), "How the rate follows the batch."),
+    "BASE_LR": Key(0.0001, _RATE, "Peak learning rate at the reference batch."),
+    "BASE_LR_END": Key(0.0, _RATE, "Learning rate at the end of WarmupCosineLR."),
+    "BACKBONE_MULTIPLIER": Key(0.1, _RATE, "Factor on the backbone's learning rate."),
+    "MAX_ITER": Key(368750, _STEPS, "Steps of the training."),
+    "LR_SCHEDULER_NAME": Key(
+        "WarmupMultiStepLR", one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupPolyLR"), "The schedule."
+    ),
+    "STEPS": Key((327778, 355092), each(_STEPS), "Steps after which WarmupMultiStepLR multiplies by GAMMA."),
+    "GAMMA": Key(0.1, _RATE, "That factor."),
+    "POLY_LR_POWER": Key(0.9, number(0, 1000), "Power of WarmupPolyLR."),
+    "POLY_LR_CONSTANT_ENDING": Key(0.0, number(-1, 1), "Least share of the peak rate in WarmupPolyLR."),
+    "WARMUP_FACTOR": Key(1.0, _SHARE, "Share of the rate at step 0."),
+    "WARMUP_ITERS": Key(10, _STEPS, "Steps of the warm-up."),
+    "WARMUP_METHOD": Key("linear", one_of("linear", "constant"), "How the rate rises in it."),
+    "WEIGHT_DECAY": Key(0.05, _RATE, "Weight decay."),
+    "WEIGHT_DECAY_NORM": Key(0.0, _RATE, "Weight decay of normalisations."),
+    "WEIGHT_DECAY_EMBED": Key(0.0, _RATE, "Weight decay of embeddings."),
+    "WEIGHT_DECAY_BIAS": Key(None, optional(_RATE), "Weight decay of biases; None follows WEIGHT_DECAY."),
+    "BIAS_LR_FACTOR": Key(1.0, _RATE, "Factor on the learning rate of biases."),
+    "MOMENTUM": Key(0.9, number(0, 1, below=True), "Momentum of SGD."),
+    "NESTEROV": Key(False, FLAG, "Nesterov's momentum in SGD; MOMENTUM must then be above 0."),
+    "CLIP_GRADIENTS.ENABLED": Key(True, FLAG, "Clip gradients."),
+    "CLIP_GRADIENTS.CLIP_TYPE": Key(
+        "full_model", one_of("full_model", "norm", "value"), "The whole norm, each parameter's, or each value."
+    ),
+    "CLIP_GRADIENTS.CLIP_VALUE": Key(0.01, number(0, 1e6, above=True), "The limit."),
+    "CLIP_GRADIENTS.NORM_TYPE": Key(2.0, number(0, 1e6, above=True), "p of the p-norm."),
+    "AMP.ENABLED": Key(False, FLAG, "Train in mixed precision."),
+    "AMP.DTYPE": _own("bfloat16", one_of("bfloat16", "float16"), "Its narrow type."),
+    "ACCUMULATION_STEPS": _own(1, whole(1, 10**6), "Parts that a step's images are computed in, one after another."),
+    "EMA_DECAY": _own(0.0, number(0, 1, below=True), "Decay of the moving average of weights; 0 switches it off."),
+    "CHECKPOINT_PERIOD": Key(5000, _STEPS, "Steps between checkpoints; 0 writes one at the end."),
+    "REFERENCE_WORLD_SIZE": _unread(0, "REFERENCE_BATCH_SIZE is read."),
+}
+
+_TEST = {
+    "EVAL_PERIOD": Key(5000, _STEPS, "Steps between evaluations; 0 evaluates at the end."),
+    "DETECTIONS_PER_IMAGE": Key(100, whole(1, 10**6), "The most rows of an image."),
+    "MAX_DETS": _own([1, 10, 100], each(whole(1, 10**6), least=1), "Rows of an image that AR counts."),
+    "RANK_BY": _own("main", one_of("main", "sum", "geometric_mean"), "The score that rows are ranked by."),
+    "ONE_CLASS_PER_QUERY": _own(False, FLAG, "A query gives one row, of its best category."),
+    "SCORER": _own("hotcoco", one_of("hotcoco", "pycocotools"), "What computes AP."),
+    "EXPECTED_RESULTS": _unread([], "No result is expected."),
+    "AUG.ENABLED": _unread(False, "There is no augmentation in evaluation."),
+    "AUG.MIN_SIZES": _unread((400, 500, 600, 700, 800, 900), "There is no augmentation in evaluation."),
+    "AUG.MAX_SIZE": _unread(4000, "There is no augmentation in evaluation."),
+    "AUG.FLIP": _unread(True, "There is no augmentation in evaluation."),
+}
+
+KEYS: dict[str, Key] = {
+    "VERSION": Key(2, one_of(1, 2), "Version of detectron2's keys."),
+    **{f"MODEL.{name}": key for name, key in _MODEL.items()},
+    **{f"INPUT.{name}": key for name, key in _INPUT.items()},
+    **{f"DATASETS.{name}": key for name, key in _DATASETS.items()},
+    **{f"DATALOADER.{name}": key for name, key in _DATALOADER.items()},
+    **{f"SOLVER.{name}": key for name, key in _SOLVER.items()},
+    **{f"TEST.{name}": key for name, key in _TEST.items()},
+    "OUTPUT_DIR": Key("./output", NAME, "The run directory."),
+    "SEED": Key(-1, _SEED, "Seed of everything random; -1 draws one, which the run records."),
+    "CUDNN_BENCHMARK": Key(False, FLAG, "Let cuDNN choose its fastest algorithms, which may differ between runs."),
+    "VIS_PERIOD": _unread(0, "Nothing is drawn in training."),
+}
+
+
+def page() -> str:
+    """Return the table as Markdown, the text of ``docs/config.md``."""
+    lines = [
+        "# Config keys",
+        "",
+        "Names and defaults are detectron2's and Mask2Former's; the workbench's own are marked +. A published YAML",
+        "loads unchanged; its keys without effect here are listed at the end and named in the log where they are set.",
+        "`python -m workbench.config_keys > docs/config.md` writes this page.",
+        "",
+        "| Key | Default | Values | Meaning |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, key in KEYS.items():
+        if not key.unread:
+            lines.append(f"| {name}{' +' * key.own} | `{key.default!r}` | {key.rule.wanted} | {key.meaning} |")
+    lines += ["", "## Without effect", "", "| Key | Default | Why |", "| --- | --- | --- |"]
+    lines += [f"| {name} | `{key.default!r}` | {key.meaning} |" for name, key in KEYS.items() if key.unread]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
