@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from workbench.data.vocabulary import Vocabulary
+from workbench.environment.memory import check_memory
 from workbench.errors import WorkbenchError
 from workbench.losses.criterion import SetCriterion
 from workbench.losses.matcher import HungarianMatcher
@@ -36,8 +37,10 @@ def build_model(cfg: CfgNode, vocabulary: Vocabulary, *, pretrained: bool = True
         pretrained: False leaves the backbone's weights random, for a model whose weights are about to be loaded.
 
     Raises:
-        WorkbenchError: the config names something that does not exist or does not fit, or weights cannot be read.
+        WorkbenchError: the config names something that does not exist or does not fit, the model exceeds the memory,
+            or weights cannot be read.
     """
+    check_memory(cfg)
     try:
         model = MODELS[cfg.MODEL.META_ARCHITECTURE](cfg, vocabulary, pretrained)
     except PyramidError as error:

@@ -13,6 +13,7 @@ from workbench.config import changes, load_config
 from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
+from workbench.environment.memory import check_memory
 from workbench.training.schedule import lr_factor, scaled_lr
 from workbench.visualization.drawing import contact_sheet, draw_instances, drawables_of_targets
 
@@ -38,6 +39,7 @@ def mapped_samples(cfg: CfgNode, dataset: CocoDataset, count: int = 8) -> np.nda
 
     They are those of a run with the config's SEED; with 0 where SEED is -1.
     """
+    check_memory(cfg, processes=1)
     mapper = build_mapper(cfg, is_train=True)
     loader = build_train_loader(dataset, mapper, batch_size=count, seed=max(cfg.SEED, 0), num_workers=0)
     words = dataset.vocabulary

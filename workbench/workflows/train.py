@@ -16,6 +16,7 @@ from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
+from workbench.environment.memory import check_memory
 from workbench.models import build_model
 from workbench.registry import imported_parts
 from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
@@ -56,6 +57,7 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
         WorkbenchError: as the sentence says; ``Interrupted`` when it was stopped and has saved.
     """
     processes = start_processes(cfg)
+    check_memory(cfg, processes=world_size())
     run, cfg = run_on_main(lambda: open_run(cfg, resume=resume, seed=secrets.randbelow(2**31)))
     with logging_to(run.log):
         check_batch_size(cfg)

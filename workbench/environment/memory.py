@@ -1,0 +1,78 @@
+"""What a config needs at the least is compared with the machine's memory before anything is allocated."""
+
+from __future__ import annotations
+
+import psutil
+from fvcore.common.config import CfgNode
+
+from workbench.config import PUBLISHED_MODELS
+from workbench.environment.system import read_text
+from workbench.errors import WorkbenchError
+
+
+def total_memory() -> int:
+    """Return the bytes of memory that this process may use: in a container fewer than the machine has."""
+    total = psutil.virtual_memory().total
+    limit = read_text("/sys/fs/cgroup/memory.max").strip()  # cgroup v2; "max" is no limit
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def check_memory(cfg: CfgNode, *, processes: int | None = None) -> None:
+    """Raise WorkbenchError where a single array that a config asks for exceeds the machine's memory.
+
+    The sizes are lower bounds: a config that passes may still run out of memory.
+
+    Args:
+        cfg: the config.
+        processes: processes that share the images of a training step; None leaves out what only training needs.
+    """
+    memory = total_memory()
+    for what, needed, keys in _needs(cfg, processes):
+        if needed > memory:
+            values = ", ".join(f"{key} {_value(cfg, key)}" for key in keys)
+            raise WorkbenchError(
+                f"{what} needs at least {needed / 2**30:,.0f} GiB and this machine has {memory / 2**30:,.1f} GiB of "
+                f"memory; config keys: {values}"
+            )
+
+
+def _needs(cfg: CfgNode, processes: int | None) -> list[tuple[str, float, tuple[str, ...]]]:
+    """Return arrays with what they hold, their bytes, and the keys that decide their size."""
+    inputs, head, former = cfg.INPUT, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    edge = min(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST or inputs.MIN_SIZE_TEST)
+    needs = [("an image of the evaluation", 3 * edge**2, ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"))]
+    published = cfg.MODEL.META_ARCHITECTURE in PUBLISHED_MODELS
+    if published:
+        encoder = head.TRANSFORMER_ENC_LAYERS * head.CONVS_DIM * (head.CONVS_DIM + head.TRANSFORMER_DIM_FEEDFORWARD)
+        decoder = (former.DEC_LAYERS - 1) * former.HIDDEN_DIM * (4 * former.HIDDEN_DIM + former.DIM_FEEDFORWARD)
+        queries = former.NUM_OBJECT_QUERIES * former.HIDDEN_DIM
+        names = ("HIDDEN_DIM", "DIM_FEEDFORWARD", "DEC_LAYERS", "NUM_OBJECT_QUERIES")
+        keys = tuple(f"MODEL.MASK_FORMER.{name}" for name in names)
+        keys += tuple(
+            f"MODEL.SEM_SEG_HEAD.{name}"
+            for name in ("CONVS_DIM", "TRANSFORMER_DIM_FEEDFORWARD", "TRANSFORMER_ENC_LAYERS")
+        )
+        needs.append(("the model", 4 * 2 * (encoder + decoder + queries), keys))
+    if processes is None:
+        return needs
+    size = inputs.IMAGE_SIZE
+    images = cfg.SOLVER.IMS_PER_BATCH / processes / cfg.SOLVER.ACCUMULATION_STEPS
+    needs += [
+        ("a step's images", 3 * images * size**2, ("SOLVER.IMS_PER_BATCH", "INPUT.IMAGE_SIZE")),
+        ("a training image", 3 * (size * inputs.MAX_SCALE) ** 2, ("INPUT.IMAGE_SIZE", "INPUT.MAX_SCALE")),
+    ]
+    if published:
+        count, points = former.NUM_OBJECT_QUERIES, former.TRAIN_NUM_POINTS
+        keys = ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",)
+        masks = 4 * count * (size / head.COMMON_STRIDE) ** 2
+        needs += [
+            ("the masks of an image", masks, (*keys, "INPUT.IMAGE_SIZE", "MODEL.SEM_SEG_HEAD.COMMON_STRIDE")),
+            ("the matching of an image", 4 * count * points, (*keys, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS")),
+        ]
+    return needs
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
