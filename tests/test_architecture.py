@@ -15,6 +15,7 @@ PACKAGE = ROOT / "workbench"
 ORDER = (
     "errors",
     "files",
+    "yaml_files",
     "registry",
     "config_keys",
     "config",

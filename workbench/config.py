@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from workbench.config_keys import KEYS
+from workbench.config_keys import KEYS, NAME
 from workbench.errors import WorkbenchError, is_number, nearest, shown
+from workbench.yaml_files import read_yaml
 
 # Mask2Former's names of mappers stand for one mapper here, which the other INPUT keys describe.
 PUBLISHED_MAPPERS = (
@@ -105,7 +106,7 @@ def config_to_dict(cfg: CfgNode) -> dict[str, Any]:
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
             value = config_to_dict(value)
-        plain[key] = list(value) if isinstance(value, tuple) else value
+        plain[key] = list(value) if isinstance(value, (list, tuple)) else value
     return plain
 
 
@@ -186,20 +187,15 @@ def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> N
     """Set the file's keys in ``cfg``, after those of its ``_BASE_`` (a path relative to the file)."""
     if path.resolve() in including:
         raise WorkbenchError(f"config file {path}: its _BASE_ files include one another in a circle")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        named_by = f" (the _BASE_ of {including[-1]})" if including else ""
-        raise WorkbenchError(f"config file {path}{named_by} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
-        hint = "; a config evaluates no code: write the value out" if "tag:yaml.org,2002:python" in text else ""
-        raise WorkbenchError(f"config file {path} is not readable YAML: {text}{hint}") from None
+    named_by = f" (the _BASE_ of {including[-1]})" if including else ""
+    values = read_yaml(path, f"config file {path}{named_by}")
     if not isinstance(values, dict):
         raise WorkbenchError(f"config file {path} holds no keys")
     base = values.pop("_BASE_", None)
     if base is not None:
-        _merge_yaml(cfg, path.parent / Path(str(base)).expanduser(), (*including, path.resolve()))
+        if not NAME.fits(base):
+            raise WorkbenchError(f"config file {path}: _BASE_ is {shown(base)}; it must be the path of a config file")
+        _merge_yaml(cfg, path.parent / Path(base).expanduser(), (*including, path.resolve()))
     _merge(cfg, values, str(path))
 
 

@@ -90,7 +90,7 @@ def test_a_sweep_keeps_failures_resumes_and_ends_in_a_table(
         pytest.param("[0.001, 0.002]", "0.001", "a list of values", id="one value"),
         pytest.param("[0.001, 0.002]", "[]", "a list of values", id="no value"),
         pytest.param("[0.001, 0.002]", "[0.1, 0.1]", "same settings twice", id="one value twice"),
-        pytest.param("[0.001, 0.002]", "[0.001", "not valid YAML", id="open bracket"),
+        pytest.param("[0.001, 0.002]", "[0.001", "not readable YAML", id="open bracket"),
         pytest.param("trial.ipynb", "gone.ipynb", "which is not there", id="missing notebook"),
         pytest.param("overrides: [SEED, 3]", "overrides: SEED", "overrides is a list", id="no list"),
     ],

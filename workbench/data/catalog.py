@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from workbench.data.reading import image_path, refuse_other_file
 from workbench.errors import WorkbenchError, nearest
+from workbench.yaml_files import read_yaml
 
 CATALOG_FILE = "catalog.yaml"
 
@@ -97,14 +97,9 @@ def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEnt
 
 def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     path = root / CATALOG_FILE
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return {}
-    except OSError as error:
-        raise WorkbenchError(f"The catalog {path} cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"The catalog {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    content = read_yaml(path, f"The catalog {path}")
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from workbench.config import load_config
 from workbench.environment.system import usable_cores
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError
 from workbench.files import replacing, write_json, write_text
 from workbench.runs.table import runs_frame
 from workbench.visualization import charts
+from workbench.yaml_files import read_yaml
 
 KEYS = ("notebook", "output", "parameters", "overrides", "grid")
 STATUS = "sweep.json"  # in each run's folder, written when it ends
@@ -94,10 +94,7 @@ def load_sweep(path: str | Path) -> Sweep:
             folder, or the config does not load with a cell's settings.
     """
     path = Path(path)
-    with errors_as(f"The sweep {path} cannot be read", OSError):
-        content = path.read_bytes()
-    with errors_as(f"The sweep {path} is not valid YAML", yaml.YAMLError, UnicodeDecodeError):
-        content = yaml.safe_load(content.decode())
+    content = read_yaml(path, f"The sweep {path}")
     if not isinstance(content, dict) or not {"notebook", "output", "grid"} <= set(content) <= set(KEYS):
         raise WorkbenchError(f"The sweep {path} must hold notebook, output and grid, and of the rest of {KEYS}.")
     grid = content["grid"]

@@ -91,5 +91,5 @@ def test_a_malformed_line_is_one_sentence(export: Any, read: Any, line: str, say
 
 def test_a_broken_yaml(tmp_path: Path, read: Any) -> None:
     (tmp_path / "data.yaml").write_text("names: !!python/object/apply:os.system ['true']\ntrain: x")
-    with pytest.raises(WorkbenchError, match="not valid YAML"):
+    with pytest.raises(WorkbenchError, match="not readable YAML"):
         read(tmp_path)

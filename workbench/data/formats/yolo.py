@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from workbench.data.formats.builder import Builder, Frame, Imported
 from workbench.data.formats.source import IMAGE_SUFFIXES, Source, reading
 from workbench.errors import WorkbenchError, is_number
+from workbench.yaml_files import read_yaml
 
 _SPLITS = ("train", "val", "test")
 
@@ -52,12 +52,7 @@ def read_yolo(source: Source) -> Imported:
 
 
 def _read_yaml(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WorkbenchError(f"The file {path} cannot be read: {error.strerror or error}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise WorkbenchError(f"The file {path} is not valid YAML: {' '.join(str(error).split())[:200]}.") from None
+    return read_yaml(path, f"The file {path}")
 
 
 def _images(yaml_path: Path, base: str, place: str) -> list[Path]:
