@@ -1,13 +1,31 @@
-"""Atomic writes of text and JSON, and of anything else through :func:`replacing`."""
+"""Names of files, and atomic writes of text and JSON, and of anything else through :func:`replacing`."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_LONGEST_NAME = 160  # bytes; file systems allow 255 with suffixes and the names of drafts
+
+
+def file_name(name: str) -> str:
+    """Return the name of a file, without a suffix, for a name that data gave.
+
+    This is the one place where such a name becomes that of a file. Letters, digits, blanks and ``-_.`` stay, and a name
+    of these is returned as it is. Any other character becomes ``_`` and a long name is cut; a hash then follows, which
+    keeps different names apart.
+    """
+    kept = re.sub(r"[^\w .-]", "_", name)
+    kept = re.sub(r"^[. ]|[. ]$", "_", kept).encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore")
+    if kept == name and name:
+        return name
+    return f"{kept}_{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 @contextmanager
@@ -30,10 +48,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str | Iterable[str]) -> None:
     """Replace a file by ``text``, or by its pieces in turn. UTF-8; line ends stay as they are.
 
+    Lone surrogates, which names of files that are not UTF-8 hold, are written as JSON and Python escape them.
+
     Raises:
         OSError: the disk is full or not writable.
     """
-    with replacing(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as draft, draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.writelines([text] if isinstance(text, str) else text)
 
 

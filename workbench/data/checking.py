@@ -162,7 +162,7 @@ def _attribute_faults(attributes: object, where: tuple[int | None, int], vocabul
             yield Fault("subcategory value", f"its {name} is not a class", *where, str(error))
             continue
         if value is not None and value not in classes:
-            message = f"its {name} is {value!r}, which is not among {', '.join(classes)}"
+            message = f"its {name} is {value[:80]!r}, which is not among {', '.join(classes)}"
             yield Fault("subcategory value", message, *where)
 
 

@@ -22,6 +22,7 @@ FEW = 10  # objects of a category: with fewer, neither training nor a score says
 _SAME = 0.95  # share of one class, from which on a subcategory hardly varies
 _SMALL = 8  # pixels across, at the size of training: two cells of the mask logits, which have stride 4
 _LISTED = 12
+_SHOWN = 60  # characters of a name or value
 _ROBOFLOW = re.compile(r"\.rf\.[0-9a-fA-F]+(?=\.\w+$)")
 
 
@@ -155,7 +156,7 @@ def _category_counts(dataset: CocoDataset) -> tuple[list[int], list[int]]:
 
 
 def _describe(attribute: Attribute, vocabulary: Vocabulary, declared: Iterable[str]) -> str:
-    values = _list([f"{value} {count:,}" for value, count in attribute.values.most_common()])
+    values = _list([f"{_short(value)} {count:,}" for value, count in attribute.values.most_common()])
     if attribute.numbers:
         values = f"{attribute.numbers:,} numbers" + f", {values}" * bool(values)
     if attribute.name in vocabulary.subcategories:
@@ -167,7 +168,12 @@ def _describe(attribute: Attribute, vocabulary: Vocabulary, declared: Iterable[s
         elif reason is None:
             reason = "it has one value only" if len(attribute.values) == 1 else "MODEL.SUBCATEGORIES does not name it"
         role = f"no subcategory, as {reason}"
-    return f"{attribute.name}: {role}; {values or 'no value'}"
+    return f"{_short(attribute.name)}: {role}; {values or 'no value'}"
+
+
+def _short(text: str) -> str:
+    """Return text that a terminal shows: long text cut, lone surrogates escaped."""
+    return text[:_SHOWN].encode("utf-8", "backslashreplace").decode() + "…" * (len(text) > _SHOWN)
 
 
 def _size(size: tuple[int, int]) -> str:

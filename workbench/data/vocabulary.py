@@ -34,6 +34,7 @@ REMINDER = re.compile(
 )
 # What annotation tools write for "nobody has chosen yet".
 UNSET = frozenset({"", "__undefined__"})
+LONGEST_NAME = 200  # characters that a table or chart has room for
 _MOST_NUMBERS = 20  # different numbers written as text; more are a measurement
 
 
@@ -79,6 +80,15 @@ class Vocabulary:
         )
 
 
+def name_problem(name: str) -> str | None:
+    """Return why text is not the name of a category, subcategory or class, to follow "it"; None where it can be."""
+    if len(name) > LONGEST_NAME:
+        return f"has {len(name):,} characters, and a name has {LONGEST_NAME} at most"
+    if not name.isascii() and any("\ud800" <= character <= "\udfff" for character in name):
+        return "holds half of a surrogate pair, which is not Unicode text"
+    return None
+
+
 def class_name(value: object) -> str | None:
     """The class that an attribute value stands for: a str as it is, a bool ``true``/``false``, a number in
     its shortest form (3.0 is ``3``). None where the value says nothing (null, empty, not yet chosen).
@@ -117,7 +127,10 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
         except TypeError as error:
             raise WorkbenchError(f"{wrong}; in {name!r}, {error}.") from None
         if not name or name in lists or not classes or None in classes or len(set(classes)) < len(classes):
-            raise WorkbenchError(f"{wrong}; {name!r} is empty, appears twice or has an empty or repeated class.")
+            raise WorkbenchError(f"{wrong}; {name[:80]!r} is empty, appears twice or has an empty or repeated class.")
+        for each in (name, *classes):
+            if problem := name_problem(each):
+                raise WorkbenchError(f"A subcategory or class in {path}, {each[:40]!r}, {problem}: rename it.")
         lists[name] = tuple(classes)
     return lists
 
@@ -144,7 +157,8 @@ class Attribute:
             return "it holds numbers"
         if not self.values:
             return "it has no value anywhere"
-        return None
+        problems = ((text, problem) for text in (self.name, *self.values) if (problem := name_problem(text)))
+        return next((f"{text[:40]!r} {problem}" for text, problem in problems), None)
 
 
 def _is_number_text(text: str) -> bool:
@@ -236,7 +250,11 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
         if not _is_category(item):
             raise WorkbenchError(f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}.")
         if item["id"] in categories or item["name"] in categories.values():
-            raise WorkbenchError(f"Category {item['id']} {item['name']!r} of {path} appears twice, by id or by name.")
+            raise WorkbenchError(
+                f"Category {item['id']} {item['name'][:80]!r} of {path} appears twice, by id or by name."
+            )
+        if problem := name_problem(item["name"]):
+            raise WorkbenchError(f"Category {item['id']} of {path}, {item['name'][:40]!r}, {problem}: rename it.")
         categories[item["id"]] = item["name"]
     if not categories:
         raise WorkbenchError(f"The dataset {path} has no categories.")

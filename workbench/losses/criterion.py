@@ -20,6 +20,7 @@ Generators = Sequence[torch.Generator] | None
 LossTerm = tuple[float, Tensor, Tensor]  # weight, sum, normaliser
 LayerLoss = Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]], Sequence[Match], Generators], dict[str, LossTerm]]
 
+_SUBCATEGORY = "loss_subcategory_"
 _IGNORED = -1  # the label of an unlabelled object, and of a query that is taught nothing
 
 
@@ -109,15 +110,14 @@ class SetCriterion(nn.Module):
                 or process it lands in; None draws from the global generator.
 
         Returns:
-            ``loss_ce``, ``loss_mask``, ``loss_dice`` and ``loss_subcategory_<name>`` of the last layer, and the same
-            with ``_0``, ``_1``, ... for the earlier ones. Each is a scalar, already multiplied by its weight, and
-            normalised over the batches of all processes, so that averaging gradients over processes gives those of
-            the whole batch.
+            ``loss_ce``, ``loss_mask``, ``loss_dice`` and ``loss_subcategory_<name>`` of the last layer, and for the
+            earlier ones ``loss_ce_0``, ..., ``loss_0_subcategory_<name>``, ... Each is a scalar, already multiplied by
+            its weight, and normalised over the batches of all processes, so that averaging gradients over processes
+            gives those of the whole batch.
         """
         self._warn_if_objects_exceed_queries(outputs["pred_logits"].shape[1], targets)
         aux_outputs = outputs.get("aux_outputs", ())
         layers = [*aux_outputs, outputs]
-        suffixes = [*(f"_{index}" for index in range(len(aux_outputs))), ""]
         device = outputs["pred_logits"].device
         generators = None
         if seeds is not None:
@@ -125,13 +125,14 @@ class SetCriterion(nn.Module):
         matches = self.matcher(layers, targets, generators)
 
         terms: dict[str, LossTerm] = {}
-        for layer, pairs, suffix in zip(layers, matches, suffixes, strict=True):
+        for index, (layer, pairs) in enumerate(zip(layers, matches, strict=True)):
             matched = [(queries.to(device), objects.to(device)) for queries, objects in pairs]
             for loss in self.losses.values():
                 for key, term in loss(layer, targets, matched, generators).items():
-                    if key + suffix in terms:
-                        raise ValueError(f"two losses are both called {key + suffix}: rename one of them")
-                    terms[key + suffix] = term
+                    key = key if layer is outputs else _name_in_layer(key, index)
+                    if key in terms:
+                        raise ValueError(f"two losses are both called {key}: rename one of them")
+                    terms[key] = term
         normalisers = _mean_over_processes(torch.stack([normaliser for _, _, normaliser in terms.values()]))
         return {
             key: weight * total / normaliser
@@ -164,7 +165,7 @@ class SetCriterion(nn.Module):
         for name, logits in layer["pred_subcategories"].items():
             labels = [target["subcategories"][name] for target in targets]
             terms = _cross_entropy(logits, labels, matched, self.subcategory_no_object_weight)
-            losses[f"loss_subcategory_{name}"] = (self.subcategory_weight, *terms)
+            losses[f"{_SUBCATEGORY}{name}"] = (self.subcategory_weight, *terms)
         return losses
 
     def loss_masks(
@@ -242,6 +243,14 @@ def _cross_entropy(
         logits.flatten(0, 1), wanted.flatten(), weight=weights, ignore_index=_IGNORED, reduction="sum"
     )
     return total, torch.where(wanted >= 0, weights[wanted], 0.0).sum()
+
+
+def _name_in_layer(key: str, index: int) -> str:
+    """Return the key of a loss of an earlier decoder layer. The number follows, but not the name of a subcategory:
+    ``loss_subcategory_a_0`` is that of a subcategory "a_0" in the last layer."""
+    if key.startswith(_SUBCATEGORY):
+        return f"loss_{index}_{key.removeprefix('loss_')}"
+    return f"{key}_{index}"
 
 
 def _mean_over_processes(counts: Tensor) -> Tensor:

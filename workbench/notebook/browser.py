@@ -15,7 +15,8 @@ from PIL import Image
 
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.filters import MEASURES, NMS, Filtered, FilterSettings, SubcategoryFilter
-from workbench.notebook.gallery import Gallery, Scene
+from workbench.files import file_name
+from workbench.notebook.gallery import Gallery, Scene, shown_name
 from workbench.visualization.drawing import LEAST_SIDE
 from workbench.visualization.painting import encode_jpeg
 
@@ -105,8 +106,7 @@ class PredictionBrowser(widgets.HBox):
 
     def export(self) -> Path:
         """Write the picture as PNG into the gallery's figures, and return its path."""
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(self.scene.name).stem)
-        path = self._gallery.page.figures / f"visualize_{name}.png"
+        path = self._gallery.page.figures / f"{file_name(f'visualize_{Path(self.scene.name).stem}')}.png"
         with errors_as(f"The picture cannot be saved as {path}", OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(self.scene.picture(self.settings)).save(path)
@@ -163,7 +163,7 @@ class PredictionBrowser(widgets.HBox):
 
     def _build_controls(self, settings: FilterSettings) -> None:
         gallery, words = self._gallery, self._gallery.vocabulary
-        names = [Path(file).name for file in gallery.files.values()]
+        names = list(map(shown_name, gallery.files.values()))
         self._image = widgets.Dropdown(options=[(name, i) for i, name in enumerate(names)], value=0)
         self._before = widgets.Button(description="Previous", icon="arrow-left")
         self._after = widgets.Button(description="Next", icon="arrow-right")

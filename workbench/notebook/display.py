@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from workbench.errors import WorkbenchError
-from workbench.files import write_text
+from workbench.files import file_name, write_text
 from workbench.registry import import_parts
 from workbench.runs.directory import RunDirectory
 from workbench.runs.table import metrics_frame
@@ -105,7 +105,7 @@ class Page:
         else:
             picture.savefig(data, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
             shown, kind, width = data.getvalue(), "png", round(Image.open(data).size[0] * _SHOWN_DPI / DPI)
-        if path := self._path(f"{name}.png"):
+        if path := self._path(name, ".png"):
             path.write_bytes(data.getvalue())
         return ipython.Image(data=shown, format=kind, width=min(width, _WIDEST), alt=name.replace("_", " "))
 
@@ -138,7 +138,13 @@ class Page:
         if rows is not None:
             frame = frame.head(rows) if isinstance(rows, int) else frame.iloc[list(rows)]
         whole = [name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()]
-        style = frame.style.format(precision=decimals, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
+        frame = frame.rename_axis(index=_escaped, columns=_escaped)  # names in it are from data, and the table is HTML
+
+        def cell(value: object) -> str:
+            return f"{value:.{decimals}f}" if isinstance(value, (float, np.floating)) else _escaped(value)
+
+        style = frame.style.format(cell, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
+        style = style.format_index(_escaped, axis=0).format_index(_escaped, axis=1)
         if best:
             comparable = [name for name in frame if frame[name].count() > 1]
             style = getattr(style, f"highlight_{best}")(comparable, props="font-weight: bold")
@@ -147,9 +153,9 @@ class Page:
     def save(self, content: pd.DataFrame | Mapping, name: str) -> None:
         """Write a table as ``name``.csv, or a dictionary as ``name``.json, and show nothing."""
         if isinstance(content, pd.DataFrame):
-            if path := self._path(f"{name}.csv"):
+            if path := self._path(name, ".csv"):
                 content.to_csv(path, index=bool(content.index.name) or content.index.dtype == object)
-        elif path := self._path(f"{name}.json"):
+        elif path := self._path(name, ".json"):
             write_text(path, json.dumps(content, indent=2))
 
     def note(self, text: str) -> None:
@@ -157,11 +163,15 @@ class Page:
         if text:
             ipython.display(ipython.HTML(f"<p>{html.escape(text)}</p>"))
 
-    def _path(self, file: str) -> Path | None:
+    def _path(self, name: str, suffix: str) -> Path | None:
         if self.figures is None:
             return None
         self.figures.mkdir(parents=True, exist_ok=True)
-        return self.figures / file
+        return self.figures / f"{file_name(name)}{suffix}"
+
+
+def _escaped(value: object) -> str | None:
+    return None if value is None else html.escape(str(value))
 
 
 class live_curves:  # a context manager, named like a function

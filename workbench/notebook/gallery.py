@@ -134,7 +134,7 @@ class Scene:
         annotations: Sequence[Mapping] | None,
         vocabulary: Vocabulary,
     ) -> None:
-        self.image_id, self.name, self.vocabulary = image_id, Path(file).name, vocabulary
+        self.image_id, self.name, self.vocabulary = image_id, shown_name(file), vocabulary
         self.candidates = Candidates(rows, vocabulary)
         self._file, self._annotations = file, annotations
         self._drawables: dict[int, Drawable] = {}
@@ -180,6 +180,11 @@ class Scene:
             there = drawables_of_annotations(self._annotations, self.vocabulary, *self.image.shape[:2])
             self._truth[font_size] = draw_instances(self.image, there, self.vocabulary, font_size=font_size)
         return self._truth[font_size]
+
+
+def shown_name(file: str) -> str:
+    """Return the name of a file as text; "?" stands for the bytes of a name that is not UTF-8."""
+    return Path(file).name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _by_image(rows: Iterable[Mapping]) -> dict[int, list[Mapping]]:

@@ -7,19 +7,33 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from traitlets.config import Config
 
 from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_text
 
 REPORT = "report.html"
+# The browser runs no script and fetches nothing, whatever an output holds: pictures and styles are in the file.
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'"
+)
+_TEMPLATE = f"""{{%- extends 'lab/index.html.j2' -%}}
+{{%- block html_head -%}}
+<meta charset="utf-8" />
+<meta http-equiv="Content-Security-Policy" content="{POLICY}" />
+{{{{ super() }}}}
+{{%- endblock -%}}
+{{%- block html_head_js -%}}{{%- endblock -%}}
+{{%- block html_head_js_mathjax -%}}{{%- endblock -%}}
+{{%- block html_head_js_mermaidjs -%}}{{%- endblock -%}}
+"""
+_SCRIPTS = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # kinds of output
 
 
 def write_report(run: str | Path) -> Path:
     """Join the executed notebooks ``NN_*.ipynb`` of a run directory, in their order, into ``report.html`` there.
 
-    Text, pictures and tables stay; code and progress bars are left out. The file contains its pictures and fetches
-    nothing when it is opened.
+    Text, pictures and tables stay; code, progress bars and scripts are left out. The file contains its pictures,
+    fetches nothing when it is opened, and tells the browser to run no script.
 
     Raises:
         WorkbenchError: the run has no executed notebook, one cannot be read, or the report cannot be written.
@@ -35,8 +49,7 @@ def write_report(run: str | Path) -> Path:
             whole.cells += _shown_cells(nbformat.read(path, as_version=4))
     for number, cell in enumerate(whole.cells):
         cell.id = f"cell-{number}"  # ids are unique within one notebook only
-    scripts = ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url")  # a browser would fetch them
-    exporter = HTMLExporter(config=Config({"HTMLExporter": dict.fromkeys(scripts, "")}))
+    exporter = HTMLExporter(raw_template=_TEMPLATE)
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     html, _ = exporter.from_notebook_node(whole)
     target = run / REPORT
@@ -50,7 +63,10 @@ def _shown_cells(notebook: NotebookNode) -> list[NotebookNode]:
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+            for output in cell.outputs:
+                for kind in _SCRIPTS:
+                    output.get("data", {}).pop(kind, None)
+            cell.outputs = [output for output in cell.outputs if output.get("data") != {} and not _is_progress(output)]
             if not cell.outputs:
                 continue
         cell.metadata = {}

@@ -8,6 +8,7 @@ says so in a sentence.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def use_style() -> None:
     mpl.rcParams.update(
         {
             "figure.constrained_layout.use": True,
+            "text.parse_math": False,  # a "$" in a name from data begins no formula
             "font.size": 10,
             "axes.titlesize": 11,
             "axes.titleweight": "bold",
@@ -112,7 +114,7 @@ def learning_curves(rows: pd.DataFrame) -> Figure:
 
 
 def _losses(axes: Axes, rows: pd.DataFrame) -> None:
-    parts = [c for c in rows if c.startswith("loss_") and not c.rpartition("_")[2].isdigit()]
+    parts = [c for c in rows if c.startswith("loss_subcategory_") or re.fullmatch(r"loss_(?!\d+_).*(?<!_\d)", c)]
     window = max(1, len(rows) // 40)
     lowest = math.inf
     for i, name in enumerate(["total_loss", *parts]):
