@@ -31,6 +31,7 @@ from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from workbench.data import mapper as mappers
+from workbench.data.image_files import ImageRules
 from workbench.data.masks import encode_mask
 
 SIZES = ((640, 480), (2048, 1536), (4000, 3000))
@@ -65,7 +66,8 @@ def reader(way: str, image_size: int, folder: Path) -> Callable[[dict, int], obj
     if way.startswith("evaluation"):
         mapper = mappers.TestMapper(min_size=image_size, max_size=0)
         return lambda record, seed: mapper(record)
-    return mappers.TrainMapper(image_size=image_size, cache=folder / "cache" if way.endswith("cache") else None)
+    rules = ImageRules(cache=folder / "cache" if way.endswith("cache") else None)
+    return mappers.TrainMapper(image_size=image_size, rules=rules)
 
 
 def measure(way: str, image_size: int, record: dict, repeats: int) -> dict:

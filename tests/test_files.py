@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.files import replacing, write_json, write_text
+from workbench.files import file_name, replacing, write_json, write_text
 
 
 def test_text_and_json_are_written_as_they_are(tmp_path: Path) -> None:
@@ -41,3 +41,26 @@ def test_what_json_cannot_hold_leaves_the_old_file_alone(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "file", float("nan"), allow_nan=False)
     assert (tmp_path / "file").read_text() == "1\n"
+
+
+HOSTILE = ["../../x", "/etc/passwd", "..", ".", "", ".hidden", "a/b", "a\\b", "a\0b", "a\nb", "\udc80"]
+HOSTILE += ["x" * 10_000, "茶" * 999]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_name_of_a_file_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / f"{file_name(name)}.txt", "text")
+    (written,) = tmp_path.iterdir()
+    assert written.read_text() == "text" and not written.name.startswith(".")
+
+
+def test_names_of_files_are_kept_where_they_can_be_and_never_shared() -> None:
+    plain = ["colour", "confusion_main category", "Größe", "a-b_c.1"]
+    assert list(map(file_name, plain)) == plain
+    names = [*HOSTILE, "a_b", "x" * 9_999, "茶" * 998]
+    assert len(set(map(file_name, names))) == len(names)
+
+
+def test_half_a_surrogate_pair_survives_in_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"file": "a\udc80.png", "tea": "茶"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": "a\udc80.png", "tea": "茶"}

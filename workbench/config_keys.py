@@ -83,6 +83,12 @@ def each(rule: Rule, count: int | None = None, *, least: int = 0, distinct: bool
     return Rule(wanted, fits)
 
 
+def _is_range(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and (
+        not values or (len(values) == 2 and all(map(is_number, values)) and values[0] < values[1])
+    )
+
+
 def optional(rule: Rule) -> Rule:
     """None, or what ``rule`` takes."""
     return Rule(f"None or a number that is {rule.wanted}", lambda value: value is None or rule.fits(value))
@@ -99,6 +105,7 @@ FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = matching(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,4096}", "one line of text, of at most 4096 characters")
 NAME = matching(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,4096}", "one line of text, not empty, of at most 4096 characters")
 NAMES = each(NAME)
+RANGE = Rule("[] or [least, largest value]", _is_range)
 
 _SIZE = whole(1, 65536)  # pixels or channels
 _LAYERS = whole(1, 1000)
@@ -215,6 +222,12 @@ _MODEL = {
 
 _INPUT = {
     "FORMAT": Key("RGB", one_of("RGB"), "Order of the channels."),
+    "MAX_PIXELS": _own(2**27, whole(1, 2**40), "Width times height of the largest image file that is opened."),
+    "DEPTH_RANGE": _own(
+        [],
+        RANGE,
+        "Values that become 0 and 255 in grey images of more than eight bits; [] takes what each file declares.",
+    ),
     "DATASET_MAPPER_NAME": Key("coco_instance_lsj", NAME, "The mapper, by its name in the registry."),
     "IMAGE_SIZE": Key(1024, _SIZE, "Side of the square that is trained on, in pixels."),
     "MIN_SCALE": Key(0.1, number(0, 1000, above=True), "Smallest scale of the training's jitter."),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from workbench.config import load_config
 from workbench.data.coco import load_dataset
+from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
 from workbench.data.mapper import PAD_VALUE, TestMapper, TrainMapper, build_mapper
 from workbench.data.masks import encode_mask
@@ -168,7 +169,9 @@ def test_photos_read_at_reduced_size_move_with_their_masks(
 ) -> None:
     """Sides that no reduction divides, turned by EXIF."""
     record = _photo(tmp_path / f"a{suffix}", 701, 533, orientation)
-    mapper = TrainMapper(image_size=100, min_scale=0.7, max_scale=1.5, cache=tmp_path / "cache" if cached else None)
+    mapper = TrainMapper(
+        image_size=100, min_scale=0.7, max_scale=1.5, rules=ImageRules(cache=tmp_path / "cache" if cached else None)
+    )
     used = set()
     for seed in range(12):
         mapped = mapper(record, seed)
@@ -204,7 +207,7 @@ def test_the_reduction_is_chosen_for_the_size_that_is_drawn(tmp_path: Path, monk
 
 def test_a_cached_copy_is_read_again_and_made_anew_when_the_file_changes(tmp_path: Path) -> None:
     record = _photo(tmp_path / "a.jpg", 640, 560)
-    mapper = TestMapper(min_size=100, max_size=200, cache=tmp_path / "cache")
+    mapper = TestMapper(min_size=100, max_size=200, rules=ImageRules(cache=tmp_path / "cache"))
     first = mapper(record)["image"]
     (copy,) = (tmp_path / "cache").iterdir()
     assert Image.open(copy).size == (280, 320)
@@ -219,7 +222,7 @@ def test_a_cached_copy_is_read_again_and_made_anew_when_the_file_changes(tmp_pat
 def test_a_copy_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("not a folder")
     with pytest.raises(WorkbenchError, match=r"cache.*a\.jpg.*DATALOADER\.CACHE"):
-        TestMapper(min_size=100, cache=tmp_path / "cache")(_photo(tmp_path / "a.jpg", 640, 560))
+        TestMapper(min_size=100, rules=ImageRules(cache=tmp_path / "cache"))(_photo(tmp_path / "a.jpg", 640, 560))
 
 
 def test_an_image_that_is_not_shrunk_much_is_read_whole(tmp_path: Path) -> None:
@@ -372,7 +375,8 @@ def _write_modes(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "CMYK", "1", "LA", "RGBA", "I;16", "I", "F"])
 def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    picture = read_image(str(_write_modes(tmp_path)[mode]))
+    rules = ImageRules(depth_range={"I": (0, 65535), "F": (0, 255)}.get(mode))
+    picture = read_image(str(_write_modes(tmp_path)[mode]), rules)
     assert picture.shape == (6, 8, 3) and picture.dtype == np.uint8
     dark, light = (0, 255) if mode == "1" else (40, 200)
     assert np.abs(picture[:, :4].astype(int) - dark).max() <= 1

@@ -10,6 +10,7 @@ import pytest
 
 from workbench.config import get_cfg
 from workbench.data.coco import Vocabulary, load_data, load_dataset
+from workbench.data.validate import validate
 from workbench.data.vocabulary import class_name
 from workbench.errors import WorkbenchError
 
@@ -202,3 +203,26 @@ def test_vocabulary_round_trip() -> None:
 )
 def test_class_names(value: object, name: str | None) -> None:
     assert class_name(value) == name
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000, "a\ud800"])
+def test_names_that_no_table_can_show_are_one_sentence(write, content, annotation, name: str) -> None:
+    with pytest.raises(WorkbenchError, match=r"Category 1 of .*(10,000 characters|surrogate).*rename it\.") as caught:
+        load_dataset(write(content(categories=[{"id": 1, "name": name}])))
+    assert len(str(caught.value)) < 400
+    for declared in ({"name": name, "classes": ["a", "b"]}, {"name": "b", "classes": ["a", name]}):
+        with pytest.raises(WorkbenchError, match=r"A subcategory or class in .*rename it\."):
+            load_dataset(write(content(subcategories=[declared])))
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "a\ud800"])
+def test_attributes_that_no_table_can_show_are_left_out(write, content, annotation, text: str) -> None:
+    values = _with(
+        content, annotation, {"note": text, "colour": "red", text: "a"}, {"note": "b", "colour": "blue", text: "b"}
+    )
+    path = write(values)
+    assert load_dataset(path).vocabulary.subcategories == {"colour": ("blue", "red")}
+    (validation,) = validate([path], check_images=False)
+    said = validation.text()
+    assert said.count("no subcategory, as") == 2 and len(said) < 3000
+    said.encode("utf-8")

@@ -197,6 +197,18 @@ def test_earlier_layers_have_their_own_losses():
     assert {"loss_ce", "loss_ce_0", "loss_ce_1", "loss_mask_1", "loss_dice_0"} <= set(losses)
 
 
+def test_subcategories_whose_names_end_as_layers_do_are_told_apart():
+    labels, masks = torch.tensor([0]), blocks(1)
+    outputs, truth = perfect(labels, 2, 2, masks), targets(labels, masks)
+    for name in ("a", "a_0", "0_a"):
+        outputs["pred_subcategories"][name] = torch.zeros(1, 2, 3)
+        truth[0]["subcategories"][name] = torch.tensor([1])
+    outputs["aux_outputs"] = [dict(outputs)]
+    names = {name for name in criterion()(outputs, truth, seeds=[0]) if "subcategory" in name}
+    last = {f"loss_subcategory_{name}" for name in ("a", "a_0", "0_a")}
+    assert names == last | {f"loss_0_subcategory_{name}" for name in ("a", "a_0", "0_a")}
+
+
 def test_points_depend_on_the_image_and_not_on_its_place_in_the_batch():
     torch.manual_seed(0)
     one, other = blocks(2), blocks(3)

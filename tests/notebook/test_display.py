@@ -80,6 +80,21 @@ def test_pictures_and_tables_are_written_where_they_are_shown(tmp_path: Path, mo
     assert json.loads((figures / "machine.json").read_text()) == {"torch": "2"}
 
 
+def test_names_from_data_are_text_in_tables_and_stay_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    page, name = notebook.start(tmp_path / "run"), "<script>1</script>"
+    index = pd.Index([name, "b"], name=name)
+    page.table(pd.DataFrame({name: [1.25, None], "x": [name, [name]], "n": [1, 2]}, index=index), "../../table")
+    html = shown[-1].to_html()
+    assert "<script" not in html and html.count("&lt;script&gt;1&lt;/script&gt;") == 5
+    assert ">1.2<" in html and ">-<" in html
+    page.show({"../../../x": np.zeros((4, 6, 3), np.uint8)}, "confusion")
+    assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} == {tmp_path / "run" / "figures"}
+
+
 def test_an_empty_result_is_a_sentence_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)

@@ -40,6 +40,7 @@ def test_words_and_pictures_in_order_without_code_and_standing_alone(tmp_path: P
     assert _picture() in html and "AP 41.5" in html
     for gone in ("secret_call", "training: 4%", "a warning", "Not numbered"):
         assert gone not in html
+    assert "<script" not in html and "Content-Security-Policy" in html[:1024]
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(?!data:)[^\"]+", html)
 
 

@@ -54,7 +54,15 @@ def test_nothing_to_draw_is_a_sentence() -> None:
 
 def test_curves_of_a_run_name_each_component_once_and_leave_out_inner_layers() -> None:
     steps = np.arange(1, 101)
-    names = ("total_loss", "loss_ce", "loss_ce_0", "loss_mask", "loss_subcategory_colour", "lr")
+    names = (
+        "total_loss",
+        "loss_ce",
+        "loss_ce_0",
+        "loss_mask",
+        "loss_subcategory_colour",
+        "loss_0_subcategory_colour",
+        "lr",
+    )
     rows = pd.DataFrame({"step": steps, **dict.fromkeys(names, 1 / steps), "segm/AP": np.nan})
     assert len(charts.learning_curves(rows).axes) == 2  # nothing was evaluated yet
     rows.loc[99, "segm/AP"] = 12.0

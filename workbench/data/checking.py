@@ -10,6 +10,7 @@ import numpy as np
 
 from workbench.data.catalog import DatasetEntry
 from workbench.data.faults import Fault
+from workbench.data.image_files import ImageRules
 from workbench.data.images import file_problem
 from workbench.data.masks import covered_pixels, mask_areas, segmentation_problem, to_rle
 from workbench.data.polygons import mend_polygons, surely_visible
@@ -28,6 +29,7 @@ def check(
     *,
     check_images: bool,
     decode_images: bool = False,
+    rules: ImageRules | None = None,
 ) -> list[Fault]:
     """Return the faults of ``content`` (from :func:`read_coco_json`), in its order; ``content`` is mended in place.
 
@@ -37,8 +39,9 @@ def check(
         vocabulary: the class lists that its annotations must keep to.
         check_images: whether each image file is opened and its size compared.
         decode_images: whether images whose damage decoding would show are decoded.
+        rules: how image files are read.
     """
-    sizes, faults = _check_images(content["images"], entry, check_images, decode_images)
+    sizes, faults = _check_images(content["images"], entry, check_images, decode_images, rules)
     if not content["images"]:
         faults.append(Fault("no images", f"{entry.annotations} lists no images"))
     categories = frozenset(vocabulary.category_ids)
@@ -73,7 +76,7 @@ def check(
 
 
 def _check_images(
-    images: list, entry: DatasetEntry, check_files: bool, decode: bool
+    images: list, entry: DatasetEntry, check_files: bool, decode: bool, rules: ImageRules | None
 ) -> tuple[dict[int, tuple[int, int]], list[Fault]]:
     """Return (height, width) by id of the images that have a record, and the faults of records and files."""
     faults: list[Fault] = []
@@ -96,7 +99,7 @@ def _check_images(
         if path is None:
             message = f"its file name leads out of the folder {entry.images}"
             faults.append(Fault("file name", message, number, detail=repr(name)))
-        elif check_files and (found := file_problem(path, sizes[number], decode)):
+        elif check_files and (found := file_problem(path, sizes[number], decode, rules)):
             kind, message, detail = found
             faults.append(Fault(kind, message.format(folder=entry.images), number, detail=f"{name} {detail}".rstrip()))
     return sizes, faults

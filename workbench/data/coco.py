@@ -13,6 +13,7 @@ from workbench.data.catalog import DatasetEntry, find_images, get_entry
 from workbench.data.checking import check
 from workbench.data.crowds import brush_masks, crowds_to_objects
 from workbench.data.faults import DatasetError, Fault, broken, fault_lines, mended, report
+from workbench.data.image_files import ImageRules
 from workbench.data.masks import decode_mask, encode_mask
 from workbench.data.reading import collector_paused, image_path, is_integer, read_coco_json
 from workbench.data.vocabulary import (
@@ -93,9 +94,16 @@ class Reading:
     faults: list[Fault]
 
     @collector_paused()
-    def check(self, vocabulary: Vocabulary, *, check_images: bool = True, decode_images: bool = False) -> None:
-        """Check, and mend, each image and annotation; ``check_images`` opens each image file to compare its
-        size, ``decode_images`` decodes it too.
+    def check(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        check_images: bool = True,
+        decode_images: bool = False,
+        rules: ImageRules | None = None,
+    ) -> None:
+        """Check, and mend, each image and annotation; ``check_images`` opens each image file, as ``rules`` say, to
+        compare its size, ``decode_images`` decodes it too.
 
         WorkbenchError where the file's classes do not fit ``vocabulary``; then nothing has been checked.
         """
@@ -109,10 +117,8 @@ class Reading:
                     self.faults.append(Fault("missing image", str(error)))
                 check_images = False
             self.entry = replace(self.entry, images=images)
-        decode_images = check_images and decode_images
-        self.faults += check(
-            self.content, self.entry, self.vocabulary, check_images=check_images, decode_images=decode_images
-        )
+        options = {"check_images": check_images, "decode_images": check_images and decode_images, "rules": rules}
+        self.faults += check(self.content, self.entry, self.vocabulary, **options)
 
     def declared(self) -> Collection[str]:
         """Return the names of the subcategories that the file lists."""
@@ -172,6 +178,7 @@ def load_dataset(
     skip_faults: bool = False,
     check_images: bool = True,
     crowds_are_objects: bool = False,
+    rules: ImageRules | None = None,
 ) -> CocoDataset:
     """Read datasets by catalog name or path.
 
@@ -183,6 +190,7 @@ def load_dataset(
         skip_faults: whether broken annotations, and broken images with all their annotations, are left out and counted.
         check_images: whether every image file is opened to compare its size.
         crowds_are_objects: whether ``iscrowd`` 1 is read as 0.
+        rules: how image files are read.
 
     Raises:
         DatasetError: there are broken faults and ``skip_faults`` is False; the message is the report.
@@ -198,7 +206,7 @@ def load_dataset(
         known = readings[0].found.categories if known is None else known
     shared = common_vocabulary(readings, subcategories) if vocabulary is None else vocabulary
     for reading in readings:
-        reading.check(shared, check_images=check_images)
+        reading.check(shared, check_images=check_images, rules=rules)
     dicts: list[dict] = []
     skipped = 0
     for reading in readings:
@@ -288,6 +296,7 @@ def load_data(
         subcategories=tuple(cfg.MODEL.SUBCATEGORIES),
         skip_faults=cfg.DATASETS.SKIP_FAULTS,
         crowds_are_objects=cfg.DATASETS.CROWDS_ARE_OBJECTS,
+        rules=ImageRules.from_config(cfg),
     )
     if for_training:
         if not dataset.objects:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from workbench.data.image_files import ERRORS, ImageRules, open_image
 from workbench.errors import WorkbenchError
 
 _SIDE = 16
@@ -43,10 +44,10 @@ def difference_hashes(paths: Sequence[str]) -> np.ndarray:
     progress = tqdm(paths, desc="Looking for near duplicates", disable=None, leave=False)
     for row, path in zip(hashes, progress, strict=True):
         try:
-            with Image.open(path) as image:
+            with open_image(path, ImageRules()) as image:
                 image.draft("L", (8 * _SIDE, 8 * _SIDE))
                 small = np.asarray(image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX), dtype=np.int16)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except ERRORS as error:
             raise WorkbenchError(f"The image {path} cannot be read: {error}.") from None
         row[:] = (np.diff(small, axis=1) > 0).ravel()
     return hashes

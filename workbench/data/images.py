@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from workbench.data.image_files import ERRORS, ImageRules, depth_range, open_image, scale_deep
 from workbench.errors import WorkbenchError
 from workbench.files import replacing
 
@@ -19,28 +20,31 @@ _JPEG_END = b"\xff\xd9"
 REDUCTIONS = (8, 4, 2)  # what JPEG's scaled decoding offers
 
 
-def read_image(path: str) -> np.ndarray:
+def read_image(path: str, rules: ImageRules | None = None) -> np.ndarray:
     """Return an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
-    Grey images get three equal channels, palettes are looked up, transparency is ignored, and of 16-bit images the
-    upper eight bits are kept.
+    Grey images get three equal channels, palettes are looked up, transparency is ignored, and values of more than
+    eight bits are scaled as ``rules`` say.
 
     Raises:
-        WorkbenchError: the file is missing, damaged or cut short.
+        WorkbenchError: the file is missing, damaged, cut short, of another format or too large.
     """
-    return read_reduced(path, 1)[0]
+    return read_reduced(path, 1, rules)[0]
 
 
-def read_reduced(path: str, reduction: int) -> tuple[np.ndarray, tuple[int, int]]:
+def read_reduced(path: str, reduction: int, rules: ImageRules | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image as :func:`read_image` does, at 1/``reduction`` of its size, and return it with its full (H, W).
 
     Args:
         path: the file.
         reduction: 1, or one of ``REDUCTIONS``. The picture has :func:`reduced_size`. A JPEG is decoded at that size,
             which takes a fraction of the time and memory; other formats are decoded whole and averaged.
+        rules: how image files are read.
     """
+    rules = rules or ImageRules()
     try:
-        with Image.open(path) as opened:
+        with open_image(path, rules) as opened:
+            black_and_white = depth_range(opened, rules)
             full, (width, height) = oriented_size(opened), opened.size
             image: Image.Image = opened
             if reduction > 1 and opened.draft(None, reduced_size(width, height, reduction)):
@@ -48,20 +52,20 @@ def read_reduced(path: str, reduction: int) -> tuple[np.ndarray, tuple[int, int]
                 image = whole_frame(opened, (height, width), reduction)
                 reduction = 1
             image = ImageOps.exif_transpose(image)
-            if image.mode == "F" or image.mode.startswith("I"):
-                image = Image.fromarray(_grey_to_rgb(np.asarray(image)))
+            if black_and_white is not None:
+                image = Image.fromarray(scale_deep(np.asarray(image), black_and_white, rules))
             image = image.convert("RGB")
             if reduction > 1:
                 image = whole_frame(image.reduce(reduction), full, reduction)
             return np.array(image), full
     except FileNotFoundError:
         raise WorkbenchError(f"There is no image {path}.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except ERRORS as error:
         raise WorkbenchError(f"The image {path} cannot be read: {error}.") from None
 
 
 def read_copy(
-    path: str, size: tuple[int, int], reduction: int, folder: Path, kept: int
+    path: str, size: tuple[int, int], reduction: int, kept: int, folder: Path, rules: ImageRules
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image as :func:`read_reduced` does, from a reduced copy that is made where there is none.
 
@@ -69,8 +73,9 @@ def read_copy(
         path: the file.
         size: its (height, width); of a file of another size no copy is made.
         reduction: a multiple of ``kept``.
-        folder: where copies lie: JPEGs of JPEGs, PNGs of anything else. A file that changed gets a new copy.
         kept: the reduction of the copy.
+        folder: where copies lie: JPEGs of JPEGs, PNGs of anything else. A file that changed gets a new copy.
+        rules: how image files are read.
 
     Raises:
         WorkbenchError: the image cannot be read, or the copy cannot be written.
@@ -78,12 +83,12 @@ def read_copy(
     try:
         state = Path(path).stat()
     except OSError:
-        return read_reduced(path, reduction)  # says what is wrong
-    key = f"{Path(path).absolute()} {state.st_mtime_ns} {state.st_size} {size} {kept}"
+        return read_reduced(path, reduction, rules)  # says what is wrong
+    key = f"{Path(path).absolute()} {state.st_mtime_ns} {state.st_size} {size} {kept} {rules.depth_range}"
     suffix = ".jpg" if Path(path).suffix.lower() in (".jpg", ".jpeg") else ".png"
     copy = folder / (hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest() + suffix)
     if not copy.exists():
-        picture, full = read_reduced(path, kept)
+        picture, full = read_reduced(path, kept, rules)
         if full != size:
             return picture, full
         options = {"format": "JPEG", "quality": 95, "subsampling": 0} if suffix == ".jpg" else {"format": "PNG"}
@@ -109,36 +114,33 @@ def whole_frame(image: Image.Image, full: tuple[int, int], reduction: int) -> Im
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
-    """(H, W) of more than eight bits -> (H, W, 3) uint8. Values above 255 are taken as 16-bit; Pillow's own
-    conversion would cut them off at white."""
-    grey = np.nan_to_num(grey.astype(np.float64))
-    if grey.max(initial=0) > 255:
-        grey = grey / 257
-    return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
 def oriented_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an opened image after its EXIF orientation is applied."""
     width, height = image.size
     return (width, height) if image.getexif().get(_ORIENTATION) in _SWAPPED else (height, width)
 
 
-def file_problem(path: str, size: tuple[int, int], decode: bool) -> tuple[str, str, str] | None:
+def file_problem(
+    path: str, size: tuple[int, int], decode: bool, rules: ImageRules | None = None
+) -> tuple[str, str, str] | None:
     """Return why a file is not an image of ``size`` (height, width), as (kind, message, detail); None when it is.
 
     ``{folder}`` in the message stands for the image folder. A JPEG is decoded only where it does not end as one does:
     of a whole file Pillow accepts any content. An image of another format is decoded with ``decode``.
     """
+    rules = rules or ImageRules()
     try:
-        with open(path, "rb") as file, Image.open(file) as opened:
+        with open(path, "rb") as file, open_image(file, rules) as opened:
+            black_and_white = depth_range(opened, rules)
             found = oriented_size(opened)
             stored = (opened.height, opened.width)
             if not _ends_as_jpeg(file) if opened.format == "JPEG" else decode:
                 opened.load()
+                if black_and_white is not None:
+                    scale_deep(np.asarray(opened), black_and_white, rules)
     except FileNotFoundError:
         return "missing image", "there is no such file in {folder}", ""
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return "unreadable image", "the file cannot be read as an image", f"({reason})"
     if found != size:

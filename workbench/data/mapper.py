@@ -9,7 +9,6 @@ eighth, and its masks are averaged alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from workbench.config import PUBLISHED_MAPPERS
+from workbench.data.image_files import ImageRules
 from workbench.data.images import REDUCTIONS, read_copy, read_reduced
 from workbench.data.masks import decode_mask, mask_cover
 from workbench.errors import WorkbenchError
@@ -139,13 +139,13 @@ def _colour_transforms(jitter: bool, ssd: bool) -> list[v2.Transform]:
     return transforms
 
 
-def _read_checked(dataset_dict: dict, reduction: int, cache: Path | None, kept: int) -> np.ndarray:
-    """Read an image at 1/``reduction`` of its size; of a copy at 1/``kept`` in ``cache`` where ``kept`` is above 1."""
+def _read_checked(dataset_dict: dict, rules: ImageRules, reduction: int = 1, kept: int = 1) -> np.ndarray:
+    """Read an image at 1/``reduction`` of its size; of the cached copy at 1/``kept`` where there is one."""
     said = (dataset_dict["height"], dataset_dict["width"])
-    if cache is None or kept == 1:
-        picture, size = read_reduced(dataset_dict["file_name"], reduction)
+    if rules.cache is None or kept == 1:
+        picture, size = read_reduced(dataset_dict["file_name"], reduction, rules)
     else:
-        picture, size = read_copy(dataset_dict["file_name"], said, reduction, cache, kept)
+        picture, size = read_copy(dataset_dict["file_name"], said, reduction, kept, rules.cache, rules)
     if size != said:
         raise WorkbenchError(
             f"The image {dataset_dict['file_name']} (id {dataset_dict['image_id']}) is {size[1]}x{size[0]} "
@@ -162,8 +162,8 @@ def _to_tensor(picture: np.ndarray) -> Tensor:
 class _Decoded:
     """Decoded images and their object masks (packed to bits), up to ``_CACHE_BYTES`` in each process."""
 
-    def __init__(self, cache: Path | None) -> None:
-        self._cache = cache
+    def __init__(self, rules: ImageRules) -> None:
+        self._rules = rules
         self._held: dict[tuple, tuple[Tensor, np.ndarray]] = {}
         self._bytes = 0
 
@@ -175,7 +175,7 @@ class _Decoded:
         """
         height, width = dataset_dict["height"], dataset_dict["width"]
         if reduction > 1:
-            image = _to_tensor(_read_checked(dataset_dict, reduction, self._cache, kept))
+            image = _to_tensor(_read_checked(dataset_dict, self._rules, reduction, kept))
             covers = np.zeros((len(things), *image.shape[1:]), dtype=np.uint8)
             for cover, thing in zip(covers, things, strict=True):
                 cover[:] = mask_cover(thing["segmentation"], height, width, reduction)
@@ -185,7 +185,7 @@ class _Decoded:
             image, packed = self._held[key]
             masks = np.unpackbits(packed, axis=-1, count=width).view(bool)
             return image, torch.from_numpy(masks)
-        image = _to_tensor(_read_checked(dataset_dict, 1, None, 1))
+        image = _to_tensor(_read_checked(dataset_dict, self._rules))
         masks = np.zeros((len(things), height, width), dtype=bool)
         for mask, thing in zip(masks, things, strict=True):
             mask[:] = decode_mask(thing["segmentation"], height, width)
@@ -205,8 +205,8 @@ class TrainMapper:
     ``annotation_ids`` (N,) int64 as in the dataset file, ``subcategories`` {name: (N,) int64, -1 unlabelled}. Crowds,
     and objects of which nothing is left in the window, are not among the N.
 
-    Everything random depends on ``seed`` alone; the global random state is left as it was. With ``cache``, a folder,
-    photos larger than ever needed are read from reduced copies in it.
+    Everything random depends on ``seed`` alone; the global random state is left as it was. ``rules`` say how
+    image files are read; where they name a cache, photos larger than ever needed are read from reduced copies in it.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class TrainMapper:
         random_flip: str = "horizontal",
         color_jitter: bool = False,
         color_aug_ssd: bool = False,
-        cache: Path | None = None,
+        rules: ImageRules | None = None,
     ):
         flips = {
             "horizontal": [v2.RandomHorizontalFlip()],
@@ -227,7 +227,7 @@ class TrainMapper:
         }
         if random_flip not in flips:
             raise WorkbenchError(f"INPUT.RANDOM_FLIP is {random_flip!r}; it is one of {', '.join(flips)}.")
-        self._decode = _Decoded(cache)
+        self._decode = _Decoded(rules or ImageRules())
         self._before = [*flips[random_flip], *_colour_transforms(color_jitter, color_aug_ssd)]
         self._jitter = LargeScaleJitter(image_size, min_scale, max_scale)
         self.transform = v2.Compose([*self._before, self._jitter])
@@ -279,13 +279,13 @@ class TestMapper:
 
     ``mapper(dataset_dict)`` returns ``image`` (3, H, W) uint8 RGB, its shortest edge ``min_size`` unless
     the longest would exceed ``max_size`` (``min_size`` 0: as it is; ``max_size`` 0: no limit), the original
-    ``height`` and ``width``, ``file_name`` and ``image_id``. ``cache`` is that of :class:`TrainMapper`.
+    ``height`` and ``width``, ``file_name`` and ``image_id``. ``rules`` are those of :class:`TrainMapper`.
     """
 
     __test__ = False  # not a test, whatever pytest thinks of the name
 
-    def __init__(self, *, min_size: int = 800, max_size: int = 1333, cache: Path | None = None):
-        self.min_size, self.max_size, self.cache = min_size, max_size, cache
+    def __init__(self, *, min_size: int = 800, max_size: int = 1333, rules: ImageRules | None = None):
+        self.min_size, self.max_size, self.rules = min_size, max_size, rules or ImageRules()
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size is resized to."""
@@ -304,7 +304,7 @@ class TestMapper:
         height, width = dataset_dict["height"], dataset_dict["width"]
         size = self.output_size(height, width)
         reduction = reduction_for(height, width, size)
-        picture = _read_checked(dataset_dict, reduction, self.cache, reduction)
+        picture = _read_checked(dataset_dict, self.rules, reduction, reduction)
         return {
             "image": self.resize(picture, size),
             "height": dataset_dict["height"],
@@ -322,10 +322,9 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[..., dict]:
 @MAPPERS.register(*PUBLISHED_MAPPERS)
 def build_instance_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMapper:
     """Return a :class:`TrainMapper`, or for evaluation a :class:`TestMapper`, of the ``INPUT`` keys."""
-    keys = cfg.INPUT
-    cache = Path(cfg.OUTPUT_DIR) / "cache" if cfg.DATALOADER.CACHE else None
+    keys, rules = cfg.INPUT, ImageRules.from_config(cfg)
     if not is_train:
-        return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST, cache=cache)
+        return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST, rules=rules)
     return TrainMapper(
         image_size=keys.IMAGE_SIZE,
         min_scale=keys.MIN_SCALE,
@@ -333,5 +332,5 @@ def build_instance_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMap
         random_flip=keys.RANDOM_FLIP,
         color_jitter=keys.COLOR_JITTER,
         color_aug_ssd=keys.COLOR_AUG_SSD,
-        cache=cache,
+        rules=rules,
     )

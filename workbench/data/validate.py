@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pycocotools import mask as coco_mask
 
 from workbench.data.coco import CocoDataset, Reading, common_vocabulary, open_dataset
 from workbench.data.crowds import brush_masks
 from workbench.data.faults import Fault, broken, mended, report
+from workbench.data.image_files import ImageRules, describe_depth
 from workbench.data.masks import mask_areas, segmentation_problem, to_rle
 from workbench.data.summary import cautions, shared_images, summarize
 from workbench.data.vocabulary import Vocabulary, read_attributes
@@ -34,6 +35,7 @@ class Validation:
     dataset: CocoDataset
     cautions: list[str]
     conflicts: list[str] = field(default_factory=list)
+    depths: list[str] = field(default_factory=list)  # how deep images are scaled, and what they hold
 
     @property
     def stops(self) -> bool:
@@ -50,6 +52,7 @@ class Validation:
         parts = [
             f"{path}: {report(self.faults, every_place=every_place)}",
             f"{path}: {summarize(self.dataset, read_attributes(self.reading.content), self.reading.declared())}",
+            *(f"  depth       {sentence}" for sentence in self.depths),
             *(f"  caution: {sentence}" for sentence in self.cautions),
             *(f"  conflict: {sentence}" for sentence in self.conflicts),
         ]
@@ -90,7 +93,8 @@ def validate(
     except WorkbenchError as error:
         shared = common_vocabulary(train[:1])
         conflicts.append(str(error))
-    options = {"check_images": check_images, "decode_images": check_images}
+    rules = ImageRules() if cfg is None else ImageRules.from_config(cfg)
+    options = {"check_images": check_images, "decode_images": check_images, "rules": rules}
     validations = [_validate(reading, shared, cfg, options) for reading in train]
     validations[-1].conflicts += [each for each in conflicts if each not in validations[-1].conflicts]
     datasets = [item.dataset for item in validations]
@@ -102,7 +106,7 @@ def validate(
     return validations
 
 
-def _validate(reading: Reading, vocabulary: Vocabulary, cfg: CfgNode | None, options: dict[str, bool]) -> Validation:
+def _validate(reading: Reading, vocabulary: Vocabulary, cfg: CfgNode | None, options: dict[str, Any]) -> Validation:
     """Check a dataset against ``vocabulary``, or where its classes do not fit, which is a conflict, its own."""
     conflicts = []
     try:
@@ -113,7 +117,8 @@ def _validate(reading: Reading, vocabulary: Vocabulary, cfg: CfgNode | None, opt
     dicts, skipped = reading.dicts()
     dataset = CocoDataset([reading.entry], reading.vocabulary, dicts, skipped)
     sentences = [*brush_masks(reading.content), *(cautions(dataset, cfg) if dicts else [])]
-    return Validation(reading, dataset, sentences, conflicts)
+    files = [item["file_name"] for item in dicts] if options["check_images"] else []
+    return Validation(reading, dataset, sentences, conflicts, describe_depth(files, options["rules"]))
 
 
 def write_mended(reading: Reading, path: Path) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from torch import nn
 
 from workbench.data.coco import load_data
+from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
@@ -77,7 +78,12 @@ class Evaluation:
     def gallery(self) -> Gallery:
         """The images with predictions and ground truth, ready to be drawn."""
         files = {item["image_id"]: item["file_name"] for item in self.data.dicts}
-        return Gallery(self.vocabulary, files, self.results, self.truth, self.directory)
+        return Gallery(self.vocabulary, files, self.results, self.truth, self.directory, rules=self.rules)
+
+    @property
+    def rules(self) -> ImageRules:
+        """How image files are read."""
+        return ImageRules.from_config(self.config)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -159,7 +165,7 @@ class Evaluation:
             image_id = chosen["image_id"]
             label = self.vocabulary.category_ids.index(chosen["category_id"])
             annotations = self.gallery.annotations[image_id]
-            tiles.append(cut_tile(read_image(self.gallery.files[image_id]), chosen, label, annotations))
+            tiles.append(cut_tile(read_image(self.gallery.files[image_id], self.rules), chosen, label, annotations))
         return tiles
 
     def saturation(self, tiles: Sequence[Tile], **settings: Any) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from workbench.data.coco import CocoDataset, load_data, load_dataset
+from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
@@ -59,6 +60,7 @@ class Gallery:
     truth: Mapping | None
     directory: Path
     note: str = ""
+    rules: ImageRules = ImageRules()  # how image files are read
 
     @property
     def page(self) -> Page:
@@ -111,7 +113,7 @@ class Gallery:
     def scene(self, image_id: int) -> Scene:
         """Return one image, ready to be drawn."""
         annotations = None if self.truth is None else self.annotations[image_id]
-        return Scene(image_id, self.files[image_id], self._rows[image_id], annotations, self.vocabulary)
+        return Scene(image_id, self.files[image_id], self._rows[image_id], annotations, self.vocabulary, self.rules)
 
     def contact_sheet(self, settings: FilterSettings, count: int = 6, columns: int = 2) -> np.ndarray:
         """Draw ground truth beside the predictions kept, of ``count`` images spread over all: (H, W, 3) uint8."""
@@ -133,17 +135,18 @@ class Scene:
         rows: Sequence[Mapping],
         annotations: Sequence[Mapping] | None,
         vocabulary: Vocabulary,
+        rules: ImageRules | None = None,
     ) -> None:
         self.image_id, self.name, self.vocabulary = image_id, shown_name(file), vocabulary
         self.candidates = Candidates(rows, vocabulary)
-        self._file, self._annotations = file, annotations
+        self._file, self._annotations, self._rules = file, annotations, rules
         self._drawables: dict[int, Drawable] = {}
         self._truth: dict[int | None, np.ndarray] = {}
 
     @cached_property
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8."""
-        return read_image(self._file)
+        return read_image(self._file, self._rules)
 
     @property
     def objects(self) -> int | None:
@@ -262,7 +265,7 @@ def open_gallery(
     elif not truth["annotations"]:
         note += " The dataset has no annotations, so there is no ground truth beside them."
         truth = None
-    return Gallery(data.vocabulary, files, results, truth, directory, note)
+    return Gallery(data.vocabulary, files, results, truth, directory, note, ImageRules.from_config(cfg))
 
 
 def _names_images(wanted: str | Path | Sequence[str | Path]) -> bool:
@@ -290,7 +293,7 @@ def _open_dataset(path: Path, cfg: CfgNode, wanted: str | Path, vocabulary: Voca
         # What is wrong with the dataset itself is raised again here; what remains are other classes.
         keys = cfg.DATASETS
         options = {"skip_faults": keys.SKIP_FAULTS, "crowds_are_objects": keys.CROWDS_ARE_OBJECTS}
-        data = load_dataset(wanted, root=keys.ROOT, **options)
+        data = load_dataset(wanted, root=keys.ROOT, rules=ImageRules.from_config(cfg), **options)
         return replace(data, vocabulary=vocabulary), str(error)
 
 
@@ -305,7 +308,7 @@ def _spread(data: CocoDataset, count: int) -> CocoDataset:
 def _predict(path: Path, cfg: CfgNode, data: CocoDataset) -> list[dict[str, Any]]:
     for item in data.dicts:
         if "height" not in item:  # a single image: its size as it will be read
-            item["height"], item["width"] = read_image(item["file_name"]).shape[:2]
+            item["height"], item["width"] = read_image(item["file_name"], ImageRules.from_config(cfg)).shape[:2]
     model, _ = load_model(path, choose_device(cfg.MODEL.DEVICE), config=cfg)
     loader = build_test_loader(data, build_mapper(cfg, is_train=False))
     return run_inference(model, loader, data.vocabulary)[0]

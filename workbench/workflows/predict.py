@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
 from workbench.data.mapper import build_mapper
 from workbench.data.masks import mask_areas
@@ -75,7 +76,7 @@ def predict(
     images, annotations, written, unreadable = [], [], [], []
     for number, (file, name) in enumerate(zip(files, _free_names(files), strict=True), start=1):
         try:
-            picture = read_image(str(file))
+            picture = read_image(str(file), ImageRules.from_config(cfg))
         except WorkbenchError as error:
             unreadable.append(str(error))
             continue

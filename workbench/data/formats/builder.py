@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from workbench.data.formats.source import MOST_PIXELS, Source, reading
+from workbench.data.image_files import ERRORS, ImageRules, open_image
 from workbench.data.images import oriented_size
 from workbench.data.masks import decode_mask, encode_mask, to_rle
 from workbench.errors import WorkbenchError
@@ -207,11 +207,11 @@ class Builder:
             self.note("images listed more than once, their objects put together", where)
             return self._frames[key]
         try:
-            with Image.open(path if data is None or path else io.BytesIO(data)) as opened:
+            with open_image(path if data is None or path else io.BytesIO(data), ImageRules()) as opened:
                 shown, stored = oriented_size(opened), (opened.height, opened.width)
                 turn = int(opened.getexif().get(_ORIENTATION, 1))
                 suffix = f".{(opened.format or 'png').lower()}"
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except ERRORS as error:
             self.note("images that cannot be read, left out with their objects", f"{path or where}: {error}")
             return None
         if shown[0] * shown[1] > MOST_PIXELS or size not in (None, shown, stored):
