@@ -15,6 +15,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 STARTUP = 600  # seconds; only a server that hangs takes so long
 FLAGS = (
     "--headless",
@@ -31,6 +33,13 @@ def find_chromium() -> str | None:
     """The system's Chromium or Chrome."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next(filter(None, map(shutil.which, names)), None)
+
+
+MARKS = (
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_chromium() is None, reason="no Chromium: apt install chromium"),
+)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,7 @@ lab = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lab)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(lab.find_chromium() is None, reason="no Chromium: apt install chromium"),
-]
+pytestmark = list(lab.MARKS)
 
 
 @pytest.fixture

@@ -20,14 +20,10 @@ lab = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(lab)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(lab.find_chromium() is None, reason="no Chromium: apt install chromium"),
-]
+pytestmark = list(lab.MARKS)
 
 NAME = "<script>window.ran = 'name'</script><img src=x onerror=\"window.ran = 'name'\">"
-OUTPUT = NAME.replace("'name'", "'output'") + "<a href=\"javascript:window.ran = 'link'\">link</a>"
+OUTPUT = NAME.replace("'name'", "'output'") + "<a href=\"javascript:void(window.ran = 'link')\">link</a>"
 
 
 @pytest.fixture
@@ -59,6 +55,7 @@ def test_nothing_in_a_report_runs_or_is_fetched_and_all_is_shown(report: Path) -
             fetched: list[str] = []
             page.on("requestfinished", lambda request: fetched.append(request.url))
             page.goto(report.as_uri(), wait_until="load")
+            assert page.evaluate("window.ran") is None
             page.get_by_text("link").last.click()
             assert page.evaluate("window.ran") is None
             assert [url for url in fetched if not url.startswith("data:")] == [report.as_uri()]
