@@ -260,6 +260,8 @@ def init(args: argparse.Namespace) -> None:
         default=True,
         help="continue the run found in the run directory (the default); --no-resume refuses to",
     ),
+    option("--restart", action="store_true", help="train again from step 0; earlier checkpoints are kept aside"),
+    option("--accept-data", action="store_true", help="continue on data that has changed since the run began"),
     IMPORT,
     overrides=True,
 )
@@ -270,7 +272,8 @@ def train(args: argparse.Namespace) -> None:
 
     import_parts(args.imports)
     output = [] if args.output is None else ["OUTPUT_DIR", args.output]
-    workflow.train(load_config(args.config, [*output, *args.overrides]), resume=args.resume)
+    choices = {"resume": args.resume, "restart": args.restart, "accept_data": args.accept_data}
+    workflow.train(load_config(args.config, [*output, *args.overrides]), **choices)
 
 
 @command(
@@ -280,7 +283,7 @@ def train(args: argparse.Namespace) -> None:
   workbench eval --ckpt outputs/demo --dataset my/val.json --output outputs/on_mine
   workbench eval --ckpt outputs/demo TEST.MAX_DETS '[1, 10, 300]' TEST.RANK_BY geometric_mean
   workbench eval --predictions predictions.json --annotations my/val.json""",
-    option("--ckpt", metavar="CKPT", help="a checkpoint directory, or a run (its best is taken)"),
+    option("--ckpt", metavar="CKPT", help="a checkpoint directory, a run (its best is taken) or an evaluation"),
     option("--predictions", metavar="R.json", help="a COCO results file to score instead"),
     option("--annotations", metavar="A.json", help="the ground truth for --predictions"),
     option("--dataset", metavar="NAME|A.json", help="the data for --ckpt (DATASETS.TEST)"),
@@ -352,7 +355,7 @@ def predict(args: argparse.Namespace) -> None:
 @command(
     "show",
     "\n  workbench show outputs/demo",
-    option("run_directory", metavar="RUN", help="a run directory"),
+    option("run_directory", metavar="RUN", help="a run directory, or an evaluation in it"),
 )
 def show(args: argparse.Namespace) -> None:
     """Print the scores of a run and where its checkpoint, figures and notebooks are."""
@@ -380,6 +383,7 @@ def report(args: argparse.Namespace) -> None:
   workbench runs outputs/sweeps --csv > runs.csv
   workbench runs outputs/a outputs/b   the scores of two runs, with the intervals of their differences""",
     option("directory", nargs="*", default=["outputs"], metavar="DIR", help="where (outputs); or two runs to compare"),
+    option("--evaluations", action="store_true", help="list evaluations of other checkpoints, data and keys as well"),
     option("--csv", action="store_true", help="print CSV, for scripts"),
 )
 def runs(args: argparse.Namespace) -> None:
@@ -397,7 +401,7 @@ def runs(args: argparse.Namespace) -> None:
             print(table.rename_axis(None).to_string(float_format=lambda number: f"{number:.1f}"))
             print("\nlow to high: the 95 % interval of the difference, from bootstrap samples of the images")
         return
-    frame = runs_frame(find_runs(args.directory))
+    frame = runs_frame(find_runs(args.directory), args.evaluations)
     if frame.empty:
         raise WorkbenchError(f"there is no run in {', '.join(args.directory)}.")
     if args.csv:

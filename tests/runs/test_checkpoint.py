@@ -24,6 +24,7 @@ from workbench.runs.checkpoint import (
     load_vocabulary,
     resolve_checkpoint,
     save_checkpoint,
+    weights_digest,
 )
 
 WORDS = Vocabulary((3, 7), ("disc", "box"), {"colour": ("red", "green"), "age": ("old", "new")})
@@ -212,6 +213,74 @@ def test_a_description_without_a_key_is_refused(tmp_path: Path, key: str) -> Non
         load_checkpoint(place)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["weights", "state"])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, value: float, where: str) -> None:
+    place = save(tmp_path / "last", step=1)
+    good, bad = ({"a": torch.tensor([1.0, number]), "n": torch.tensor(3)} for number in (1.0, value))
+    weights, state = (bad, None) if where == "weights" else (good, {"model": bad})
+    with pytest.raises(WorkbenchError, match=r"after step 2 are not saved.*kept: 1 tensors hold NaN or infinity \(a\)"):
+        save_checkpoint(place, weights, config={}, vocabulary=WORDS, step=2, state=state)
+    assert load_checkpoint(place).step == 1 and [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_weights_that_are_not_finite_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "require_finite", lambda *_: None)
+        place = save_checkpoint(
+            tmp_path / "last",
+            {"a": torch.tensor([float("nan")])},
+            config=config_to_dict(get_cfg()),
+            vocabulary=WORDS,
+            step=1,
+        )
+    with pytest.raises(WorkbenchError, match=r"last cannot be used: 1 tensors hold NaN or infinity \(a\)"):
+        load_checkpoint(place)
+
+
+def test_a_file_without_its_checksum_is_refused(tmp_path: Path) -> None:
+    place = save(tmp_path / "last", state={"step": 1})
+    description = json.loads((place / "model.json").read_text())
+    (place / "model.json").write_text(json.dumps({**description, "files": {}}))
+    for read in (load_checkpoint, load_state, weights_digest):
+        with pytest.raises(WorkbenchError, match="lacks or garbles a key"):
+            read(place)
+
+
+@pytest.mark.parametrize("step", ["_measure", "read_state", "read_description", "_check_file"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_reader_that_is_overtaken_gets_the_new_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    place = save(tmp_path / "last", step=1, state={"step": 1})
+    real, overtaken = getattr(module, step), []
+
+    def overtake(*arguments: object) -> object:
+        result = real(*arguments) if after else None
+        if not overtaken:
+            overtaken.append(True)
+            save(place, step=2, state={"step": 2})
+        return result if after else real(*arguments)
+
+    monkeypatch.setattr(module, step, overtake)
+    loaded = load_checkpoint(place)
+    assert overtaken and loaded.step == 2 and torch.equal(loaded.state_dict["a"], torch.full((3, 2), 2.0))
+
+
+def test_a_swap_between_two_looks_hides_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = save(tmp_path / "last")
+    hidden = place.rename(tmp_path / "hidden")
+    real = Path.is_file
+
+    def swap(file: Path) -> bool:
+        if file.parent.name == "last.old":
+            hidden.rename(place)
+        return real(file)
+
+    monkeypatch.setattr(Path, "is_file", swap)
+    assert resolve_checkpoint(place) == place
+
+
 def test_nothing_is_unpickled_blindly(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self):
@@ -219,6 +288,9 @@ def test_nothing_is_unpickled_blindly(tmp_path: Path) -> None:
 
     place = save(tmp_path / "last")  # model.json knows no checksum of the training state
     torch.save({"model": Trap()}, place / "training_state.pt")
+    description = json.loads((place / "model.json").read_text())
+    description["files"]["training_state.pt"] = module._measure(place / "training_state.pt")
+    (place / "model.json").write_text(json.dumps(description))
     with pytest.raises(WorkbenchError, match="training_state.pt is garbled, or holds more than tensors"):
         load_state(place)
     assert not (tmp_path / "sprung").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.toy import config
+from tests.training.toy import config, trainer
 from workbench.config import load_config
 from workbench.errors import WorkbenchError
 from workbench.runs.directory import MetricsTable, open_run, read_metrics
@@ -18,14 +18,37 @@ def test_a_fresh_directory_gets_the_config_and_a_drawn_seed(tmp_path: Path) -> N
     assert (run.path / "checkpoints").is_dir() and run.figures.is_dir()
 
 
+def begin(path: Path, **changes: object) -> None:
+    """Open a run and leave it as after its first step."""
+    run, _ = open_run(config(path, **changes), resume=False, seed=77)
+    run.metrics.write_text("step\n1\n")
+
+
+def test_a_start_that_failed_before_the_first_step_binds_nobody(tmp_path: Path) -> None:
+    open_run(config(tmp_path, DATASETS_TRAIN="('shapes_trian',)"), resume=True, seed=77)
+    (tmp_path / "metrics.csv").write_text("")
+    _, cfg = open_run(config(tmp_path, DATASETS_TRAIN="('shapes_train',)"), resume=False, seed=5)
+    assert load_config(tmp_path / "config.yaml").DATASETS.TRAIN == cfg.DATASETS.TRAIN == ("shapes_train",)
+
+
+def test_a_deleted_config_is_written_again_from_the_checkpoint(tmp_path: Path) -> None:
+    trainer(config(tmp_path, SOLVER_MAX_ITER=1)).train()
+    before = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(WorkbenchError, match="SOLVER.BASE_LR is 0.02 there and 0.5 here"):
+        open_run(config(tmp_path, SOLVER_MAX_ITER=1, SOLVER_BASE_LR=0.5), resume=True, seed=0)
+    open_run(config(tmp_path, SOLVER_MAX_ITER=1, SEED=-1), resume=True, seed=0)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
 def test_a_continued_run_keeps_its_seed(tmp_path: Path) -> None:
-    open_run(config(tmp_path, SEED=-1), resume=True, seed=77)
+    begin(tmp_path, SEED=-1)
     _, cfg = open_run(config(tmp_path, SEED=-1), resume=True, seed=5)
     assert cfg.SEED == 77
 
 
 def test_a_directory_with_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
-    open_run(config(tmp_path), resume=True, seed=0)
+    begin(tmp_path)
     before = (tmp_path / "config.yaml").read_text()
     with pytest.raises(WorkbenchError, match="another run .SOLVER.BASE_LR is 0.02 there and 0.5 here") as caught:
         open_run(config(tmp_path, SOLVER_BASE_LR=0.5), resume=True, seed=0)
@@ -34,14 +57,14 @@ def test_a_directory_with_another_run_is_refused_with_what_differs(tmp_path: Pat
 
 
 def test_what_alters_no_step_may_differ(tmp_path: Path) -> None:
-    open_run(config(tmp_path), resume=True, seed=0)
+    begin(tmp_path)
     changes = {"MODEL_DEVICE": "auto", "DATALOADER_NUM_WORKERS": 7, "TEST_EVAL_PERIOD": 3}
     _, cfg = open_run(config(tmp_path, **changes), resume=True, seed=0)
     assert cfg.DATALOADER.NUM_WORKERS == 7
 
 
 def test_resuming_can_be_forbidden(tmp_path: Path) -> None:
-    open_run(config(tmp_path), resume=False, seed=0)
+    begin(tmp_path)
     with pytest.raises(WorkbenchError, match="holds a run already"):
         open_run(config(tmp_path), resume=False, seed=0)
 

@@ -15,14 +15,10 @@ from PIL import Image
 from workbench.config import load_config
 from workbench.data.coco import load_dataset
 from workbench.errors import WorkbenchError
+from workbench.notebook.evaluation import open_evaluation
 from workbench.runs.checkpoint import checkpoint_config, load_checkpoint, load_model
 from workbench.runs.directory import read_metrics
-from workbench.workflows.evaluate import (
-    DatasetEvaluation,
-    evaluate,
-    evaluate_for_selection,
-    evaluate_on_training_images,
-)
+from workbench.workflows.evaluate import DatasetEvaluation, evaluate, evaluate_on_training_images
 from workbench.workflows.predict import predict
 from workbench.workflows.score import evaluate_file
 from workbench.workflows.train import train
@@ -139,7 +135,8 @@ def test_the_best_checkpoint_is_chosen_on_val_and_reported_on_test(
     log = (run / "log.txt").read_text()
     assert "evaluate on shapes_val: 6" in log and "report on shapes_test: 6" in log and "flattering" not in log
 
-    assert evaluate_for_selection(run) == run / "evaluations" / "shapes_val"
+    chosen_on = open_evaluation(run, dataset="shapes_val", again=False)
+    assert chosen_on.directory == run / "evaluations" / "shapes_val" and len(graded) == 4
     train(cfg)  # finished, and nothing is evaluated again
     assert len(graded) == 4
     (run / "metrics.json").unlink()  # as after a kill between the last step and the report
@@ -148,7 +145,9 @@ def test_the_best_checkpoint_is_chosen_on_val_and_reported_on_test(
     assert json.loads((run / "metrics.json").read_text())["checkpoint"] == str(run / "checkpoints" / "best")
 
 
-def test_val_may_not_change_in_a_run_and_test_may(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_val_may_not_change_in_a_run_and_test_may_where_that_is_accepted(
+    tiny_run: Path, tiny_config: Path, tmp_path: Path
+) -> None:
     output = ["OUTPUT_DIR", str(copy_of(tiny_run, tmp_path / "run"))]
     for key in ("DATASETS.VAL", "DATASETS.TEST"):  # VAL is empty: TEST chooses
         with pytest.raises(WorkbenchError, match=f"another run .{key}"):
@@ -157,13 +156,16 @@ def test_val_may_not_change_in_a_run_and_test_may(tiny_run: Path, tiny_config: P
     output = ["OUTPUT_DIR", str(tmp_path / "other")]
     train(load_config(tiny_config, [*output, *split, "DATASETS.TEST", "()"]))
     assert json.loads((tmp_path / "other" / "metrics.json").read_text())["dataset"] == "shapes_val"
-    train(load_config(tiny_config, [*output, *split, "DATASETS.TEST", "('shapes_test',)"]))
+    cfg = load_config(tiny_config, [*output, *split, "DATASETS.TEST", "('shapes_test',)"])
+    with pytest.raises(WorkbenchError, match="the data that is reported: "):
+        train(cfg)
+    train(cfg, accept_data=True)
     assert json.loads((tmp_path / "other" / "metrics.json").read_text())["dataset"] == "shapes_test"
 
 
 def test_a_score_on_the_images_that_chose_is_called_flattering(tiny_run: Path) -> None:
     assert "WARNING shapes_val both chooses the best checkpoint" in (tiny_run / "log.txt").read_text()
-    assert evaluate_for_selection(tiny_run) == tiny_run
+    assert open_evaluation(tiny_run, dataset="shapes_val", again=False).directory == tiny_run
 
 
 def test_overrides_change_how_a_checkpoint_is_scored(tiny_run: Path, tmp_path: Path) -> None:
@@ -319,6 +321,27 @@ def test_inputs_are_never_overwritten(tiny_run: Path, pictures: Path) -> None:
     with pytest.raises(WorkbenchError, match="choose another folder"):
         predict(tiny_run, pictures / "b.png", pictures)
     assert (pictures / "b.png").read_bytes() == before
+
+
+def test_prediction_replaces_its_own_files_and_no_others(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for threshold in (0.0, 0.1):
+        *_, file = predict(tiny_run, pictures / "b.png", output, score_threshold=threshold)
+    corrected = json.loads(file.read_text())
+    corrected["annotations"].append({"id": 99})
+    file.write_text(json.dumps(corrected))
+    with pytest.raises(WorkbenchError, match="predictions.json was not written by predict, or was changed since"):
+        predict(tiny_run, pictures / "b.png", output)
+    assert json.loads(file.read_text()) == corrected
+    file.unlink()
+    (output / "b.png").write_bytes((pictures / "b.png").read_bytes())
+    with pytest.raises(WorkbenchError, match="out/b.png was not written by predict"):
+        predict(tiny_run, pictures / "b.png", output)
+    (output / "b.png").unlink()
+    (output / "b.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(WorkbenchError, match="out/b.png is a link"):
+        predict(tiny_run, pictures / "b.png", output)
+    assert not (tmp_path / "elsewhere.png").exists() and [path.name for path in output.iterdir()] == ["b.png"]
 
 
 def test_the_log_leaves_the_callers_logging_as_it_was(tiny_run: Path, tmp_path: Path) -> None:

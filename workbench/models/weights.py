@@ -56,6 +56,14 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     return report
 
 
+def require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise WorkbenchError naming the tensors of a state dict that hold NaN or infinity."""
+    wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise WorkbenchError(f"{source}: {len(wrong)} tensors hold NaN or infinity ({', '.join(wrong[:3])}{more})")
+
+
 def require_backbone(report: LoadReport, source: str, *, prefix: str = "", hint: str = "") -> None:
     """Raise WorkbenchError unless nine tenths of the backbone's tensors, those named ``prefix...``, were loaded."""
     not_loaded = [*report.missing, *(name for name, _, _ in report.mismatched)]

@@ -13,6 +13,7 @@ import pandas as pd
 from torch import nn
 
 from workbench.data.coco import load_data
+from workbench.data.fingerprint import data_fingerprint
 from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
@@ -31,17 +32,12 @@ from workbench.evaluation.thresholds import Suggestion, suggest_thresholds
 from workbench.models.postprocess import RANK_BY
 from workbench.notebook.display import Page
 from workbench.notebook.gallery import Gallery
-from workbench.runs.checkpoint import (
-    check_vocabulary,
-    checkpoint_config,
-    load_model,
-    load_vocabulary,
-    resolve_checkpoint,
-)
-from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics, selection_dataset
+from workbench.runs.checkpoint import check_vocabulary, load_model, load_vocabulary
+from workbench.runs.directory import report_dataset, run_of, selection_dataset
+from workbench.runs.evaluations import evaluation_directory, find_evaluated, fingerprint, saved_metrics
 from workbench.training.weights import starting_weights
 from workbench.visualization.drawing import contact_sheet
-from workbench.workflows.evaluate import evaluate, evaluate_for_selection, evaluate_on_training_images
+from workbench.workflows.evaluate import evaluate, evaluate_on_training_images
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -277,28 +273,48 @@ def open_evaluation(
     """Evaluate a checkpoint, as `workflows.evaluate` does, and open what came out beside the ground truth.
 
     Args:
-        ckpt: a checkpoint directory, or a run (its best).
-        dataset: catalog name or path of a COCO JSON; by default the first of the checkpoint's DATASETS.TEST.
-        output: where metrics.json, predictions.json and figures/ go. By default the checkpoint's run; for
-            another than the checkpoint's own dataset ``evaluations/<dataset>`` in it, so that the run keeps
-            its own scores.
-        again: False takes metrics.json and predictions.json from there where they are this checkpoint's, on
-            this dataset, and newer than it; overrides always evaluate.
+        ckpt: a checkpoint directory, a run (its best), or the folder of an evaluation.
+        dataset: catalog name or path of a COCO JSON; by default the evaluation's, or the first of the checkpoint's
+            DATASETS.TEST.
+        output: where metrics.json, predictions.json and figures/ go;
+            :func:`workbench.runs.evaluations.evaluation_directory` by default.
+        overrides: config keys and values in turn, over the checkpoint's config, or the evaluation's.
+        again: False takes metrics.json and predictions.json from there where checkpoint, settings and data are those
+            that they were made with.
     """
-    path = resolve_checkpoint(ckpt)
-    overrides = [*map(str, overrides)]
-    cfg = checkpoint_config(path, overrides)
-    wanted = dataset or report_dataset(cfg)
-    directory = Path(output) if output is not None else evaluation_directory(path, cfg, wanted)
-    metrics = None if again or overrides else saved_metrics(directory, path, wanted)
-    if metrics is None:
-        metrics = evaluate(path, dataset=wanted, output=directory, overrides=overrides)
+    evaluated, place = find_evaluated(ckpt, dataset, overrides)
+    path, cfg, overrides = evaluated.checkpoint, evaluated.config, evaluated.overrides
+    wanted = evaluated.dataset or report_dataset(cfg)
+    if wanted is None:
+        raise WorkbenchError(f"checkpoint {path} names no dataset to evaluate on; name one")
+    directory = (
+        Path(output) if output is not None else place or evaluation_directory(replace(evaluated, dataset=wanted))
+    )
     vocabulary = load_vocabulary(path)
     data = load_data(cfg, [wanted], vocabulary)
     check_vocabulary(path, vocabulary, data.vocabulary)
+    current = fingerprint(path, cfg, data_fingerprint(data))
+    metrics = None if again else saved_metrics(directory, current)
+    if metrics is None:
+        metrics = evaluate(path, dataset=wanted, output=directory, overrides=overrides)
     results = load_predictions(directory / "predictions.json")
     truth = ground_truth(data)
     return Evaluation(path, directory, cfg, data.vocabulary, truth, results, metrics, data, wanted, overrides)
+
+
+def open_selection(ckpt: str | Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Open the evaluation of a checkpoint on the data it was chosen on, which is evaluated only where that changed.
+
+    These are the first of DATASETS.VAL, or of DATASETS.TEST where that is empty.
+
+    Raises:
+        WorkbenchError: there is none, or it cannot be evaluated.
+    """
+    evaluated, _ = find_evaluated(ckpt, overrides=overrides)
+    name = selection_dataset(evaluated.config)
+    if name is None:
+        raise WorkbenchError(f"checkpoint {evaluated.checkpoint} names no dataset to choose on; set DATASETS.VAL")
+    return open_evaluation(evaluated.checkpoint, dataset=name, overrides=evaluated.overrides, again=False)
 
 
 def suggest(
@@ -313,16 +329,13 @@ def suggest(
     These are DATASETS.VAL, or DATASETS.TEST where that is empty. Their evaluation is kept in the run and evaluated
     only once. Where they cannot be evaluated, the note of the suggestion says why.
     """
-    overrides = [*map(str, overrides)]
     try:
-        directory = evaluate_for_selection(ckpt, overrides=overrides)
-        name = selection_dataset(checkpoint_config(resolve_checkpoint(ckpt), overrides))
-        chosen_on = open_evaluation(ckpt, dataset=name, output=directory, again=False)
+        chosen_on = open_selection(ckpt, overrides)
     except WorkbenchError as error:
         return Suggestion(settings or FilterSettings(), {}, f"No thresholds can be suggested: {error}")
     words = chosen_on.vocabulary if subcategories else replace(chosen_on.vocabulary, subcategories={})
     suggestion = suggest_thresholds(chosen_on.truth, chosen_on.results, words, settings)
-    return replace(suggestion, note=f"On {name}: {suggestion.note}")
+    return replace(suggestion, note=f"On {chosen_on.dataset}: {suggestion.note}")
 
 
 def training_beside_validation(ckpt: str | Path) -> tuple[pd.DataFrame | None, str]:
@@ -333,15 +346,12 @@ def training_beside_validation(ckpt: str | Path) -> tuple[pd.DataFrame | None, s
         table is None and the words say why.
     """
     try:
-        path = resolve_checkpoint(ckpt)
-        cfg = checkpoint_config(path, ())
-        name = selection_dataset(cfg)
-        validation = saved_metrics(evaluate_for_selection(path), path, name)
-        training = evaluate_on_training_images(path)
+        validation = open_selection(ckpt)
+        training = evaluate_on_training_images(validation.checkpoint)
     except WorkbenchError as error:
         return None, f"Training and validation cannot be compared: {error}"
     rows = {}
-    for label, metrics in {"training images (sample)": training, str(name): validation}.items():
+    for label, metrics in {"training images (sample)": training, str(validation.dataset): validation.metrics}.items():
         scores = metrics["segm"] or metrics["bbox"]
         rows[label] = {
             "images": metrics["images"],
@@ -350,5 +360,7 @@ def training_beside_validation(ckpt: str | Path) -> tuple[pd.DataFrame | None, s
             "joint AP": (metrics.get("joint") or {}).get("AP"),
         }
     table = pd.DataFrame.from_dict(rows, orient="index").dropna(axis=1, how="all").rename_axis("scored on")
-    words = compare_with_training(training, validation, starting_weights(cfg), jitter=cfg.INPUT.COLOR_JITTER)
+    words = compare_with_training(
+        training, validation.metrics, starting_weights(validation.config), jitter=validation.config.INPUT.COLOR_JITTER
+    )
     return table, words

@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from workbench.data.coco import CocoDataset, load_data, load_dataset
+from workbench.data.fingerprint import data_fingerprint
 from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
@@ -28,14 +29,9 @@ from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.results import load_predictions
 from workbench.notebook.display import Page
-from workbench.runs.checkpoint import (
-    check_vocabulary,
-    checkpoint_config,
-    load_model,
-    load_vocabulary,
-    resolve_checkpoint,
-)
-from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics
+from workbench.runs.checkpoint import check_vocabulary, load_model, load_vocabulary
+from workbench.runs.directory import report_dataset, run_of
+from workbench.runs.evaluations import evaluation_directory, find_evaluated, fingerprint, saved_metrics
 from workbench.visualization.drawing import (
     Drawable,
     contact_sheet,
@@ -227,18 +223,17 @@ def open_gallery(
     predictions; otherwise the model is run on ``num_images`` of them, spread over the dataset.
 
     Args:
-        ckpt: a checkpoint directory, or a run (its best).
+        ckpt: a checkpoint directory, a run (its best), or the folder of an evaluation.
         dataset: a catalog name or a COCO JSON; by default the first of the checkpoint's DATASETS.TEST. Or
             images: a file, a folder, a glob or several; these have no ground truth. Nor has a dataset with
             other classes than the checkpoint's, of which the images are still shown.
         output: where figures and settings belong; by default as for ``open_evaluation``.
-        overrides: config keys and values in turn; with any the model is run.
+        overrides: config keys and values in turn, over the checkpoint's config, or the evaluation's.
     """
-    path = resolve_checkpoint(ckpt)
-    overrides = [*map(str, overrides)]
-    cfg = checkpoint_config(path, overrides)
+    evaluated, place = find_evaluated(ckpt, dataset, overrides)
+    path, cfg = evaluated.checkpoint, evaluated.config
     vocabulary = load_vocabulary(path)
-    wanted = dataset or report_dataset(cfg)
+    wanted = evaluated.dataset or report_dataset(cfg)
     if not wanted:
         raise WorkbenchError(f"checkpoint {path} names no dataset to look at; name one")
     if _names_images(wanted):
@@ -246,13 +241,15 @@ def open_gallery(
         usual = run_of(path)
     else:
         data, reason = _open_dataset(path, cfg, wanted, vocabulary)
-        usual = evaluation_directory(path, cfg, wanted)
+        usual = place or evaluation_directory(replace(evaluated, dataset=wanted))
     directory = Path(output) if output is not None else usual
-    places = [] if reason or overrides else [directory, usual]
-    evaluated = next((place for place in places if saved_metrics(place, path, wanted)), None)
-    if evaluated is not None:
-        results = load_predictions(evaluated / "predictions.json")
-        origin = f"the predictions in {evaluated / 'predictions.json'}"
+    saved = None
+    if not reason:
+        current = fingerprint(path, cfg, data_fingerprint(data))
+        saved = next((place for place in (directory, usual) if saved_metrics(place, current)), None)
+    if saved is not None:
+        results = load_predictions(saved / "predictions.json")
+        origin = f"the predictions in {saved / 'predictions.json'}"
     else:
         data = _spread(data, num_images)
         results, origin = _predict(path, cfg, data), f"what {path} predicts now"

@@ -7,7 +7,8 @@
 
 A checkpoint is written beside its place (``last.new``), flushed to the disk, and swapped in by renaming. A directory
 cannot be renamed over another one, so the old one is first renamed to ``last.old``; a reader that finds no ``last``
-takes ``last.old``. At every instant one complete checkpoint can be read.
+takes ``last.old``. At every instant one complete checkpoint can be read; a reader that was overtaken begins again, see
+:func:`_undisturbed`. Weights that are not finite are neither written nor read, nor is a file without its checksum.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import os
 import platform
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fvcore.common.config import CfgNode
@@ -37,11 +38,12 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, errors_as
 from workbench.files import sync, write_text
 from workbench.models import build_model
-from workbench.models.weights import read_state
+from workbench.models.weights import read_state, require_finite
 from workbench.registry import check_parts, imported_parts
 
 WEIGHTS, DESCRIPTION, STATE = "model.safetensors", "model.json", "training_state.pt"
 FORMAT_VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     imports: list[dict[str, str]] = field(default_factory=list)
+    digest: str = ""
 
 
 def save_checkpoint(
@@ -80,16 +83,22 @@ def save_checkpoint(
         extra: more keys for model.json, such as ``metrics``.
 
     Raises:
-        WorkbenchError: the disk is full or not writable; the checkpoint at ``directory`` is then untouched.
+        WorkbenchError: the disk is full or not writable, or a weight is not finite; the checkpoint at ``directory`` is
+            then untouched.
     """
     directory = Path(directory)
     new, old = _beside(directory, "new"), _beside(directory, "old")
+    # safetensors refuses tensors that share memory, such as tied weights: each gets its own copy.
     weights = model.state_dict() if isinstance(model, nn.Module) else model
+    weights = {name: _copy(tensor) for name, tensor in weights.items()}
+    kept = "; the checkpoint saved there before is kept"
+    for values in (weights, (state or {}).get("model") or {}):
+        note = kept if directory.exists() else ""
+        require_finite(values, f"the weights after step {step} are not saved as {directory}{note}")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        # safetensors refuses tensors that share memory, such as tied weights: each gets its own copy.
-        save_file({name: _copy(tensor) for name, tensor in weights.items()}, new / WEIGHTS)
+        save_file(weights, new / WEIGHTS)
         if state is not None:
             _save_state(state, new / STATE)
         description = {
@@ -117,8 +126,8 @@ def save_checkpoint(
         shutil.rmtree(new, ignore_errors=True)
         if not directory.exists() and old.exists():
             os.rename(old, directory)
-        kept = "; the checkpoint saved there before is kept" if directory.exists() else ""
-        raise WorkbenchError(f"cannot save the checkpoint {directory}: {_reason(error, directory)}{kept}") from error
+        note = kept if directory.exists() else ""
+        raise WorkbenchError(f"cannot save the checkpoint {directory}: {_reason(error, directory)}{note}") from error
     return directory
 
 
@@ -126,21 +135,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint directory, or the best (else last) checkpoint of a run directory, onto the CPU.
 
     Raises:
-        WorkbenchError: it is missing, truncated, garbled, or of a newer format.
+        WorkbenchError: it is missing, truncated, garbled, without checksums or of a newer format, or a weight is not
+            finite.
     """
-    directory = resolve_checkpoint(path)
+    return _undisturbed(path, _load)
+
+
+def _load(directory: Path) -> Checkpoint:
     description = read_description(directory)
     _check_file(directory, WEIGHTS, description)
+    weights = read_state(directory / WEIGHTS)
+    require_finite(weights, f"checkpoint {directory} cannot be used")
     with _described(directory):
         return Checkpoint(
             directory,
             config=config_from_dict(description["config"], source=str(directory / DESCRIPTION)),
             vocabulary=Vocabulary.from_coco(description),
-            state_dict=read_state(directory / WEIGHTS),
+            state_dict=weights,
             step=int(description["step"]),
             metrics=dict(description.get("metrics") or {}),
             versions=description.get("versions", {}),
             imports=description.get("imports", []),
+            digest=_digest(description),
         )
 
 
@@ -150,7 +166,10 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     Raises:
         WorkbenchError: as :func:`load_checkpoint`.
     """
-    directory = resolve_checkpoint(path)
+    return _undisturbed(path, _read_vocabulary)
+
+
+def _read_vocabulary(directory: Path) -> Vocabulary:
     description = read_description(directory)
     with _described(directory):
         return Vocabulary.from_coco(description)
@@ -167,7 +186,10 @@ def load_state(path: str | Path) -> dict[str, Any]:
     Raises:
         WorkbenchError: it is missing, truncated, garbled, or holds anything but plain data and tensors.
     """
-    directory = resolve_checkpoint(path)
+    return _undisturbed(path, _read_state)
+
+
+def _read_state(directory: Path) -> dict[str, Any]:
     _check_file(directory, STATE, read_description(directory))
     sentence = f"checkpoint file {directory / STATE} is garbled, or holds more than tensors and plain data"
     with errors_as(sentence, Exception):  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
@@ -195,10 +217,45 @@ def load_model(
 
 def checkpoint_config(path: Path, overrides: Sequence[str]) -> CfgNode:
     """Return a checkpoint's config with overrides; MODEL.DEVICE is auto (or cpu) unless they set it."""
-    values = read_description(path).get("config") or {}
-    cfg = config_from_dict(values, source=str(path / DESCRIPTION))
+    cfg = saved_config(path)
     device = [] if cfg.MODEL.DEVICE == "cpu" else ["MODEL.DEVICE", "auto"]
     return override(cfg, [*device, *overrides])
+
+
+def saved_config(path: str | Path) -> CfgNode:
+    """Return the config of a checkpoint, or of a run's best, as it was saved."""
+    return _undisturbed(path, _read_config)
+
+
+def _read_config(directory: Path) -> CfgNode:
+    return config_from_dict(read_description(directory).get("config") or {}, source=str(directory / DESCRIPTION))
+
+
+def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
+    """Return what ``read`` makes of the checkpoint directory of ``path``.
+
+    A checkpoint that was replaced during the reading is read again, so that all comes from the old or from the new one.
+    """
+    while True:
+        directory = resolve_checkpoint(path)
+        before = _identity(directory)
+        try:
+            value = read(directory)
+        except WorkbenchError:
+            if before is not None and _identity(directory) == before:
+                raise
+        else:
+            if _identity(directory) == before:
+                return value
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    """Return what tells one save of a checkpoint from the next, None where there is none at this moment."""
+    try:
+        status = (directory / DESCRIPTION).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -210,8 +267,9 @@ def resolve_checkpoint(path: str | Path) -> Path:
         WorkbenchError: there is none.
     """
     path = Path(path)
+    # A swap that happens between the looks at a place and at its .old hides both, so there is a second look.
     for candidate in (path, path / "checkpoints" / "best", path / "checkpoints" / "last"):
-        for place in (candidate, _beside(candidate, "old")):
+        for place in (candidate, _beside(candidate, "old"), candidate):
             if (place / DESCRIPTION).is_file():
                 return place
     if not path.exists():
@@ -278,6 +336,26 @@ def read_description(directory: Path) -> dict[str, Any]:
     return description
 
 
+def weights_digest(path: str | Path) -> str:
+    """Return the checksum and size of a checkpoint's weights, as model.json records them.
+
+    Raises:
+        WorkbenchError: model.json is garbled or records none.
+    """
+    return _undisturbed(path, _read_digest)
+
+
+def _read_digest(directory: Path) -> str:
+    description = read_description(directory)
+    with _described(directory):
+        return _digest(description)
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    measured = description["files"][WEIGHTS]
+    return f"{measured['crc32']}-{measured['bytes']}"
+
+
 def _beside(directory: Path, suffix: str) -> Path:
     return directory.with_name(f"{directory.name}.{suffix}")
 
@@ -292,11 +370,16 @@ def _measure(path: Path) -> dict[str, Any]:
 
 def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None:
     """Raise WorkbenchError unless a file is there and holds what was saved."""
-    path, expected = directory / name, description.get("files", {}).get(name)
+    path = directory / name
     if not path.is_file():
         raise WorkbenchError(f"checkpoint file {path} does not exist")
-    if expected is not None and (present := _measure(path)) != expected:
-        sizes = f"{present['bytes']} bytes instead of {expected['bytes']}"
+    with _described(directory):
+        expected = description["files"][name]
+        wanted = expected["bytes"], expected["crc32"]
+    with errors_as(f"checkpoint file {path} cannot be read", OSError):
+        present = _measure(path)
+    if (present["bytes"], present["crc32"]) != wanted:
+        sizes = f"{present['bytes']} bytes instead of {wanted[0]}"
         raise WorkbenchError(f"checkpoint file {path} is truncated or garbled: {sizes}, or other contents")
 
 

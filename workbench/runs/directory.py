@@ -1,7 +1,7 @@
 """The run directory: everything that one training writes.
 
-config.yaml   imports.json   metrics.csv   log.txt   events.out.tfevents.*
-checkpoints/{last,best}   figures/   evaluations/<dataset>/{metrics,predictions}.json
+config.yaml   imports.json   data.json   metrics.csv   log.txt   events.out.tfevents.*
+checkpoints/{last,best}   figures/   evaluations/<name>/{metrics,predictions}.json
 metrics.json   predictions.json: the best checkpoint on the first of DATASETS.TEST
 """
 
@@ -33,9 +33,10 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config, self.imports = self.path / "config.yaml", self.path / "imports.json"
+        self.data = self.path / "data.json"
         self.metrics, self.log = self.path / "metrics.csv", self.path / "log.txt"
         self.last, self.best = (self.path / "checkpoints" / n for n in ("last", "best"))
-        self.figures = self.path / "figures"
+        self.figures, self.evaluations = self.path / "figures", self.path / "evaluations"
         self.scores, self.predictions = self.path / "metrics.json", self.path / "predictions.json"
 
 
@@ -55,10 +56,8 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
             writable.
     """
     run = RunDirectory(cfg.OUTPUT_DIR)
-    saved = load_config(run.config) if run.config.exists() else None
+    saved = _saved_config(run)
     other = "choose another OUTPUT_DIR or delete it"
-    if saved is None and (run.last.exists() or run.metrics.exists()):
-        raise WorkbenchError(f"OUTPUT_DIR {run.path} holds a run without its config.yaml, which cannot go on; {other}")
     if saved is not None and not resume:
         raise WorkbenchError(f"OUTPUT_DIR {run.path} holds a run already; resume it, {other}")
     cfg = cfg.clone()
@@ -85,6 +84,26 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
     return run, cfg
 
 
+def _saved_config(run: RunDirectory) -> CfgNode | None:
+    """Return the config of a run that has begun, None for one that has not.
+
+    A start that failed before the first step leaves a config.yaml that binds nobody. A config.yaml that was deleted is
+    that of a checkpoint.
+    """
+    from workbench.runs.checkpoint import has_checkpoint, saved_config  # torch takes seconds; tables do without
+
+    if has_checkpoint(run.path):
+        return load_config(run.config) if run.config.exists() else saved_config(run.path)
+    if not read_metrics(run.metrics):
+        return None
+    if not run.config.exists():
+        raise WorkbenchError(
+            f"OUTPUT_DIR {run.path} holds a run without its config.yaml and without a checkpoint, which cannot go on; "
+            "choose another OUTPUT_DIR or delete it"
+        )
+    return load_config(run.config)
+
+
 def run_of(checkpoint: Path) -> Path:
     """Return the run directory that a checkpoint lies in, or else the checkpoint's own directory."""
     run = checkpoint.resolve().parent.parent
@@ -105,32 +124,6 @@ def selection_dataset(cfg: CfgNode) -> str | None:
     return (*cfg.DATASETS.VAL[:1], *cfg.DATASETS.TEST[:1], None)[0]
 
 
-def evaluation_directory(checkpoint: Path, cfg: CfgNode, dataset: str | Path | None) -> Path:
-    """Return where the results of a checkpoint on a dataset belong.
-
-    This is the checkpoint's run for :func:`report_dataset`, and ``evaluations/<dataset>`` in it for any other, so
-    that the run keeps its own scores.
-    """
-    run = run_of(checkpoint)
-    return run if dataset in (None, report_dataset(cfg)) else run / "evaluations" / Path(str(dataset)).stem
-
-
-def saved_metrics(directory: Path, checkpoint: Path, dataset: str | Path) -> dict[str, Any] | None:
-    """Return the metrics.json of a directory if it and predictions.json are current, else None.
-
-    Current means: they belong to this checkpoint and this dataset, and are newer than the checkpoint's files.
-    """
-    scores, predictions = directory / "metrics.json", directory / "predictions.json"
-    try:
-        metrics = json.loads(scores.read_text(encoding="utf-8"))
-        written = min(scores.stat().st_mtime_ns, predictions.stat().st_mtime_ns)
-        trained = max(file.stat().st_mtime_ns for file in checkpoint.iterdir())
-    except (OSError, ValueError):
-        return None
-    same = metrics.get("dataset") == Path(str(dataset)).stem and written >= trained
-    return metrics if same and Path(metrics["checkpoint"]).resolve() == checkpoint.resolve() else None
-
-
 def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     """Return the keys that would change the training, with their saved and their wanted values."""
     free = (*_FREE, "DATASETS.TEST") if saved.DATASETS.VAL else _FREE
@@ -139,6 +132,29 @@ def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
         for key, (here, there) in sorted(changes(wanted, saved).items())
         if not any(key == k or k.endswith(".") and key.startswith(k) for k in free)
     ]
+
+
+def read_metrics_json(directory: Path) -> dict[str, Any] | None:
+    """Return the metrics.json of a directory, None where there is none that can be read."""
+    try:
+        metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return metrics if isinstance(metrics, dict) else None
+
+
+def list_evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the folders below ``evaluations/`` of a run and their metrics, sorted by path."""
+    folders = sorted(path.parent for path in (run / "evaluations").glob("*/metrics.json"))
+    return [(folder, metrics) for folder in folders if (metrics := read_metrics_json(folder)) is not None]
+
+
+def describe_changes(metrics: Mapping[str, Any]) -> str:
+    """Return what an evaluation was of, in words: dataset, checkpoint and changed keys."""
+    record = metrics.get("evaluation") or {}
+    changed = [f"{key} {value}" for key, value in (record.get("changed") or {}).items()]
+    checkpoint = Path(str(metrics.get("checkpoint", ""))).name
+    return ", ".join([str(metrics.get("dataset")), f"checkpoint {checkpoint}", *changed])
 
 
 class MetricsTable:

@@ -12,7 +12,7 @@ import pandas as pd
 from workbench.config import flatten, load_config
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.evaluate import metrics_table
-from workbench.runs.directory import RunDirectory, read_metrics
+from workbench.runs.directory import RunDirectory, describe_changes, list_evaluations, read_metrics
 
 # The config keys that most often differ between the runs of a study, and their column names.
 SHOWN_KEYS = {
@@ -43,12 +43,20 @@ def is_run(directory: str | Path) -> bool:
     return (Path(directory) / "config.yaml").is_file() and (Path(directory) / "checkpoints").is_dir()
 
 
-def runs_frame(runs: Iterable[str | Path]) -> pd.DataFrame:
+def runs_frame(runs: Iterable[str | Path], evaluations: bool = False) -> pd.DataFrame:
     """Return one row a run: :data:`SHOWN_KEYS`, steps done and wanted, and the key numbers of its metrics.json.
 
-    Numbers are NaN where there is no metrics.json yet. Column ``problem`` says why a run cannot be read.
+    Numbers are NaN where there is no metrics.json yet. Column ``problem`` says why a run cannot be read. With
+    ``evaluations`` a run is followed by its other evaluations, and column ``evaluation`` says of what they are.
     """
-    return pd.DataFrame([_row(Path(run)) for run in runs])
+    rows = []
+    for run in map(Path, runs):
+        row = _row(run)
+        rows.append(row)
+        for folder, metrics in list_evaluations(run) if evaluations else ():
+            of = {"run": str(folder), "evaluation": describe_changes(metrics)}
+            rows.append({**row, **of, **_key_numbers(metrics)})
+    return pd.DataFrame(rows)
 
 
 def _row(run: Path) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def _key_numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def describe_run(directory: str | Path) -> str:
-    """Return the metrics table of a run and the paths of its results, as text.
+    """Return the metrics table of a run, or of an evaluation in it, and the paths of its results, as text.
 
     Raises:
         WorkbenchError: the directory is missing or has no readable metrics.json.
@@ -89,9 +97,14 @@ def describe_run(directory: str | Path) -> str:
         raise WorkbenchError(f"{run.path} has no metrics.json; score it first: workbench eval --ckpt {run.best}")
     with errors_as(f"{run.scores} cannot be read", OSError, ValueError):
         metrics = json.loads(run.scores.read_text(encoding="utf-8"))
+    lines = []
+    for folder, other in list_evaluations(run.path):
+        ap = (other.get("segm") or {}).get("AP")
+        lines.append(f"{'evaluation':<10} {folder}: {describe_changes(other)}: AP {'-' if ap is None else f'{ap:.1f}'}")
     places = [("checkpoint", run.best), ("scores", run.scores), ("figures", run.figures)]
     places += [("notebook", path) for path in sorted(run.path.glob("*.ipynb"))]
-    return "\n".join([metrics_table(metrics), "", *(f"{name:<10} {path}" for name, path in places if path.exists())])
+    lines = [f"{name:<10} {path}" for name, path in places if path.exists()] + lines
+    return "\n".join([metrics_table(metrics), "", *lines])
 
 
 def metrics_frame(path: str | Path) -> pd.DataFrame:

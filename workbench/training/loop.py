@@ -53,6 +53,7 @@ class Trainer:
         evaluate: ``evaluate(model)``, called in every process with the model in eval mode, returns metrics
             whose ``["segm"]["AP"]`` selects the best checkpoint; None never evaluates.
         on_best: called in the main process after a new best checkpoint was written.
+        chosen_on: digest of the data; the best checkpoint is chosen anew where it differs from the checkpoint's.
         processes: the result of ``start_processes(cfg)``, if that was called already.
 
     IMS_PER_BATCH images make one optimiser step, whatever the number of processes and ACCUMULATION_STEPS.
@@ -67,7 +68,8 @@ class Trainer:
         batches: Callable[[int], Iterator[Batch]],
         *,
         evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
-        on_best: Callable[[], None] | None = None,
+        on_best: Callable[[], object] | None = None,
+        chosen_on: str | None = None,
         processes: Processes | None = None,
     ) -> None:
         self.cfg, self.vocabulary, self.run = cfg, vocabulary, run
@@ -77,6 +79,7 @@ class Trainer:
         self.max_steps, self.chunks = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATION_STEPS
         self.step = 0
         self.best: dict[str, Any] = {"AP": None, "step": None}
+        self.chosen_on = chosen_on
         self.pending: dict[str, float] | None = None  # the row of a step that was not evaluated yet
         self.metrics: dict[str, Any] = {}
 
@@ -249,6 +252,7 @@ class Trainer:
         state = {
             "step": self.step,
             "best": self.best,
+            "chosen_on": self.chosen_on,
             "pending": self.pending,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
@@ -281,6 +285,9 @@ class Trainer:
                 self.average.n_averaged.fill_(state["average"]["updates"] + 1)
             self.step, self.best, self.pending = state["step"], state["best"], state["pending"]
             self.metrics = checkpoint.metrics
+        if state.get("chosen_on", self.chosen_on) != self.chosen_on:
+            self.best = {"AP": None, "step": None}
+            log.warning("the best checkpoint is chosen anew: scores on other data cannot be compared")
         return state
 
     def _resume_optimizer(self, state: dict[str, Any]) -> None:

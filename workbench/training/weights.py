@@ -7,7 +7,7 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from workbench.models.weights import LoadReport, load_state, read_state, require_backbone
+from workbench.models.weights import LoadReport, load_state, read_state, require_backbone, require_finite
 from workbench.runs.checkpoint import load_checkpoint
 
 
@@ -24,9 +24,11 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         random: this is how a model is fine-tuned to other categories.
 
     Raises:
-        WorkbenchError: it cannot be read, or holds less than nine tenths of the backbone.
+        WorkbenchError: it cannot be read, holds NaN or infinity, or holds less than nine tenths of the backbone.
     """
-    report = load_state(model, load_checkpoint(path).state_dict if Path(path).is_dir() else read_state(path))
+    state = load_checkpoint(path).state_dict if Path(path).is_dir() else read_state(path)
+    require_finite(state, f"weights {path}")
+    report = load_state(model, state)
     hint = "; weights of a backbone alone go into MODEL.MOBILENET.WEIGHTS or MODEL.RESNETS.WEIGHTS"
     require_backbone(report, str(path), prefix="backbone.", hint=hint)
     return report

@@ -7,12 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.data.coco import load_data
+from workbench.data.fingerprint import data_fingerprint
 from workbench.errors import WorkbenchError
 from workbench.evaluation.analysis import compare_results
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.results import load_predictions
 from workbench.runs.checkpoint import checkpoint_config, load_vocabulary, resolve_checkpoint
-from workbench.runs.directory import report_dataset, saved_metrics
+from workbench.runs.directory import report_dataset
+from workbench.runs.evaluations import fingerprint, saved_metrics
 
 
 def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
@@ -21,16 +23,21 @@ def compare_runs(first: str | Path, second: str | Path) -> pd.DataFrame:
     Raises:
         WorkbenchError: a run has no current metrics.json and predictions.json, or they report different datasets.
     """
-    datasets, results = [], []
-    for run in (first, second):
-        checkpoint = resolve_checkpoint(run)
-        cfg = checkpoint_config(checkpoint, ())
-        datasets.append(report_dataset(cfg))
-        if datasets[-1] is None or saved_metrics(Path(run), checkpoint, datasets[-1]) is None:
-            raise WorkbenchError(f"{run} has no current scores; write them first: workbench eval --ckpt {run}")
-        results.append(load_predictions(Path(run) / "predictions.json"))
-    if datasets[0] != datasets[1]:
-        reports = " and ".join(f"{run} reports {name}" for run, name in zip((first, second), datasets, strict=True))
+    runs = {run: resolve_checkpoint(run) for run in (first, second)}
+    configs = {run: checkpoint_config(checkpoint, ()) for run, checkpoint in runs.items()}
+    datasets = {run: report_dataset(cfg) for run, cfg in configs.items()}
+    if datasets[first] != datasets[second]:
+        reports = " and ".join(f"{run} reports {name}" for run, name in datasets.items())
         raise WorkbenchError(f"{reports}; only runs on one dataset can be compared.")
-    truth = ground_truth(load_data(cfg, datasets[:1], load_vocabulary(checkpoint)))
-    return compare_results(truth, *results)
+    if datasets[first] is None:
+        raise WorkbenchError(f"{first} and {second} name no dataset; only runs on one dataset can be compared.")
+    data = load_data(configs[first], [datasets[first]], load_vocabulary(runs[first]))
+    content, results = data_fingerprint(data), []
+    for run, checkpoint in runs.items():
+        if saved_metrics(Path(run), fingerprint(checkpoint, configs[run], content)) is None:
+            raise WorkbenchError(
+                f"{run} has no current scores on {datasets[run]} as it is now; write them first: workbench eval --ckpt "
+                f"{run}"
+            )
+        results.append(load_predictions(Path(run) / "predictions.json"))
+    return compare_results(ground_truth(data), *results)

@@ -13,15 +13,24 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from workbench.data.coco import CocoDataset, load_data
+from workbench.data.fingerprint import data_fingerprint
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.errors import WorkbenchError
-from workbench.evaluation.evaluate import evaluate_results, save_metrics
+from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
-from workbench.evaluation.results import save_predictions
-from workbench.runs.checkpoint import checkpoint_config, load_model, load_vocabulary, resolve_checkpoint
-from workbench.runs.directory import evaluation_directory, report_dataset, run_of, saved_metrics, selection_dataset
+from workbench.runs.checkpoint import load_model, load_vocabulary, resolve_checkpoint
+from workbench.runs.directory import report_dataset, run_of
+from workbench.runs.evaluations import (
+    Evaluated,
+    check_output,
+    evaluation_directory,
+    find_evaluated,
+    fingerprint,
+    save_evaluation,
+    saved_metrics,
+)
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.progress import log_machine, logging_to
 from workbench.workflows.score import scoring_options
@@ -37,61 +46,42 @@ def evaluate(
     """Score a checkpoint on a dataset and write metrics.json and predictions.json.
 
     Args:
-        ckpt: a checkpoint directory, or a run (its best).
+        ckpt: a checkpoint directory, a run (its best), or the folder of an evaluation, which is then repeated.
         dataset: catalog name or path of a COCO JSON; the first of the checkpoint's DATASETS.TEST by default.
-        output: where the two files go; by default the checkpoint's run, and for another dataset than its first
-            of DATASETS.TEST ``evaluations/<dataset>`` in the run, so that the run keeps its own scores.
+        output: where the two files go; :func:`workbench.runs.evaluations.evaluation_directory` by default.
         overrides: config keys and values in turn, over the checkpoint's config.
 
     Returns:
         what metrics.json holds.
 
     Raises:
-        WorkbenchError: the checkpoint or the dataset cannot be read, or the results cannot be written.
+        WorkbenchError: the checkpoint or the dataset cannot be read, the results cannot be written, or ``output`` is a
+            run that this is not the own evaluation of.
     """
-    path = resolve_checkpoint(ckpt)
-    cfg = checkpoint_config(path, overrides)
-    name = dataset or report_dataset(cfg)
+    evaluated, place = find_evaluated(ckpt, dataset, overrides)
+    path, cfg = evaluated.checkpoint, evaluated.config
+    name = evaluated.dataset or report_dataset(cfg)
     if name is None:
         raise WorkbenchError(f"checkpoint {path} names no dataset to evaluate on; name one")
-    directory = Path(output) if output is not None else evaluation_directory(path, cfg, name)
+    evaluated = replace(evaluated, dataset=name)
+    directory = Path(output) if output is not None else place or evaluation_directory(evaluated)
+    check_output(directory, evaluated)
     processes = start_processes(cfg)
     with logging_to(None):
         log_machine(cfg, processes)
         # Files are read in every process, each perhaps on a machine of its own.
         data = run_on_all(lambda: load_data(cfg, [name], load_vocabulary(path)))
-        return evaluate_checkpoint(path, cfg, data, processes, directory)
+        return evaluate_checkpoint(evaluated, cfg, data, processes, directory)
 
 
 def evaluate_checkpoint(
-    path: Path, cfg: CfgNode, dataset: CocoDataset, processes: Processes, directory: Path
+    evaluated: Evaluated, cfg: CfgNode, dataset: CocoDataset, processes: Processes, directory: Path
 ) -> dict[str, Any]:
-    """Score the checkpoint ``path`` on a loaded dataset, in every process, and write the results to ``directory``."""
-    model, _ = run_on_all(lambda: load_model(path, processes.device, config=cfg))
+    """Score a checkpoint on a loaded dataset, in every process, and write the results to ``directory``."""
+    model, checkpoint = run_on_all(lambda: load_model(evaluated.checkpoint, processes.device, config=cfg))
     evaluation = DatasetEvaluation(cfg, dataset, processes.accelerator)
-    metrics = evaluation(model)
-    run_on_main(lambda: evaluation.save(directory, path))
-    return metrics
-
-
-def evaluate_for_selection(ckpt: str | Path, *, overrides: Sequence[str] = ()) -> Path:
-    """Return the folder with a checkpoint's metrics.json and predictions.json on the dataset to choose on.
-
-    Thresholds and everything else that is chosen after training is chosen on these predictions: of the first of
-    DATASETS.VAL, or of DATASETS.TEST where VAL is empty (:func:`workbench.runs.directory.selection_dataset` names
-    it). Training leaves them for its best checkpoint in ``evaluations/<dataset>`` of the run, or in the run itself
-    where VAL is empty. They are reused where they are current and no ``overrides`` are given; otherwise the
-    checkpoint is evaluated.
-    """
-    path = resolve_checkpoint(ckpt)
-    cfg = checkpoint_config(path, overrides)
-    name = selection_dataset(cfg)
-    if name is None:
-        raise WorkbenchError(f"checkpoint {path} names no dataset to choose on; set DATASETS.VAL")
-    directory = evaluation_directory(path, cfg, name)
-    if overrides or saved_metrics(directory, path, name) is None:
-        evaluate(path, dataset=name, overrides=overrides)
-    return directory
+    evaluation(model)
+    return run_on_main(lambda: evaluation.save(directory, evaluated, checkpoint.digest))
 
 
 def evaluate_on_training_images(ckpt: str | Path, *, most: int = 50) -> dict[str, Any]:
@@ -106,15 +96,17 @@ def evaluate_on_training_images(ckpt: str | Path, *, most: int = 50) -> dict[str
         WorkbenchError: the checkpoint or the data cannot be read, or the results cannot be written.
     """
     path = resolve_checkpoint(ckpt)
-    cfg = checkpoint_config(path, [])
+    evaluated = Evaluated(path)
+    cfg = evaluated.config
     directory = run_of(path) / "evaluations" / "training_sample"
     data = load_data(cfg, cfg.DATASETS.TRAIN, load_vocabulary(path), for_training=True)
     chosen = np.sort(np.random.default_rng(0).permutation(len(data))[:most])
-    saved = saved_metrics(directory, path, data.entries[0].name)
-    if saved is not None and saved["images"] == len(chosen):
-        return saved
     sample = replace(data, dicts=[data.dicts[index] for index in chosen])
-    return evaluate_checkpoint(path, cfg, sample, start_processes(cfg), directory)
+    saved = saved_metrics(directory, fingerprint(path, cfg, data_fingerprint(sample)))
+    if saved is not None:
+        return saved
+    evaluated = replace(evaluated, dataset=cfg.DATASETS.TRAIN[0])
+    return evaluate_checkpoint(evaluated, cfg, sample, start_processes(cfg), directory)
 
 
 class DatasetEvaluation:
@@ -125,7 +117,7 @@ class DatasetEvaluation:
 
     def __init__(self, cfg: CfgNode, dataset: CocoDataset, accelerator: Accelerator, progress: bool = True) -> None:
         self.cfg, self.dataset, self.accelerator, self.progress = cfg, dataset, accelerator, progress
-        self.truth = ground_truth(dataset)
+        self.truth, self.data = ground_truth(dataset), data_fingerprint(dataset)
         self.metrics: dict[str, Any] = {}
         self.results: list[dict[str, Any]] = []
 
@@ -154,14 +146,7 @@ class DatasetEvaluation:
             batch_size=8 if len(sizes) == 1 else 1,  # images of one size need no padding, so batches change nothing
         )
 
-    def save(self, directory: Path, checkpoint: Path) -> None:
-        """Write predictions.json and then metrics.json, each whole or not at all.
-
-        Raises:
-            WorkbenchError: the disk is full or not writable.
-        """
-        try:
-            save_predictions(directory / "predictions.json", self.results)
-            save_metrics(directory / "metrics.json", {**self.metrics, "checkpoint": str(checkpoint)})
-        except OSError as error:
-            raise WorkbenchError(f"the results cannot be saved in {directory}: {error.strerror}") from None
+    def save(self, directory: Path, evaluated: Evaluated, weights: str | None = None) -> dict[str, Any]:
+        """Write predictions.json and metrics.json and return the latter: :func:`save_evaluation`."""
+        current = fingerprint(evaluated.checkpoint, self.cfg, self.data, weights)
+        return save_evaluation(directory, evaluated, self.metrics, self.results, current)

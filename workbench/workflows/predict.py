@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import itertools
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,21 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
+from workbench.data.fingerprint import digest
 from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
 from workbench.data.mapper import build_mapper
 from workbench.data.masks import mask_areas
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.filters import FilterSettings, apply_filters
 from workbench.evaluation.predict import to_coco_results
-from workbench.files import write_json
+from workbench.files import replacing, write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
 from workbench.visualization.drawing import draw_instances
 
+_SOFTWARE = "workbench predict"
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
 
@@ -46,7 +51,8 @@ def predict(
     Args:
         ckpt: a checkpoint directory, or a run (its best).
         inputs: image files, folders (searched through) and globs.
-        output: folder for the files; made, and none of the inputs may lie directly in it.
+        output: folder for the files; made, and none of the inputs may lie directly in it. Files of an earlier
+            prediction are replaced there, no others.
         score_threshold: instances that score less are left out; 0.5 by default, or what ``filters`` say.
         filters: which instances are kept, as settings or as the JSON they were saved in.
         device: cpu, cuda, ... instead of the checkpoint's.
@@ -57,7 +63,8 @@ def predict(
         ``attributes``, categories, subcategories), so it can be opened, corrected and trained on.
 
     Raises:
-        WorkbenchError: nothing to read; or some images could not be read, after all others were written.
+        WorkbenchError: nothing to read; ``output`` holds other files or links of the same names; or some images could
+            not be read, after all others were written.
     """
     output = Path(output)
     settings = FilterSettings.load(filters) if isinstance(filters, (str, Path)) else filters or FilterSettings()
@@ -69,12 +76,15 @@ def predict(
     for file in files:
         if file.parent.resolve() == output.resolve():
             raise WorkbenchError(f"the output folder {output} holds the input {file}; choose another folder")
+    names = _free_names(files)
+    for name in (*names, "predictions.json"):
+        _check_replaceable(output / name)
     model, checkpoint = load_model(path, choose_device(cfg.MODEL.DEVICE), config=cfg)
     settings.check(checkpoint.vocabulary)
     output.mkdir(parents=True, exist_ok=True)
     find = partial(_find_objects, model, build_mapper(cfg, is_train=False), checkpoint.vocabulary, settings)
     images, annotations, written, unreadable = [], [], [], []
-    for number, (file, name) in enumerate(zip(files, _free_names(files), strict=True), start=1):
+    for number, (file, name) in enumerate(zip(files, names, strict=True), start=1):
         try:
             picture = read_image(str(file), ImageRules.from_config(cfg))
         except WorkbenchError as error:
@@ -85,16 +95,45 @@ def predict(
         images.append({"id": number, "file_name": str(file), "height": height, "width": width})
         annotations += rows
         written.append(output / name)
-        Image.fromarray(draw_instances(picture, rows, checkpoint.vocabulary)).save(written[-1])
+        _save_picture(draw_instances(picture, rows, checkpoint.vocabulary), written[-1])
     areas = mask_areas([row["segmentation"] for row in annotations]).tolist()
     for number, (row, area) in enumerate(zip(annotations, areas, strict=True), start=1):
         row.update(id=number, iscrowd=0, area=float(area))
     written.append(output / "predictions.json")
-    write_json(written[-1], {"images": images, "annotations": annotations, **checkpoint.vocabulary.to_coco()})
+    content = {"images": images, "annotations": annotations, **checkpoint.vocabulary.to_coco()}
+    write_json(written[-1], {"info": {"software": _SOFTWARE, "content": digest(content)}, **content})
     if unreadable:
         rest = f"; the other {len(written) - 1} are in {output}" if len(written) > 1 else ""
         raise WorkbenchError(f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}")
     return written
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise WorkbenchError unless nothing is at ``path``, or a file that :func:`predict` wrote and nobody changed."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink():
+        raise WorkbenchError(f"{path} is a link, which is not written through; choose another output folder")
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            info = content.pop("info")
+            written = info["software"] == _SOFTWARE and info["content"] == digest(content)
+        else:
+            with Image.open(path, formats=["PNG"]) as image:
+                written = image.text.get("Software") == _SOFTWARE
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError):
+        written = False
+    if not written:
+        raise WorkbenchError(f"{path} was not written by predict, or was changed since; choose another output folder")
+
+
+def _save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write a picture, (H, W, 3) uint8, as a PNG that names this program."""
+    note = PngInfo()
+    note.add_text("Software", _SOFTWARE)
+    with errors_as(f"{path} cannot be written", OSError), replacing(path) as draft:
+        Image.fromarray(picture).save(draft, format="PNG", pnginfo=note)
 
 
 def _find_objects(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
@@ -13,6 +13,7 @@ from torch import nn
 
 from workbench.config import keys_without_effect
 from workbench.data.coco import CocoDataset, load_data
+from workbench.data.fingerprint import data_fingerprint
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
@@ -20,14 +21,15 @@ from workbench.environment.memory import check_memory
 from workbench.models import build_model
 from workbench.registry import imported_parts
 from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
+from workbench.runs.continuing import check_checkpoints, check_data, choice_digest
 from workbench.runs.directory import (
     RunDirectory,
-    evaluation_directory,
     open_run,
     report_dataset,
-    saved_metrics,
     selection_dataset,
 )
+from workbench.runs.evaluations import Evaluated, fingerprint, saved_metrics
+from workbench.runs.lock import RunLock
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.estimate import log_cost
 from workbench.training.loop import Trainer, check_batch_size
@@ -37,7 +39,7 @@ from workbench.training.weights import load_weights, starting_weights
 from workbench.workflows.evaluate import DatasetEvaluation, evaluate_checkpoint
 
 
-def train(cfg: CfgNode, *, resume: bool = True) -> Path:
+def train(cfg: CfgNode, *, resume: bool = True, restart: bool = False, accept_data: bool = False) -> Path:
     """Train what ``cfg`` describes into OUTPUT_DIR, or continue the run that is there.
 
     The datasets are checked before the first step. During training, and at its end, the model is evaluated on the
@@ -49,6 +51,8 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
     Args:
         cfg: the config; SEED -1 draws a seed.
         resume: False refuses an OUTPUT_DIR that holds a run.
+        restart: train again from step 0; earlier checkpoints are kept under another name.
+        accept_data: continue a run although its data has changed; the best checkpoint is then chosen anew.
 
     Returns:
         the run directory.
@@ -58,7 +62,19 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
     """
     processes = start_processes(cfg)
     check_memory(cfg, processes=world_size())
-    run, cfg = run_on_main(lambda: open_run(cfg, resume=resume, seed=secrets.randbelow(2**31)))
+    run = RunDirectory(cfg.OUTPUT_DIR)
+    lock = RunLock(run.path)
+    run_on_main(lambda: lock.acquire() and None)
+    try:
+        run, cfg = run_on_main(lambda: open_run(cfg, resume=resume, seed=secrets.randbelow(2**31)))
+        run_on_main(lambda: check_checkpoints(run, restart))
+        _train(run, cfg, processes, accept_data)
+    finally:
+        lock.release()
+    return run.path
+
+
+def _train(run: RunDirectory, cfg: CfgNode, processes: Processes, accept_data: bool) -> None:
     with logging_to(run.log):
         check_batch_size(cfg)
         log_machine(cfg, processes)
@@ -66,6 +82,7 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
         # Files are read in every process, each perhaps on a machine of its own.
         data = run_on_all(lambda: _load_splits(cfg, load_vocabulary(run.last) if continued else None))
         _log_data(cfg, data)
+        prints = run_on_main(lambda: _check_data(run, data, accept_data))
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         torch.manual_seed(cfg.SEED)
         model = run_on_all(lambda: _initial_model(cfg, data.train.vocabulary, continued))
@@ -73,11 +90,10 @@ def train(cfg: CfgNode, *, resume: bool = True) -> Path:
         for part in imported_parts():
             log.info(f"parts of {part['name']}, sha256 {part['sha256']}")
         run_on_all(lambda: log_cost(cfg, model, data.train, processes))
-        _run_steps(cfg, run, model, data, processes)
+        _run_steps(cfg, run, model, data, choice_digest(prints), processes)
         if data.report is not None:
             _report(cfg, run, data.report, processes)
         log.info(f"run {run.path}, best checkpoint {run.best}, metrics {run.scores if data.report else run.metrics}")
-    return run.path
 
 
 class _Splits(NamedTuple):
@@ -95,6 +111,14 @@ def _load_splits(cfg: CfgNode, vocabulary: Vocabulary | None) -> _Splits:
     return _Splits(train_set, *(loaded.get(name) for name in names))
 
 
+def _check_data(run: RunDirectory, data: _Splits, accept: bool) -> dict[str, Any]:
+    """Return the fingerprints of the data, once they are those of the run's start or ``accept`` is given."""
+    prints = {name: None if part is None else data_fingerprint(part) for name, part in data._asdict().items()}
+    for difference in check_data(run, prints, accept):
+        log.warning(f"the run goes on with other data, as accepted: {difference}")
+    return prints
+
+
 def _initial_model(cfg: CfgNode, vocabulary: Vocabulary, continued: bool) -> nn.Module:
     """Build the model, with the weights that the config names unless a checkpoint brings them."""
     model = build_model(cfg, vocabulary, pretrained=not continued)
@@ -103,13 +127,16 @@ def _initial_model(cfg: CfgNode, vocabulary: Vocabulary, continued: bool) -> nn.
     return model
 
 
-def _run_steps(cfg: CfgNode, run: RunDirectory, model: nn.Module, data: _Splits, processes: Processes) -> None:
+def _run_steps(
+    cfg: CfgNode, run: RunDirectory, model: nn.Module, data: _Splits, chosen_on: str, processes: Processes
+) -> None:
     mapper = build_mapper(cfg, is_train=True)
     evaluation = save_evaluation = None
     if data.selection is not None:
         evaluation = DatasetEvaluation(cfg, data.selection, processes.accelerator, progress=False)
-        directory = evaluation_directory(run.best, cfg, selection_dataset(cfg))
-        save_evaluation = partial(evaluation.save, directory, run.best)
+        name = selection_dataset(cfg)
+        directory = run.path if name == report_dataset(cfg) else run.evaluations / data.selection.entries[0].name
+        save_evaluation = partial(evaluation.save, directory, Evaluated(run.best, name))
     trainer = Trainer(
         cfg,
         model,
@@ -127,6 +154,7 @@ def _run_steps(cfg: CfgNode, run: RunDirectory, model: nn.Module, data: _Splits,
         ),
         evaluate=evaluation,
         on_best=save_evaluation,
+        chosen_on=chosen_on,
         processes=processes,
     )
     trainer.train()
@@ -139,9 +167,9 @@ def _report(cfg: CfgNode, run: RunDirectory, dataset: CocoDataset, processes: Pr
     between the last step and the end of this evaluation leaves it to the next start of the same command.
     """
     name = report_dataset(cfg)
-    if run_on_main(lambda: saved_metrics(run.path, run.best, name) is None):
+    if run_on_main(lambda: saved_metrics(run.path, fingerprint(run.best, cfg, data_fingerprint(dataset))) is None):
         log.info(f"evaluating the best checkpoint on {name}")
-        metrics = evaluate_checkpoint(run.best, cfg, dataset, processes, run.path)
+        metrics = evaluate_checkpoint(Evaluated(run.best, name), cfg, dataset, processes, run.path)
         ap = (metrics["segm"] or {}).get("AP")
         log.info(f"{name}: segm AP {'-' if ap is None else f'{ap:.2f}'} of the best checkpoint")
 
