@@ -5,14 +5,22 @@
 # make clean  remove .venv and caches; data/ and outputs/ stay
 #
 # The Python that .venv is made from: `make env PYTHON=python3.12`.
+# For a driver older than the lock's CUDA: `make env TORCH_INDEX=<address>` installs torch and torchvision from that index
+# of wheels, and remembers it; `make env TORCH_INDEX=` goes back to the lock.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= outputs/demo
 
+ifeq ($(origin TORCH_INDEX),undefined)
+TORCH_INDEX := $(shell cat $(VENV)/torch-index 2>/dev/null)
+endif
+# What the lock pins for its own CUDA; the wheels of another index bring theirs.
+OF_TORCH := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
+
 # Named after the content of what is installed, so that neither a fresh clone's file times nor `touch` matter.
-STAMP := $(VENV)/.installed-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.installed-$(shell { cat requirements.lock pyproject.toml; printf '%s' '$(TORCH_INDEX)'; } | cksum | cut -d' ' -f1)
 
 # A .venv whose Python is gone, or is not the one asked for on the command line, is made anew.
 _ := $(shell test -d $(VENV) && ! $(BIN)/python -c '' 2>/dev/null && rm -f $(VENV)/.installed-*)
@@ -42,10 +50,14 @@ $(STAMP):
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 \
 	    || { echo "Making $(VENV) with $$("$(PYTHON)" -V)" && "$(PYTHON)" -m venv --clear $(VENV); }
 	@echo "Installing requirements.lock (several GB with torch; a minute or more)"
+	@test "$$(cat $(VENV)/torch-index 2>/dev/null)" = '$(TORCH_INDEX)' || { \
+	    $(BIN)/python -m pip uninstall --quiet --yes torch torchvision && printf '%s' '$(TORCH_INDEX)' > $(VENV)/torch-index; }
+	@grep -vE '$(if $(TORCH_INDEX),$(OF_TORCH),^$$)' requirements.lock > $(VENV)/requirements.txt
+	@$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url '$(TORCH_INDEX)' 'torch>=2.11' torchvision,:)
 	@uv=$$(grep -E '^uv==' requirements.lock | cut -d' ' -f1); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$uv" \
-	    && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock \
-	    || { echo "Installing with pip instead" && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; }
+	    && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r $(VENV)/requirements.txt \
+	    || { echo "Installing with pip instead" && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt; }
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
 	@touch $@

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "workbench"
 # A part imports only from those above it.
 ORDER = (
     "errors",
+    "console",
     "files",
     "yaml_files",
     "registry",
@@ -32,6 +33,7 @@ ORDER = (
     "notebook",
     "detectron2",
     "cli",
+    "__main__",
 )
 PLAIN = ("models", "losses", "ops")  # plain PyTorch: no config object, no framework, no files
 FORBIDDEN_IN_PLAIN = {

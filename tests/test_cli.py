@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -173,13 +174,122 @@ def test_errors_of_the_work_are_one_sentence(
     assert said in _refused(capsys, "train", "--config", str(tiny_config))
 
 
-def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tiny_config: Path) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), OSError("of a library"), RecursionError("deep")])
+def test_a_defect_is_a_sentence_and_a_file(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tiny_config: Path, tmp_path: Path
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr("workbench.workflows.train.train", fail)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["train", "--config", str(tiny_config)])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    argv = ["train", "--config", str(tiny_config)]
+    assert cli.main(argv) == 70
+    said = capsys.readouterr().err
+    (report,) = tmp_path.glob("workbench-defect-*.txt")
+    assert said.startswith("workbench: error: this is a defect of the workbench (") and said.count("\n") == 1
+    assert f"{type(error).__name__}: {error}" in said and str(report) in said and "--debug" in said
+    text = report.read_text()
+    assert f"workbench train --config {tiny_config}" in text and "torch 2" in text and "raise error" in text
+
+    assert cli.main([*argv, "--debug"]) == 70
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert cli.main(argv) == 70
+    assert "its traceback cannot be written (No such file" in capsys.readouterr().err
+
+
+def test_memory_that_is_used_up_and_an_interrupted_import_are_no_defects(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tiny_config: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed")  # noqa: B904
+
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    for function, said in ((interrupted, "stopped by Ctrl-C."), (out_of_memory, "lower SOLVER.IMS_PER_BATCH")):
+        monkeypatch.setattr("workbench.workflows.train.train", function)
+        assert said in _refused(capsys, "train", "--config", str(tiny_config))
+
+
+PRINTS = """
+import sys
+from workbench import cli, console
+def run(args):
+    sys.stdin.readline()  # until the reader is gone
+    for _ in range(3):
+        console.print_line("4 \\u00d7 4 " + "x" * 100000)
+cli.COMMANDS["env"] = cli.COMMANDS["env"]._replace(run=run)
+sys.exit(cli.main(["env"]))
+"""
+
+
+@pytest.mark.parametrize("where", ["pipe", "full", "closed", "ascii"])
+def test_a_log_that_cannot_be_printed_stops_nothing(where: str) -> None:
+    """``workbench train | head -1``, ``> /dev/full``, ``>&-`` and an encoding without the character."""
+    if where == "full" and not Path("/dev/full").exists():
+        pytest.skip("/dev/full is Linux's")
+    redirection = {"full": "> /dev/full", "closed": ">&-"}.get(where, "")
+    process = subprocess.Popen(
+        ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, PRINTS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONIOENCODING": "ascii"},
+    )
+    if where == "pipe":
+        process.stdout.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    printed = b"" if where == "pipe" else process.stdout.read()
+    said = process.stderr.read().decode()
+    assert process.wait() == 0
+    reasons = {"pipe": "Broken pipe", "full": "No space left on device"}
+    sentence = f"workbench: stdout cannot be written ({reasons.get(where)}); the training goes on\n"
+    assert said == (sentence if where in reasons else "")
+    assert printed.count(b"4 \\xd7 4 xxx") == (3 if where == "ascii" else 0)
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&- 2>&- <&-"])
+def test_an_error_keeps_its_exit_code_without_a_stderr(redirection: str) -> None:
+    line = f'"$0" -m workbench show no-such-run {redirection}'
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run(["sh", "-c", line, sys.executable], env=environment).returncode == 2
+
+
+def test_ctrl_c_while_the_modules_are_imported_is_one_sentence(tmp_path: Path) -> None:
+    """The signal comes in an import of the command line, in one of a command, and where Python ignores it."""
+    site = (
+        "import builtins, signal\n"
+        "plain = builtins.__import__\n"
+        "class Interrupting:\n"
+        "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+        "def load(name, *rest, **named):\n"
+        "    if name == WHERE:\n"
+        "        builtins.__import__ = plain\n"
+        "        Interrupting() if IGNORED else signal.raise_signal(signal.SIGINT)\n"
+        "    return plain(name, *rest, **named)\n"
+        "builtins.__import__ = load\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}"}
+    for where, ignored in (("argparse", False), ("workbench.runs.table", False), ("workbench.runs.table", True)):
+        header = f"WHERE, IGNORED = {where!r}, {ignored}\n"
+        (tmp_path / "sitecustomize.py").write_text(header + site)
+        done = subprocess.run(
+            [sys.executable, "-m", "workbench", "show", "x"], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (2, "workbench: error: stopped by Ctrl-C.\n"), where
+
+
+def test_warnings_as_errors_do_not_stop_a_command() -> None:
+    code = "import warnings; from workbench import cli; cli.COMMANDS['env'] = cli.COMMANDS['env']._replace(\n"
+    code += "    run=lambda args: warnings.warn('old', DeprecationWarning)); raise SystemExit(cli.main(['env']))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "error"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def test_a_broken_pipe_is_no_error() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.files import file_name, replacing, write_json, write_text
+from workbench.files import file_name, replacing, sync, write_json, write_text
 
 
 def test_text_and_json_are_written_as_they_are(tmp_path: Path) -> None:
@@ -64,3 +64,17 @@ def test_names_of_files_are_kept_where_they_can_be_and_never_shared() -> None:
 def test_half_a_surrogate_pair_survives_in_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"file": "a\udc80.png", "tea": "茶"})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": "a\udc80.png", "tea": "茶"}
+
+
+def test_a_folder_is_not_synced_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    opened = []
+    plain = os.open
+    monkeypatch.setattr(
+        "workbench.files.os.open", lambda path, flags: opened.append((path, flags)) or plain(path, flags)
+    )
+    monkeypatch.setattr("workbench.files.os.name", "nt")
+    sync(tmp_path)  # Windows cannot open one
+    sync(tmp_path / "file")
+    monkeypatch.undo()
+    assert opened == [(tmp_path / "file", os.O_RDWR)]

@@ -1,7 +1,8 @@
 """The ``workbench`` command: one function a command, its arguments beside it.
 
 Heavy imports stay inside the functions, so that ``workbench --help`` answers at once. An error that a user can mend is
-one sentence on stderr and exit code 2, without a traceback.
+one sentence on stderr and exit code 2, without a traceback. Any other error is a defect: one sentence, exit code 70,
+and a file that holds the traceback.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import json
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from workbench import __version__
+from workbench.console import flush_streams, open_streams, report_defect
 from workbench.errors import WorkbenchError, nearest
 from workbench.registry import import_parts
 
@@ -66,25 +70,61 @@ def command(name: str, examples: str, *options: Any, overrides: bool = False) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 1 (broken pipe) or 2 (an error, printed to stderr)."""
+    """Run one command and return the exit code.
+
+    Returns:
+        0; 1 for a broken pipe; 2 for an error that the user can mend or a stop, 70 for a defect of the workbench, each
+        one sentence on stderr.
+    """
     os.environ.setdefault("MPLBACKEND", "agg")  # no command opens a window
+    open_streams()
+    _relax_warnings()
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _parse(sys.argv[1:] if argv is None else list(argv))
+        args = _parse(argv)
         args.run(args)
         sys.stdout.flush()
         return 0
     except WorkbenchError as error:
-        return _fail(str(error))
+        return 2 if error.printed_elsewhere else _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C.")
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on exit and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno is None:  # raised by a library, not by the operating system
-            raise
+    except Exception as error:
+        return _fail_unexpectedly(error, argv)
+    finally:
+        flush_streams()
+
+
+def _fail_unexpectedly(error: Exception, argv: list[str]) -> int:
+    """Print the sentence about an error that is no WorkbenchError, and return the exit code."""
+    if isinstance(error, OSError) and error.errno is not None:  # otherwise a library raised it, not the system
         return _fail(f"{error.strerror}: {error.filename or 'while reading or writing'}")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):  # an import that was interrupted fails with an error of its own
+            return _fail("stopped by Ctrl-C.")
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+        reason = "the GPU's" if type(error).__name__ == "OutOfMemoryError" else "this machine's"
+        return _fail(
+            f"{reason} memory is used up: lower SOLVER.IMS_PER_BATCH, raise SOLVER.ACCUMULATION_STEPS or take smaller "
+            "images (INPUT.MIN_SIZE_TRAIN, INPUT.MAX_SIZE_TRAIN, INPUT.IMAGE_SIZE)."
+        )
+    if "--debug" in argv:
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+    return _fail(report_defect(error, ["workbench", *argv]), code=70)
+
+
+def _relax_warnings() -> None:
+    """Show warnings that PYTHONWARNINGS or -W turns into errors: those of the libraries would end every command."""
+    if any(action.partition(":")[0].strip().startswith("e") for action in sys.warnoptions):
+        warnings.resetwarnings()
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", kind)  # as Python does
+        os.environ.pop("PYTHONWARNINGS", None)  # for loader workers and kernels
 
 
 def _positive(text: str) -> int:
@@ -251,7 +291,7 @@ def init(args: argparse.Namespace) -> None:
   workbench train --config configs/shapes/demo.yaml --output outputs/demo
   workbench train --config configs/shapes/demo.yaml --output outputs/gpu MODEL.DEVICE cuda
   workbench train --config my.yaml --import my_backbone.py MODEL.BACKBONE.NAME my_backbone
-  accelerate launch --num_processes 4 -m workbench.cli train --config ... --output ...""",
+  accelerate launch --num_processes 4 -m workbench train --config ... --output ...""",
     option("--config", "--config-file", required=True, metavar="YAML", help="the config, in detectron2's keys"),
     option("--output", metavar="DIR", help="the run directory (the config's OUTPUT_DIR)"),
     option(
@@ -491,6 +531,7 @@ def _build_parser() -> tuple[_Parser, dict[str, _Parser]]:
         sub.set_defaults(run=entry.run, takes_overrides=entry.overrides)
         for names, settings in entry.options:
             sub.add_argument(*names, **settings)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of a defect of the workbench")
         if entry.overrides:
             sub.usage = f"workbench {name} [options] [{OVERRIDES} ...]"
             sub.epilog += (
@@ -518,10 +559,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _fail(message: str) -> int:
-    print(f"workbench: error: {message}", file=sys.stderr)
-    return 2
+def _fail(message: str, code: int = 2) -> int:
+    with contextlib.suppress(OSError):  # stderr was closed or its disk is full
+        print(f"workbench: error: {message}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from workbench.__main__ import main as run_process
+
+    sys.exit(run_process())

@@ -12,6 +12,8 @@ class WorkbenchError(Exception):
     """Something the user can mend. The message is one plain sentence that names the file, key, image or
     annotation at fault; the command line prints it to stderr and exits with code 2."""
 
+    printed_elsewhere = False  # in another process of the same training
+
 
 @contextmanager
 def errors_as(sentence: str, *kinds: type[Exception]) -> Iterator[None]:

@@ -63,8 +63,11 @@ def write_json(path: Path, value: Any, **options: Any) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on the disk. Windows cannot wait for a folder."""
+    if os.name == "nt" and path.is_dir():
+        return
+    # Windows refuses to sync what is open for reading only.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

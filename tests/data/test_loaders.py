@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,3 +160,22 @@ def test_evaluation_sees_each_image_once(
         assert ids == [item["image_id"] for batch in loader for item in batch]  # a second time
         seen += ids
     assert sorted(seen) == sorted(record["image_id"] for record in dataset.dicts)
+
+
+class _Dying:
+    """A mapper whose worker is killed at an image, as the kernel does when memory is used up."""
+
+    def __call__(self, record: dict, seed: int) -> dict:
+        if record["image_id"] == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"image": torch.zeros(1)}
+
+
+def test_a_killed_worker_is_one_sentence_where_a_batch_is_asked_for() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    dataset = SimpleNamespace(dicts=[{"image_id": 2}])
+    batches = build_train_loader(dataset, _Dying(), batch_size=1, seed=0, num_workers=1)
+    assert signal.getsignal(signal.SIGCHLD) is before  # torch's handler would raise anywhere
+    with pytest.raises(WorkbenchError, match="A loader worker is killed by signal: Killed; most often memory"):
+        next(batches)
+    assert signal.getsignal(signal.SIGCHLD) is before

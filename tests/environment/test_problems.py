@@ -68,6 +68,15 @@ def test_a_good_machine_has_no_problems(good: dict) -> None:
     assert "Everything fits together." in format_report(good)
 
 
+def test_the_report_offers_the_line_that_sets_cuda_home(good: dict) -> None:
+    good["cuda"]["toolkits"] = [
+        {"path": "/usr/local/cuda-12.4/bin/nvcc", "version": "12.4", "source": "/usr/local/cuda-12.4"},
+        {"path": "/usr/local/cuda/bin/nvcc", "version": "13.0", "source": "/usr/local/cuda"},
+    ]
+    assert find_problems(good) == []
+    assert "not set; builds use /usr/local/cuda (export CUDA_HOME=/usr/local/cuda sets it" in format_report(good)
+
+
 MISMATCHES = {
     "old python": ({"python.version": "3.9.18"}, "Python 3.9.18 is older than 3.10", "make env PYTHON="),
     "no torch": (
@@ -97,9 +106,16 @@ MISMATCHES = {
     "cpu torch on a gpu machine": ({"torch.cuda": None, "gpus": []}, "was built without CUDA", "pip install"),
     "old driver": (
         {"cuda.driver_cuda": "12.4", "gpus": []},
-        "supports CUDA 12.4, but torch",
-        "conda env create",
+        "supports CUDA 12.4, but torch 2.15.0+cu132 was built for CUDA 13.2: update the driver, or install the newest "
+        "build for it, torch 2.13 for CUDA 12.6",
+        "make env TORCH_INDEX=",
     ),
+    "old driver in conda": (
+        {"cuda.driver_cuda": "12.4", "gpus": [], "python.kind": "conda"},
+        "let conda choose a torch",
+        "conda env update",
+    ),
+    "driver without any build": ({"cuda.driver_cuda": "11.8", "gpus": []}, "only the CPU works", "MODEL.DEVICE cpu"),
     "no usable gpu": ({"gpus": []}, "torch can use no GPU", "nvidia-smi"),
     "all hidden": (
         {"cuda.visible_devices": "-1", "cuda.visible_devices_at_start": "-1", "gpus": []},

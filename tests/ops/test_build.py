@@ -278,6 +278,17 @@ def test_the_machines_nvcc_is_taken_when_its_major_version_fits(tmp_path, monkey
     assert path == str(nvcc) and "13.0" in version and "the machine's nvcc" in why
 
 
+@pytest.mark.parametrize("home", [None, ""])
+def test_a_toolkit_in_usr_local_is_found_without_cuda_home(home, tmp_path, monkeypatch):
+    for folder, version in (("cuda-12.4", "12.4"), ("cuda-13.0", "13.0")):
+        _fake_nvcc(tmp_path / folder, version)
+    monkeypatch.setattr(cuda, "TOOLKITS", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.delenv("CUDA_HOME", raising=False) if home is None else monkeypatch.setenv("CUDA_HOME", home)
+    path, version, _ = cuda.find_nvcc(13)
+    assert path == str(tmp_path / "cuda-13.0" / "bin" / "nvcc") and "13.0" in version
+
+
 def test_pypis_nvcc_is_taken_when_the_machines_does_not_fit(tmp_path, monkeypatch):
     _fake_nvcc(tmp_path / "toolkit", "12.4")
     nvcc = _fake_nvcc(tmp_path / "nvidia" / "cu13", "13.2")

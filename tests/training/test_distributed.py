@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,34 @@ def test_alone_the_exchange_is_a_plain_call() -> None:
     assert gather("x") == ["x"]
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+            "WORLD_SIZE is 2, .* MASTER_ADDR, MASTER_PORT is not set",
+        ),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', which is no number of processes"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "magic"}, "variables of accelerate: ACCELERATE_DYNAMO_BACKEND"),
+    ],
+)
+def test_a_launcher_that_cannot_be_followed_is_one_sentence(
+    variables: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WorkbenchError, match=said):
+        start_processes(toy.config(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_variable_of_another_job_is_ignored(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "true" if "USE" in name else "3")
+    assert start_processes(toy.config(tmp_path)).accelerator.num_processes == 1
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="MODEL.DEVICE is 'cuda:99'"):
         start_processes(toy.config(tmp_path, MODEL_DEVICE="cuda:99"))
@@ -146,3 +175,47 @@ def test_a_second_run_in_one_interpreter_may_change_the_precision(tmp_path: Path
     assert start_processes(cfg).accelerator.mixed_precision == "no"
     cfg.SOLVER.AMP.ENABLED = True
     assert start_processes(cfg).accelerator.mixed_precision == "bf16"
+
+
+LOSES_ITS_PEER = """
+import os, signal, sys
+from tests.training import toy
+from workbench import cli
+from workbench.training.distributed import rank
+
+def run(args):
+    cfg = toy.config(sys.argv[1], TEST_EVAL_PERIOD=0)
+    cfg.defrost()
+    cfg.PROCESS_TIMEOUT = 4.0
+    plain = toy.batches_of(cfg)
+    def batches(first):
+        for step, batch in enumerate(plain(first), start=first):
+            if step == 4 and rank() == 1:
+                os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+            yield batch
+    toy.trainer(cfg, batches=batches, evaluate=None).train()
+
+cli.COMMANDS["env"] = cli.COMMANDS["env"]._replace(run=run)
+sys.exit(cli.main(["env"]))
+"""
+
+
+@pytest.mark.parametrize("fate", ["SIGKILL", "SIGSTOP"])
+def test_a_process_that_loses_another_ends_with_one_sentence(fate: str, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = []
+    for index in "01":
+        environment = {**os.environ, **shared, "PYTHONPATH": str(ROOT), "RANK": index, "LOCAL_RANK": index}
+        command = [sys.executable, "-c", LOSES_ITS_PEER, str(tmp_path), fate]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+    main, other = processes
+    said = main.communicate()[1]
+    other.kill()
+    other.communicate()
+    assert main.returncode == 2
+    (line,) = [line for line in said.splitlines() if line.startswith("workbench: error: ")]
+    assert "process 0 of 2 lost another one" in line and f"continues from the checkpoint {tmp_path}" in line
+    assert "Traceback" not in said

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training import toy
+from workbench.data.loaders import STOP_SIGNALS
 from workbench.errors import WorkbenchError
 from workbench.runs.checkpoint import load_checkpoint, load_state
 from workbench.runs.directory import read_metrics
@@ -151,7 +152,7 @@ def test_a_run_killed_with_sigkill_continues_bit_for_bit(tmp_path: Path) -> None
         assert all(torch.equal(continued[name], uninterrupted[name]) for name in uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_stop_between_steps_saves_and_can_be_continued(tmp_path: Path, number: int) -> None:
     whole = train(tmp_path / "whole")
     output = tmp_path / "stopped"
@@ -168,6 +169,34 @@ def test_a_stop_between_steps_saves_and_can_be_continued(tmp_path: Path, number:
     with pytest.raises(Interrupted, match="after step 5 of 8.*continues"):
         toy.trainer(cfg, batches=batches).train()
     assert signal.getsignal(number) is before
+    assert load_checkpoint(output / "checkpoints" / "last").step == 5
+    assert train(output) == whole
+
+
+def test_nohup_keeps_a_training_through_a_hangup(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        toy.trainer(
+            toy.config(tmp_path), evaluate=lambda model: signal.raise_signal(signal.SIGHUP) or {"segm": {"AP": 1.0}}
+        ).train()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert load_checkpoint(tmp_path / "checkpoints" / "last").step == 8
+
+
+def test_an_image_that_cannot_be_read_saves_before_the_sentence(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    output = tmp_path / "run"
+    cfg = toy.config(output)
+
+    def batches(first: int):
+        for step, batch in enumerate(toy.batches_of(cfg)(first), start=first):
+            if step == 5:
+                raise WorkbenchError("The image a.png cannot be read.")
+            yield batch
+
+    with pytest.raises(WorkbenchError, match="a.png cannot be read; training stopped after step 5 of 8.*continues"):
+        toy.trainer(cfg, batches=batches).train()
     assert load_checkpoint(output / "checkpoints" / "last").step == 5
     assert train(output) == whole
 

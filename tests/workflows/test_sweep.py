@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -11,10 +15,15 @@ import pytest
 
 from workbench import cli
 from workbench.errors import WorkbenchError
-from workbench.workflows.sweep import load_sweep, sweep_table
+from workbench.training.interrupt import Interrupted
+from workbench.workflows.sweep import load_sweep, run_sweep, sweep_table
 
 NOTEBOOK = """
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 run = Path(output)
@@ -106,3 +115,24 @@ def test_a_misspelt_key_stops_the_sweep_before_its_first_run(sweep_file: Path, t
     sweep_file.write_text(f"{text}parameters: {{config: '{tiny_config}'}}\n")
     with pytest.raises(WorkbenchError, match="SOLVER.BASE_LR"):
         load_sweep(sweep_file)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_sweep_that_is_ended_ends_its_training(
+    number: int, sweep_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain, processes = subprocess.Popen, []
+
+    def popen(*_: object, **settings: object) -> subprocess.Popen:
+        code = "import signal; print(1, flush=True); signal.pause()"  # a training that ends when it is asked to
+        processes.append(plain([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+        processes[0].stdout.readline()
+        os.kill(os.getpid(), number)
+        return processes[0]
+
+    monkeypatch.setattr("workbench.workflows.sweep.subprocess.Popen", popen)
+    with pytest.raises(Interrupted, match=f"{signal.Signals(number).name} stopped the sweep"):
+        run_sweep(load_sweep(sweep_file))
+    (process,) = processes  # the second trial was not begun
+    assert process.wait() in (-signal.SIGINT, 1)
+    assert not list((tmp_path / "out").glob("*/sweep.json"))

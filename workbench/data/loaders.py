@@ -7,16 +7,24 @@ number of processes nor an interruption changes it.
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
 from workbench.data.coco import CocoDataset
 from workbench.errors import WorkbenchError
+
+# A closed terminal, a cluster's notice, Ctrl-C and Ctrl-\\: the main process acts on them and ends its workers.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 def step_seed(seed: int, step: int, position: int) -> int:
@@ -95,7 +103,9 @@ def _as_it_is(batch: list) -> list:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:  # which ends a worker
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _loader(dicts: list[dict], mapper: Callable[..., dict], batches: object, num_workers: int) -> DataLoader:
@@ -115,6 +125,52 @@ def _unpack(batch: list) -> list[dict]:
         if isinstance(item, _Failure):
             raise WorkbenchError(item.message)
     return _swap(batch, np.ndarray, torch.from_numpy)
+
+
+class _Batches:
+    """The batches of a loader; WorkbenchError where an image cannot be read or a worker process died.
+
+    torch raises the death of a worker from a SIGCHLD handler, in whatever line runs, such as the middle of an optimiser
+    step. Here it is raised only where a batch is asked for.
+    """
+
+    def __init__(self, loader: DataLoader):
+        self._has_workers = loader.num_workers > 0 and hasattr(signal, "SIGCHLD")
+        if not self._catches():
+            self._batches = iter(loader)
+            return
+        before = signal.getsignal(signal.SIGCHLD)
+        self._batches = iter(loader)  # sets torch's handler
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+    def _catches(self) -> bool:
+        """Return whether SIGCHLD can be handled here: in the main thread, where there are workers."""
+        return self._has_workers and threading.current_thread() is threading.main_thread()
+
+    def __iter__(self) -> _Batches:
+        return self
+
+    def __next__(self) -> list[dict]:
+        try:
+            return _unpack(self._receive())
+        except RuntimeError as error:
+            died = re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) ([^.]+)", str(error))
+            if died is None:
+                raise
+            raise WorkbenchError(
+                f"A loader worker {died[1].strip()}; most often memory is used up, and fewer "
+                "DATALOADER.NUM_WORKERS need less."
+            ) from None
+
+    def _receive(self) -> list:
+        if not self._catches():
+            return next(self._batches)
+        before = signal.signal(signal.SIGCHLD, lambda *_: _error_if_any_worker_fails())
+        try:
+            _error_if_any_worker_fails()
+            return next(self._batches)
+        finally:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def build_train_loader(
@@ -151,7 +207,7 @@ def build_train_loader(
         rank=rank,
         world_size=world_size,
     )
-    return map(_unpack, iter(_loader(dataset.dicts, mapper, batches, num_workers)))
+    return _Batches(_loader(dataset.dicts, mapper, batches, num_workers))
 
 
 class TestLoader:
@@ -167,7 +223,7 @@ class TestLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        return map(_unpack, iter(self._loader))
+        return _Batches(self._loader)
 
 
 def build_test_loader(

@@ -46,9 +46,17 @@ def choose_device(name: str = "auto") -> torch.device:
             raise WorkbenchError(f"MODEL.DEVICE is {name!r}, but {_visible(count)}; {_alternatives()}.")
         return torch.device("cuda", index)
     local_rank = os.environ.get("LOCAL_RANK", "")
-    if local_rank.isdigit() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if local_rank.isdigit() and launched_processes() > 1:
         return torch.device("cuda", int(local_rank) % count)
     return torch.device("cuda", freest_gpu())
+
+
+def launched_processes() -> int:
+    """Return WORLD_SIZE, the number of processes that a launcher started; 1 where it is not set."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise WorkbenchError(f"WORLD_SIZE is {text!r}, which is no number of processes; unset it.")
+    return int(text)
 
 
 def freest_gpu() -> int:

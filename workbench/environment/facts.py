@@ -134,7 +134,7 @@ def _inspect_cuda() -> dict[str, Any]:
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "visible_devices_at_start": psutil.Process().environ().get("CUDA_VISIBLE_DEVICES"),
         "started": (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized(),
-        "cuda_home": os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"),
+        "cuda_home": os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or None,
         "toolkits": find_toolkits(),
     }
 

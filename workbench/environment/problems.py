@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 11)
+# The last builds for CUDA 12. Each runs with every driver for CUDA 12; only that for 12.8 has code for Blackwell.
+CUDA_12_BUILDS = "the newest build for it, torch 2.13 for CUDA 12.6 (for a Blackwell GPU torch 2.11 for CUDA 12.8)"
 LOW_DISK_GIB, LOW_MEMORY_GIB, LOW_GPU_GIB, LOW_SHARED_GIB = 2.0, 2.0, 3.0, 0.25
 
 Problem = dict[str, str]  # {"sentence": what is wrong, "command": what mends it}
@@ -46,7 +48,7 @@ def format_report(machine: dict[str, Any]) -> str:
         ("torchvision", f"{vision['version']} ({vision['error'] or 'its nms works with this torch'})"),
         ("NVIDIA driver", _driver(cuda)),
         ("CUDA_VISIBLE_DEVICES", _or(cuda["visible_devices"], "not set: every GPU is visible")),
-        ("CUDA_HOME", _or(cuda["cuda_home"], "not set")),
+        ("CUDA_HOME", cuda["cuda_home"] or _unset_cuda_home(cuda["toolkits"], torch.get("cuda"))),
     ]
     for kit in cuda["toolkits"]:
         rows.append(("CUDA toolkit", f"{kit['version']} at {kit['path']} ({kit['source']})"))
@@ -105,12 +107,17 @@ def _driver_problems(machine: dict[str, Any]) -> Pairs:
             "python -m pip install --force-reinstall -r requirements.lock",
         )
     elif cuda["driver_cuda"] and _numbers(cuda["driver_cuda"])[0] < _numbers(torch["cuda"])[0]:
-        yield (
+        mismatch = (
             f"The NVIDIA driver {_or(cuda['driver'], '')} supports CUDA {cuda['driver_cuda']}, but torch "
-            f"{torch['version']} was built for CUDA {torch['cuda']}: update the driver, or let conda choose a torch "
-            "for it.",
-            "conda env create -f environment.yml && conda activate workbench",
+            f"{torch['version']} was built for CUDA {torch['cuda']}: update the driver"
         )
+        if machine["python"]["kind"] == "conda":
+            yield f"{mismatch}, or let conda choose a torch for it.", "conda env update -f environment.yml --prune"
+        elif _numbers(cuda["driver_cuda"])[0] == 12:
+            yield f"{mismatch}, or install {CUDA_12_BUILDS}.", "make env TORCH_INDEX=<address of the cu126 wheels>"
+        else:
+            older = f"; every torch from {_dotted(OLDEST_TORCH)} on needs CUDA 12 or newer"
+            yield f"{mismatch}{older}, so that only the CPU works until then.", "workbench train ... MODEL.DEVICE cpu"
     elif not machine["gpus"] and not _hides_all(cuda["visible_devices"]):
         yield (
             "This machine has an NVIDIA driver, but torch can use no GPU: the driver may have been updated without a "
@@ -252,6 +259,18 @@ def _driver(cuda: dict[str, Any]) -> str:
         return "none"
     newest = _or(cuda["driver_cuda"], "?")
     return f"{cuda['driver']}, CUDA up to {newest}, GPUs in the machine: {len(cuda['machine_gpus'])}"
+
+
+def _unset_cuda_home(toolkits: list[dict[str, str]], wanted: str | None) -> str:
+    """Return the value of an unset CUDA_HOME in the report, with the line that sets it to a toolkit of torch's CUDA."""
+    for kit in toolkits:
+        if (
+            wanted
+            and kit["source"] not in ("PATH", "PyPI package")
+            and _numbers(kit["version"])[:1] == _numbers(wanted)[:1]
+        ):
+            return f"not set; builds use {kit['source']} (export CUDA_HOME={kit['source']} sets it for all programs)"
+    return "not set"
 
 
 def _gpu(gpu: dict[str, Any]) -> str:

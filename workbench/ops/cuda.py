@@ -15,6 +15,7 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.ops.build import Recipe, cxx_compiler, source_directory, version_text
 
+TOOLKITS = Path("/usr/local")  # where NVIDIA's installers put cuda and cuda-13.0
 CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "4")
 
 
@@ -57,14 +58,17 @@ def cuda_recipe(
 def find_nvcc(major: int) -> tuple[str, str, str]:
     """Return the path of an nvcc of this major version, its version text, and why it was chosen.
 
-    The machine's own ($CUDA_HOME, else the PATH) where its major version is right, else the one that the PyPI package
-    nvidia-cuda-nvcc installs beside torch's CUDA libraries; a WorkbenchError where there is neither.
+    The machine's own ($CUDA_HOME; where that is unset or empty the PATH, then /usr/local/cuda*) where its major version
+    is right, else the one that the PyPI package nvidia-cuda-nvcc installs beside torch's CUDA libraries; a
+    WorkbenchError where there is neither.
     """
     home = os.environ.get("CUDA_HOME")
-    own = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
-    if own is None:
-        passed = "the machine has no nvcc"
-    else:
+    folders = [None, *sorted(TOOLKITS.glob("cuda*/bin"))] if not home else [Path(home) / "bin"]
+    passed = "the machine has no nvcc"
+    for folder in folders:
+        own = shutil.which("nvcc", path=folder and str(folder))
+        if own is None:
+            continue
         version = version_text(own)
         present = _major(version)
         if present == major:

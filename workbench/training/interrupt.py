@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted at once, acted on between two steps, so that a checkpoint can be written."""
+"""Signals that end a training: noted at once, acted on between two steps, so that a checkpoint can be written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from workbench.data.loaders import STOP_SIGNALS
 from workbench.errors import WorkbenchError
 from workbench.training.distributed import world_size
 
@@ -17,9 +18,10 @@ class Interrupted(WorkbenchError):
 
 
 class StopRequest:
-    """A context in which the first Ctrl-C or SIGTERM sets ``name``; a second Ctrl-C raises KeyboardInterrupt.
+    """A context in which the first of ``STOP_SIGNALS`` sets ``name``; a second Ctrl-C raises KeyboardInterrupt.
 
-    Signals can be caught in the main thread only; in others it does nothing.
+    A signal that the process ignores from its start, such as SIGHUP under ``nohup``, stays ignored. Signals are caught
+    in the main thread only; in others it does nothing.
     """
 
     def __init__(self) -> None:
@@ -38,8 +40,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN or number in (signal.SIGINT, signal.SIGTERM):
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,6 +52,6 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = self.name is not None and number == signal.SIGINT
-        self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        self.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if again or self._raising:
             raise KeyboardInterrupt

@@ -22,6 +22,8 @@ from workbench.runs.directory import MetricsTable, RunDirectory
 from workbench.training.batch_norm import share_batch_norms
 from workbench.training.distributed import (
     Processes,
+    lost_processes_reported,
+    printed_once,
     rank,
     run_on_all,
     run_on_main,
@@ -102,19 +104,20 @@ class Trainer:
         """Run the steps that are left, then evaluate and save.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-            WorkbenchError: a loss was not finite, or something could not be saved.
+            Interrupted: a signal of ``STOP_SIGNALS``; a checkpoint was written.
+            WorkbenchError: a batch could not be read, and a checkpoint was written; a loss was not finite, another
+            process was lost, or something could not be saved.
         """
         self.writers = _Writers(self.run, self.step - bool(self.pending)) if rank() == 0 else None
         progress = Progress(self.step, self.max_steps)
         try:
-            with StopRequest() as stop:
+            with StopRequest() as stop, lost_processes_reported(self._resumption):
                 if self.pending:
                     self._finish_step(self.pending, stop, stopping=False)
                 batches = iter(self.batches(self.step))
                 for step in range(self.step, self.max_steps):
                     began = time.perf_counter()
-                    batch = next(batches)
+                    batch = self._next(batches)
                     waited = time.perf_counter() - began
                     factor = lr_factor(self.cfg, step)
                     set_lr(self.optimizer, factor)
@@ -155,10 +158,38 @@ class Trainer:
         if stopping or self._due(self.cfg.SOLVER.CHECKPOINT_PERIOD):
             self._save_last()
         if stopping and (self.pending or self.step < self.max_steps):
-            raise Interrupted(
-                f"{stop.name or 'another process'} stopped training after step {self.step} of {self.max_steps}; the "
-                f"checkpoint {self.run.last} was written, and the same command continues from it"
-            )
+            raise printed_once(Interrupted(f"{stop.name or 'another process'} stopped training {self._saved()}"))
+
+    def _saved(self) -> str:
+        return (
+            f"after step {self.step} of {self.max_steps}; the checkpoint {self.run.last} was written, and the same "
+            "command continues from it"
+        )
+
+    def _resumption(self) -> str:
+        if not has_checkpoint(self.run.last):
+            return "there is no checkpoint yet"
+        return f"the same command continues from the checkpoint {self.run.last}"
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """Return this process's part of the next batch; where one process cannot read its part, all save and raise."""
+        batch, error = [], None
+        try:
+            batch = next(batches)
+        except WorkbenchError as caught:
+            error = caught
+        if world_size() > 1:
+            failed = torch.tensor(float(error is not None), device=self.device)
+            failed = bool(self.accelerator.reduce(failed, "sum") > 0)
+        else:
+            failed = error is not None
+        if failed:
+            if self.step:
+                self._save_last()
+                if error is not None:
+                    error = WorkbenchError(f"{str(error).rstrip('.')}; training stopped {self._saved()}")
+            run_on_all(lambda: _raise(error))
+        return batch
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of this process's part of the global batch; leave gradients in the parameters."""
@@ -300,6 +331,11 @@ class Trainer:
     def _fitting(self) -> AbstractContextManager[None]:
         sentence = f"checkpoint {self.run.last} does not fit this model and optimiser"
         return errors_as(sentence, KeyError, RuntimeError, TypeError, ValueError)
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 class _Writers:

@@ -13,6 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
+from workbench.console import print_line
 from workbench.runs.checkpoint import versions
 from workbench.training.distributed import Processes, gather, precision, rank
 
@@ -20,10 +21,10 @@ log = logging.getLogger("workbench")
 
 
 class _Console(logging.Handler):
-    """Prints through tqdm, which keeps a bar below the lines, to the present stdout, which notebooks replace."""
+    """Prints to the present stdout, which notebooks replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        print_line(self.format(record))
 
 
 class _LogFile(logging.FileHandler):
@@ -73,7 +74,7 @@ class Progress:
         self.began = self.last_line = time.monotonic()
         self.bar = None
         notebook = "ipykernel" in sys.modules
-        if self.enabled and (sys.stderr.isatty() or notebook):
+        if self.enabled and (notebook or (sys.stderr is not None and sys.stderr.isatty())):
             self.bar = tqdm(
                 total=total,
                 initial=start,
@@ -92,7 +93,7 @@ class Progress:
         summary = f"loss {losses['total_loss']:.3f}, lr {lr:.2e}"
         if self.bar is not None:
             self.bar.set_postfix_str(summary, refresh=False)
-            self.bar.update(1)
+            self.bar.update(1)  # ignores the error of a terminal that was closed
             return
         now = time.monotonic()
         due = now - self.last_line >= max(10.0, (now - self.began) / 50)

@@ -37,6 +37,7 @@ from workbench.environment.system import usable_cores
 from workbench.errors import WorkbenchError
 from workbench.files import replacing, write_json, write_text
 from workbench.runs.table import runs_frame
+from workbench.training.interrupt import Interrupted, StopRequest
 from workbench.visualization import charts
 from workbench.yaml_files import read_yaml
 
@@ -118,8 +119,8 @@ def load_sweep(path: str | Path) -> Sweep:
 def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print) -> pd.DataFrame:
     """Run the trials that are not done, then write sweep.csv and the figures.
 
-    A failed trial does not stop the others. Ctrl-C stops the running trials, which continue from their last
-    checkpoint when the sweep is run again, and raises.
+    A failed trial does not stop the others. Ctrl-C, SIGTERM and the other signals of ``STOP_SIGNALS`` stop the running
+    trials, which continue from their last checkpoint when the sweep is run again.
 
     Args:
         sweep: the sweep.
@@ -128,6 +129,9 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print
 
     Returns:
         the table of :func:`sweep_table`.
+
+    Raises:
+        Interrupted: a signal stopped the sweep and its trials.
     """
     trials = sweep.trials()
     waiting = [trial for trial in trials if not trial.done]
@@ -140,7 +144,7 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print
         if stopping.is_set():
             return
         say(f"started  {trial.directory}")
-        succeeded = _run(sweep.notebook, trial, environment, processes)
+        succeeded = _run(sweep.notebook, trial, environment, processes, stopping)
         if stopping.is_set():
             return
         status = "done" if succeeded else "failed"
@@ -150,15 +154,18 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print
         write_json(trial.directory / STATUS, {"status": status, "settings": trial.settings})
         say(f"{status:<8} {trial.directory}")
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with StopRequest() as stop, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, trial) for trial in waiting]
         try:
-            for future in futures:
-                future.result()
-        except BaseException:
+            with stop.at_once():
+                for future in futures:
+                    future.result()
+        except BaseException as error:
             stopping.set()
             for process in list(processes):
-                process.send_signal(signal.SIGINT)
+                _stop(process)
+            if isinstance(error, KeyboardInterrupt) and stop.name:
+                raise Interrupted(f"{stop.name} stopped the sweep; the same command continues it") from None
             raise
     table = sweep_table(sweep)
     write_text(sweep.output / TABLE, table.to_csv(index=False))
@@ -190,8 +197,13 @@ def save_figures(sweep: Sweep, table: pd.DataFrame) -> None:
                 figure.savefig(draft, format="png", dpi=144, bbox_inches="tight", facecolor="white")
 
 
-def _run(notebook: Path, trial: Trial, environment: Mapping[str, str], processes: set) -> bool:
-    """Run a trial's notebook and return whether it succeeded. Its output goes to ``papermill.log``."""
+def _run(
+    notebook: Path, trial: Trial, environment: Mapping[str, str], processes: set, stopping: threading.Event
+) -> bool:
+    """Run a trial's notebook and return whether it succeeded. Its output goes to ``papermill.log``.
+
+    The process is in ``processes`` while it runs; one that starts while the sweep is ``stopping`` is stopped here.
+    """
     trial.directory.mkdir(parents=True, exist_ok=True)
     executed = trial.directory / notebook.name
     parameters = json.dumps(trial.parameters)  # JSON is YAML
@@ -206,10 +218,19 @@ def _run(notebook: Path, trial: Trial, environment: Mapping[str, str], processes
             start_new_session=True,  # run_sweep passes Ctrl-C on, once
         )
         processes.add(process)
+        if stopping.is_set():
+            _stop(process)
         try:
             return process.wait() == 0
         finally:
             processes.discard(process)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    if os.name == "nt":  # Windows sends no Ctrl-C to one process
+        process.terminate()
+    else:
+        process.send_signal(signal.SIGINT)
 
 
 def _free(path: Path) -> Path:

@@ -194,6 +194,12 @@ def _log_data(cfg: CfgNode, data: _Splits) -> None:
     log.info(f"seed {cfg.SEED}; {cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images{split}")
     log.info(lr_arithmetic(cfg))
     log.info(f"training starts from {starting_weights(cfg)}")
+    rows, largest = cfg.TEST.DETECTIONS_PER_IMAGE, max(cfg.TEST.MAX_DETS)
+    if rows < largest:
+        log.warning(
+            f"TEST.DETECTIONS_PER_IMAGE keeps {rows} rows of an image, fewer than the largest of TEST.MAX_DETS: "
+            f"AR@{largest} counts {rows} rows too"
+        )
     unused = keys_without_effect(cfg)
     if unused:
         log.warning(f"config keys without effect here: {', '.join(unused)}")

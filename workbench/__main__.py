@@ -1,0 +1,51 @@
+"""The process of the ``workbench`` command: Ctrl-C is one sentence from the first import to the exit."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+_SENTENCE = b"workbench: error: stopped by Ctrl-C.\n"
+
+
+def main() -> int:
+    """Run the command line of this process and return its exit code."""
+    sys.unraisablehook = _raise_interrupts_again
+    own = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nohup and the shell's & may ignore it
+    if own:
+        signal.signal(signal.SIGINT, _stop)
+    from workbench import cli
+
+    if own:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return cli.main()
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, _leave)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    os.write(2, _SENTENCE)
+    os._exit(2)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C while the interpreter ends: everything was said and written."""
+    os._exit(2)
+
+
+def _raise_interrupts_again(unraisable: Any) -> None:
+    """Raise a KeyboardInterrupt again that came where Python cannot raise it, such as the end of an import."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
