@@ -6,6 +6,7 @@ import _thread
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
@@ -39,10 +40,18 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(2)
 
 
+def _interrupt_soon() -> None:
+    time.sleep(0.001)
+    _thread.interrupt_main()
+
+
 def _raise_interrupts_again(unraisable: Any) -> None:
-    """Raise a KeyboardInterrupt again that came where Python cannot raise it, such as the end of an import."""
+    """Raise a KeyboardInterrupt again that came where Python cannot raise it, such as the end of an import.
+
+    A moment later, as it could not be raised from here either.
+    """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        _thread.interrupt_main()
+        _thread.start_new_thread(_interrupt_soon, ())
     else:
         sys.__unraisablehook__(unraisable)
 

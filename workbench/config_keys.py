@@ -330,7 +330,7 @@ KEYS: dict[str, Key] = {
     **{f"TEST.{name}": key for name, key in _TEST.items()},
     "OUTPUT_DIR": Key("./output", NAME, "The run directory."),
     "SEED": Key(-1, _SEED, "Seed of everything random; -1 draws one, which the run records."),
-    "PROCESS_TIMEOUT": _own(1800.0, number(1, 1e6), "Seconds that a process waits for the others before it gives up."),
+    "PROCESS_TIMEOUT": _own(1800.0, number(1, 1e6), "Seconds that a process waits for the others."),
     "CUDNN_BENCHMARK": Key(False, FLAG, "Let cuDNN choose its fastest algorithms, which may differ between runs."),
     "VIS_PERIOD": _unread(0, "Nothing is drawn in training."),
 }
