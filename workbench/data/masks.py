@@ -89,12 +89,26 @@ def covered_pixels(counts: Sequence[str | bytes]) -> np.ndarray:
 
 
 def _covered(texts: Sequence[bytes]) -> np.ndarray:
-    """:func:`covered_pixels` of a chunk."""
+    """Return :func:`covered_pixels` of a chunk."""
+    runs, owner, damaged = _read_counts(texts)
+    totals = np.zeros(len(texts), dtype=np.int64)
+    np.add.at(totals, owner, runs)
+    return np.where(damaged, -1, totals)
+
+
+def _read_counts(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read the runs of compressed RLEs.
+
+    Returns:
+        ``runs`` (R,) int64, those of all texts in turn, ``owner`` (R,) int64, the number of the text that each belongs
+        to, and ``damaged`` (N,) bool: texts that a decoder would misread.
+    """
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     codes = np.frombuffer(b"".join(texts), dtype=np.uint8) - np.uint8(48)  # below 48 wraps to above 63
     damaged = lengths == 0
     if not len(codes):
-        return np.full(len(texts), -1, dtype=np.int64)
+        nothing = np.zeros(0, dtype=np.int64)
+        return nothing, nothing, damaged
     text_of = np.repeat(np.arange(len(texts)), lengths)
     damaged[text_of[codes > 63]] = True
     closes = (codes & 32) == 0
@@ -119,9 +133,7 @@ def _covered(texts: Sequence[bytes]) -> np.ndarray:
     begin = np.where(place == 0, first, first + 2 - place % 2)
     runs = sums - sums[begin] + written[begin]
     damaged[owner[runs < 0]] = True
-    totals = np.zeros(len(texts), dtype=np.int64)
-    np.add.at(totals, owner, runs)
-    return np.where(damaged, -1, totals)
+    return runs, owner, damaged
 
 
 def segmentation_problem(
@@ -214,7 +226,16 @@ def mask_cover(segmentation: list | dict, height: int, width: int, reduction: in
     if across and down:
         left, top = x // reduction, y // reduction
         right, bottom = -(-(x + across) // reduction), -(-(y + down) // reduction)
-        mask = coco_mask.decode(rle)  # column by column in memory, so its transpose is cheap to average
-        part = mask[top * reduction : bottom * reduction, left * reduction : right * reduction].T * np.uint8(255)
+        columns = _decode_columns(rle, left * reduction, min(right * reduction, width))
+        part = columns[:, top * reduction : bottom * reduction] * np.uint8(255)
         cells.paste(Image.fromarray(part).reduce(reduction).transpose(Image.Transpose.TRANSPOSE), (left, top))
     return np.asarray(whole_frame(cells, (height, width), reduction))
+
+
+def _decode_columns(rle: dict, start: int, stop: int) -> np.ndarray:
+    """Return columns ``start`` to ``stop`` of a compressed RLE, (stop - start, H) uint8; the others are not drawn."""
+    height = rle["size"][0]
+    counts = rle["counts"]
+    runs, _, _ = _read_counts([counts.encode("ascii") if isinstance(counts, str) else counts])
+    ends = np.concatenate([[0], np.cumsum(runs)]).clip(start * height, stop * height)
+    return np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, np.diff(ends)).reshape(-1, height)
