@@ -76,6 +76,22 @@ def test_curves_of_a_run_name_each_component_once_and_leave_out_inner_layers() -
     ]
 
 
+def test_logarithmic_axes_are_labelled_with_plain_numbers() -> None:
+    """Formulas are off, as names from data may hold a "$", and matplotlib's own labels of powers are formulas."""
+    charts.use_style()
+    bins = pd.DataFrame({"low": [0.0, 0.5], "high": [0.5, 1.0], "mean_score": 0.5, "precision": 0.5})
+    steps = pd.DataFrame({"step": np.arange(1, 101), "total_loss": np.geomspace(100, 0.01, 100), "lr": 1.0})
+    rows = pd.DataFrame({"score": np.linspace(0, 1, 2000) ** 8, "outcome": "right"})
+    for figure, axes, label in (
+        (charts.learning_curves(steps), 0, "0.1"),
+        (charts.calibration(bins.assign(predictions=[12000, 30])), 1, "10,000"),
+        (query_charts.score_histogram(rows), 0, "1,000"),
+    ):
+        figure.canvas.draw()
+        labels = [text.get_text() for text in figure.axes[axes].get_yticklabels()]
+        assert label in labels and not any("$" in text for text in labels)
+
+
 @pytest.mark.parametrize(("count", "bars"), [(5, 5), (90, 40)])
 def test_many_categories_are_cut_to_the_best_and_the_worst(count: int, bars: int) -> None:
     axes = charts.category_bars(_categories(count)).axes[0]

@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from workbench.visualization.drawing import PALETTE
 
@@ -127,9 +129,16 @@ def _losses(axes: Axes, rows: pd.DataFrame) -> None:
         axes.plot(rows.step, smooth, dash, color=colour, linewidth=1.8, label=label)
         lowest = min(lowest, smooth[smooth > 0].min())
     axes.set(title="Losses", xlabel="step", yscale="log")
+    plain_log_ticks(axes.yaxis)
     if math.isfinite(lowest):
         axes.set_ylim(bottom=lowest / 1.5)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Write the labels of a logarithmic axis as plain numbers; matplotlib's own are formulas, which are off."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def precision_recall(curves: Mapping[str, Mapping[str, np.ndarray]], iou: float) -> Figure:
@@ -303,6 +312,7 @@ def calibration(table: pd.DataFrame) -> Figure:
     left.legend(loc="upper left")
     right.bar((table.low + table.high) / 2, table.predictions, 0.9 * (table.high - table.low), color=SKY)
     right.set(title="Predictions by score", xlabel="score", ylabel="predictions (log)", yscale="log", xlim=(0, 1))
+    plain_log_ticks(right.yaxis)
     return figure
 
 

@@ -7,7 +7,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.evaluation.queries import QueryOutputs
-from workbench.visualization.charts import BLUE, GREEN, INK, LINES, ORANGE, QUIET, SKY, VERMILION, sentence
+from workbench.visualization.charts import (
+    BLUE,
+    GREEN,
+    INK,
+    LINES,
+    ORANGE,
+    QUIET,
+    SKY,
+    VERMILION,
+    plain_log_ticks,
+    sentence,
+)
 
 OUTCOMES = {"right": GREEN, "duplicate": ORANGE, "wrong": VERMILION, "crowd": QUIET}
 
@@ -126,6 +137,7 @@ def score_histogram(table: pd.DataFrame) -> Figure:
             axes.bar(edges[:-1], counts, 0.025, bottom, align="edge", color=colour, label=label, hatch=hatch)
             bottom += counts
     axes.set(title="Scores of the predictions", xlabel="score", ylabel="predictions", xlim=(0, 1), yscale="symlog")
+    plain_log_ticks(axes.yaxis)
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
