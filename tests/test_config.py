@@ -62,13 +62,12 @@ INPUT:
     assert {"INPUT.MIN_SIZE_TRAIN", "INPUT.DATASET_MAPPER_NAME"} <= set(keys_without_effect(cfg))
 
 
-def test_a_published_swin_config_says_that_swin_is_missing(tmp_path):
-    path = tmp_path / "swin.yaml"
-    path.write_text("MODEL: {BACKBONE: {NAME: D2SwinTransformer}, SWIN: {EMBED_DIM: 96, DEPTHS: [2, 2, 18, 2]}}\n")
-    with pytest.raises(WorkbenchError, match="MODEL.BACKBONE.NAME is 'D2SwinTransformer': there is no Swin backbone"):
-        load_config(path)
-    path.write_text("MODEL: {SWIN: {EMBED_DIM: 96}}\n")  # as saved configs held them
-    assert load_config(path) == load_config(None)
+def test_a_swin_whose_heads_do_not_divide_its_channels_is_refused():
+    cfg = ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.SWIN.NUM_HEADS", "[3, 6, 12, 20]"]
+    with pytest.raises(WorkbenchError, match="MODEL.SWIN.EMBED_DIM 96 and MODEL.SWIN.NUM_HEADS"):
+        load_config(None, cfg)
+    with pytest.raises(WorkbenchError, match="MODEL.SWIN.APE is True; it must be one of False"):
+        load_config(None, ["MODEL.SWIN.APE", "True"])
 
 
 def test_flatten_joins_nested_keys():

@@ -124,10 +124,6 @@ def to_yaml(cfg: CfgNode) -> str:
 
 def check(cfg: CfgNode) -> None:
     """Raise WorkbenchError for a value that its key does not take, naming the key, the value and what it takes."""
-    if cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer":
-        raise WorkbenchError(
-            "config key MODEL.BACKBONE.NAME is 'D2SwinTransformer': there is no Swin backbone here yet"
-        )
     for name, value in flatten(cfg).items():
         rule = KEYS[name].rule
         if not rule.fits(value):
@@ -145,6 +141,12 @@ def _check_pairs(cfg: CfgNode) -> None:
         )
     if solver.OPTIMIZER == "SGD" and solver.NESTEROV and not solver.MOMENTUM:
         raise WorkbenchError("config key SOLVER.NESTEROV is True; SOLVER.MOMENTUM must then be above 0")
+    swin = cfg.MODEL.SWIN
+    if any(swin.EMBED_DIM * 2**stage % heads for stage, heads in enumerate(swin.NUM_HEADS)):
+        raise WorkbenchError(
+            f"config keys MODEL.SWIN.EMBED_DIM {swin.EMBED_DIM} and MODEL.SWIN.NUM_HEADS {swin.NUM_HEADS}: the heads "
+            "of each stage must divide its channels, EMBED_DIM and then twice those of the stage before"
+        )
     if cfg.MODEL.META_ARCHITECTURE not in PUBLISHED_MODELS:
         return
     for channels, heads in _SHARED:
@@ -203,8 +205,7 @@ def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
     for key, value in flatten(values).items():
         if isinstance(value, str) and value[:1] in "([":  # YAML reads (1, 2) as text; yacs reads it as a tuple
             value = _parse_value(value)
-        if not key.startswith("MODEL.SWIN."):  # read with a Swin backbone only, which check() refuses
-            _set(cfg, key, value, source)
+        _set(cfg, key, value, source)
 
 
 def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator
 
 from torch import Tensor
-from transformers import Mask2FormerConfig
+from transformers import Mask2FormerConfig, SwinConfig
+from transformers import SwinBackbone as SwinPeer
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoder,
     Mask2FormerTransformerModule,
 )
 
+from workbench.models.backbones import SwinBackbone
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
 
@@ -76,3 +78,40 @@ def _renamed(name: str, table: dict[str, str]) -> str:
     for name_here, name_there in table.items():
         name = name.replace(f".{name_here}.", f".{name_there}.")
     return name
+
+
+def swin(backbone: SwinBackbone, window_size: int) -> SwinPeer:
+    """The peer's Swin with the weights of ``backbone``."""
+    depths = [len(stage.blocks) for stage in backbone.layers]
+    config = SwinConfig(
+        embed_dim=backbone.patch_embed.proj.out_channels,
+        depths=depths,
+        num_heads=[stage.blocks[0].attn.num_heads for stage in backbone.layers],
+        window_size=window_size,
+        out_features=[f"stage{index + 1}" for index in range(len(depths))],
+    )
+    peer = SwinPeer(config)
+    spare = {name: tensor for name, tensor in peer.state_dict().items() if name.startswith("swin.layernorm.")}
+    peer.load_state_dict(dict(_swin_state(backbone)) | spare)  # ours ends with the norms of its outputs
+    return peer.eval()
+
+
+def _swin_state(backbone: SwinBackbone) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in backbone.state_dict().items():
+        name = re.sub(r"^norm(\d)", lambda found: f"hidden_states_norms.stage{int(found[1]) + 1}", name)
+        # A stage begins with its downsampling here and ends with the next stage's there.
+        name = re.sub(r"^layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample", name)
+        name = re.sub(r"^layers\.", "swin.encoder.layers.", name)
+        name = name.replace("patch_embed.proj", "swin.embeddings.patch_embeddings.projection")
+        name = name.replace("patch_embed.norm", "swin.embeddings.norm")
+        name = _renamed(
+            name, {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj"}
+        )
+        name = name.replace(
+            "attn.relative_position_bias_table", "attention.relative_position_bias.relative_position_bias_table"
+        )
+        if ".attn.qkv." in name:  # the peer keeps the three apart
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                yield name.replace("attn.qkv", f"attention.{part}_proj"), piece
+        else:
+            yield name, tensor

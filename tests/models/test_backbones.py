@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_large, resnet50
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+from torchvision.ops import FrozenBatchNorm2d
 
 from workbench.errors import WorkbenchError
 from workbench.models.backbones import (
@@ -145,10 +146,31 @@ def test_resnet50_is_measured_and_loads_torchvision_weights():
     assert [shape.stride for shape in measure(dilated).values()] == [4, 8, 16, 16]
 
 
-def test_freeze_at_freezes_the_stem_and_stages():
-    backbone = ResNetBackbone(depth=18, freeze_at=2)
-    frozen = {name.split(".")[0] for name, p in backbone.named_parameters() if not p.requires_grad}
-    assert frozen == {"conv1", "bn1", "layer1"}
+@pytest.mark.parametrize(
+    ("backbone", "frozen", "norms"),
+    [
+        (ResNetBackbone(depth=18, freeze_at=2), {"conv1", "bn1", "layer1"}, 5),
+        (SmallResNet(widths=(8, 8, 16), depths=(1, 1, 1), freeze_at=1), {"stem"}, 2),
+        (MobileNetV3Backbone(freeze_at=5), {"features"}, 45),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_freeze_at_freezes_the_stem_and_stages(backbone, frozen, norms):
+    """detectron2's meaning: no gradients, and batch norms whose statistics stay."""
+    assert {name.split(".")[0] for name, p in backbone.named_parameters() if not p.requires_grad} >= frozen - {"bn1"}
+    trained = {name.split(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert not trained & frozen
+    assert sum(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules()) == norms
+
+
+def test_freeze_at_keeps_what_the_weights_compute():
+    """A frozen norm has the eps of the one that it replaces: MobileNet's is 0.001."""
+    torch.manual_seed(4)
+    free, frozen = MobileNetV3Backbone().eval(), MobileNetV3Backbone(freeze_at=3).eval()
+    assert {name.split(".")[1] for name, p in frozen.named_parameters() if not p.requires_grad} == set("0123456")
+    assert not load_backbone(frozen, free.state_dict(), "free").missing
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(frozen(image)["res5"], free(image)["res5"])
 
 
 def test_measuring_changes_nothing():

@@ -17,6 +17,8 @@ from workbench.models.backbones import (
     PyramidError,
     ResNetBackbone,
     SmallResNet,
+    SwinBackbone,
+    TimmBackbone,
     check_pyramid,
     measure,
 )
@@ -26,6 +28,7 @@ from workbench.models.transformer_decoder import MaskedTransformerDecoder
 from workbench.models.weights import load_backbone, read_state, torchvision_state
 from workbench.registry import BACKBONES, MODELS
 
+_TIMM = "timm/<name>"  # every name that timm knows
 _NORMS = {"BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm, "FrozenBN": FrozenBatchNorm2d, "GN": group_norm}
 
 
@@ -53,7 +56,8 @@ def build_model(cfg: CfgNode, vocabulary: Vocabulary, *, pretrained: bool = True
 
 def build_backbone(cfg: CfgNode, *, pretrained: bool = True) -> nn.Module:
     """Return the backbone a config describes, with the weights it asks for."""
-    return BACKBONES[cfg.MODEL.BACKBONE.NAME](cfg, pretrained)
+    name = cfg.MODEL.BACKBONE.NAME
+    return BACKBONES[_TIMM if name.startswith("timm/") else name](cfg, pretrained)
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:
@@ -131,9 +135,11 @@ def _mask2former(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> Mask
 
 @BACKBONES.register("build_mobilenet_v3_large_backbone")
 def _mobilenet(cfg: CfgNode, pretrained: bool) -> nn.Module:
-    keys = cfg.MODEL.MOBILENET
+    keys, freeze_at = cfg.MODEL.MOBILENET, cfg.MODEL.BACKBONE.FREEZE_AT
     try:
-        backbone = MobileNetV3Backbone(taps=keys.TAPS, dilated=keys.DILATED, norm_layer=_NORMS[keys.NORM])
+        backbone = MobileNetV3Backbone(
+            taps=keys.TAPS, dilated=keys.DILATED, norm_layer=_NORMS[keys.NORM], freeze_at=freeze_at
+        )
     except PyramidError as error:
         raise WorkbenchError(f"config key MODEL.MOBILENET.TAPS: {error}") from None
     return _with_weights(backbone, "mobilenet_v3_large", keys.WEIGHTS, pretrained)
@@ -154,7 +160,38 @@ def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
 @BACKBONES.register("build_small_resnet_backbone")
 def _small_resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     keys = cfg.MODEL.SMALL_RESNET
-    return SmallResNet(widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=_NORMS[keys.NORM])
+    norm_layer, freeze_at = _NORMS[keys.NORM], cfg.MODEL.BACKBONE.FREEZE_AT
+    return SmallResNet(widths=keys.WIDTHS, depths=keys.DEPTHS, norm_layer=norm_layer, freeze_at=freeze_at)
+
+
+@BACKBONES.register("D2SwinTransformer")
+def _swin(cfg: CfgNode, pretrained: bool) -> nn.Module:
+    keys = cfg.MODEL.SWIN
+    return SwinBackbone(
+        embed_dim=keys.EMBED_DIM,
+        depths=keys.DEPTHS,
+        num_heads=keys.NUM_HEADS,
+        window_size=keys.WINDOW_SIZE,
+        mlp_ratio=keys.MLP_RATIO,
+        qkv_bias=keys.QKV_BIAS,
+        drop_rate=keys.DROP_RATE,
+        attn_drop_rate=keys.ATTN_DROP_RATE,
+        drop_path_rate=keys.DROP_PATH_RATE,
+        patch_norm=keys.PATCH_NORM,
+        checkpointed=keys.USE_CHECKPOINT,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+@BACKBONES.register(_TIMM)
+def _timm(cfg: CfgNode, pretrained: bool) -> nn.Module:
+    name = cfg.MODEL.BACKBONE.NAME.partition("/")[2]
+    if cfg.MODEL.BACKBONE.FREEZE_AT:
+        raise WorkbenchError(
+            f"config key MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}; timm's models cannot be frozen in "
+            "part, so it must be 0"
+        )
+    return TimmBackbone(name, pretrained=pretrained and cfg.MODEL.TIMM.PRETRAINED)
 
 
 def _with_weights(backbone: nn.Module, network: str, weights: str, pretrained: bool) -> nn.Module:

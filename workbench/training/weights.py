@@ -42,5 +42,8 @@ def starting_weights(cfg: CfgNode) -> str:
     keys = {"build_resnet_backbone": "RESNETS", "build_mobilenet_v3_large_backbone": "MOBILENET"}.get(name)
     if keys is not None and cfg.MODEL[keys].WEIGHTS != "none":
         return f"{cfg.MODEL[keys].WEIGHTS} weights in the backbone, everything else new"
-    known = keys is not None or name == "build_small_resnet_backbone"
+    if name.startswith("timm/") and cfg.MODEL.TIMM.PRETRAINED:
+        return f"timm's weights of {name.removeprefix('timm/')} in the backbone, everything else new"
+    built_here = ("build_small_resnet_backbone", "D2SwinTransformer")
+    known = keys is not None or name in built_here or name.startswith("timm/")
     return "random weights" if known else f"the weights that {name} brings, everything else new"

@@ -4,6 +4,8 @@ from workbench.models.backbones.mobilenet import MobileNetV3Backbone
 from workbench.models.backbones.pyramid import STAGES, FeatureShape, PyramidError, check_pyramid, measure
 from workbench.models.backbones.resnet import ResNetBackbone
 from workbench.models.backbones.small_resnet import SmallResNet
+from workbench.models.backbones.swin import SwinBackbone
+from workbench.models.backbones.timm import TimmBackbone
 
 __all__ = [
     "STAGES",
@@ -12,6 +14,8 @@ __all__ = [
     "PyramidError",
     "ResNetBackbone",
     "SmallResNet",
+    "SwinBackbone",
+    "TimmBackbone",
     "check_pyramid",
     "measure",
 ]

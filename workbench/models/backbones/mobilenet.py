@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large
 
-from workbench.models.backbones.pyramid import STAGES, FeatureShape, PyramidError, check_pyramid, measure
+from workbench.models.backbones.pyramid import STAGES, FeatureShape, PyramidError, check_pyramid, freeze_stages, measure
 
 DEFAULT_TAPS = (3, 6, 10, 15)
 
@@ -63,6 +64,7 @@ class MobileNetV3Backbone(nn.Module):
         taps: the four layers that become res2, res3, res4 and res5.
         dilated: keep stride 16 in the last stage by dilation, as DeepLabV3 does; res5 then has stride 16.
         norm_layer: normalisation, called with the number of channels.
+        freeze_at: 1 freezes the stem (layer 0), 2 the layers up to the first tap as well, up to 5; 0 freezes nothing.
 
     Raises:
         PyramidError: a tap that is no layer, is out of order, or is not the last layer of its stage, so that the
@@ -76,6 +78,7 @@ class MobileNetV3Backbone(nn.Module):
         taps: Sequence[int] = DEFAULT_TAPS,
         dilated: bool = False,
         norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        freeze_at: int = 0,
     ):
         super().__init__()
         # A stage is a stage of the undilated network; dilation only keeps its resolution up.
@@ -85,6 +88,9 @@ class MobileNetV3Backbone(nn.Module):
             build = partial(build, norm_layer=norm_layer)
         self.features = build(weights=None, dilated=dilated).features[: max(taps) + 1]
         self.taps = tuple(taps)
+        edges = pairwise([0, 1, *(tap + 1 for tap in taps)])
+        stages = [[f"features.{layer}" for layer in range(*edge)] for edge in edges]
+        freeze_stages(self, stages, freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"res2": (B, 24, H/4, W/4), "res3": 40 at 1/8, "res4": 80 at 1/16, "res5": 160 at 1/32}."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from workbench.models.backbones.pyramid import STAGES
+from workbench.models.backbones.pyramid import STAGES, freeze_stages
 
 _BUILDERS = {18: resnet.resnet18, 34: resnet.resnet34, 50: resnet.resnet50, 101: resnet.resnet101}
 
@@ -19,7 +19,7 @@ class ResNetBackbone(nn.Module):
         depth: 18, 34, 50 or 101.
         dilated: for res3, res4 and res5, whether dilation replaces the stage's stride (50 and 101 only).
         norm_layer: normalisation, called with the number of channels.
-        freeze_at: 1 freezes the stem, 2 res2 as well, up to 5; 0 freezes nothing (detectron2's meaning).
+        freeze_at: 1 freezes the stem, 2 res2 as well, up to 5; 0 freezes nothing.
     """
 
     def __init__(
@@ -37,10 +37,7 @@ class ResNetBackbone(nn.Module):
         network = _BUILDERS[depth](weights=None, norm_layer=norm_layer, **extra)
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, name, getattr(network, name))
-        parts = [(self.conv1, self.bn1), (self.layer1,), (self.layer2,), (self.layer3,), (self.layer4,)]
-        for part in parts[:freeze_at]:
-            for module in part:
-                module.requires_grad_(False)
+        freeze_stages(self, [("conv1", "bn1"), *((f"layer{index}",) for index in range(1, 5))], freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> res2 to res5 at 1/4 to 1/32 (less when dilated)."""

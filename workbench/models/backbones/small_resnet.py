@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.models.backbones.pyramid import STAGES
+from workbench.models.backbones.pyramid import STAGES, freeze_stages
 
 
 def _conv(inputs: int, outputs: int, stride: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequential:
@@ -39,6 +39,7 @@ class SmallResNet(nn.Module):
             images would leave nothing to see at stride 32.
         depths: blocks of each stage.
         norm_layer: normalisation, called with the number of channels.
+        freeze_at: 1 freezes the stem, 2 res2 as well, and so on; 0 freezes nothing.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SmallResNet(nn.Module):
         widths: Sequence[int] = (32, 64, 96, 128),
         depths: Sequence[int] = (1, 1, 1, 1),
         norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        freeze_at: int = 0,
     ):
         super().__init__()
         stem = widths[0] // 2
@@ -68,6 +70,7 @@ class SmallResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        freeze_stages(self, [("stem",), *((f"stages.{index}",) for index in range(len(widths)))], freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"res2": (B, widths[0], H/4, W/4), ...}, a map for each width."""
