@@ -70,6 +70,14 @@ def test_a_swin_whose_heads_do_not_divide_its_channels_is_refused():
         load_config(None, ["MODEL.SWIN.APE", "True"])
 
 
+def test_keys_of_another_model_have_no_effect():
+    overrides = ["MODEL.MASK_FORMER.DROPOUT", "0.1", "TEST.ONE_CLASS_PER_QUERY", "True", "MODEL.FPN.OUT_CHANNELS", "64"]
+    queries, pyramid = ["MODEL.MASK_FORMER.DROPOUT", "TEST.ONE_CLASS_PER_QUERY"], ["MODEL.FPN.OUT_CHANNELS"]
+    for model, unused in {"MaskFormer": pyramid, "GeneralizedRCNN": queries, "Own": []}.items():
+        cfg = load_config(None, [*overrides, "MODEL.META_ARCHITECTURE", model])
+        assert sorted(keys_without_effect(cfg)) == sorted(unused)
+
+
 def test_flatten_joins_nested_keys():
     nested = {"a": {"b": {"c": 1}, "d": [2]}, "e": {}, "f": None}
     assert flatten(nested) == {"a.b.c": 1, "a.d": [2], "f": None}

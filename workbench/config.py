@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from workbench.config_keys import KEYS, NAME
+from workbench.config_keys import KEYS, NAME, READERS
 from workbench.errors import WorkbenchError, is_number, nearest, shown
 from workbench.yaml_files import read_yaml
 
@@ -147,6 +147,11 @@ def _check_pairs(cfg: CfgNode) -> None:
             f"config keys MODEL.SWIN.EMBED_DIM {swin.EMBED_DIM} and MODEL.SWIN.NUM_HEADS {swin.NUM_HEADS}: the heads "
             "of each stage must divide its channels, EMBED_DIM and then twice those of the stage before"
         )
+    widths, depths = cfg.MODEL.SMALL_RESNET.WIDTHS, cfg.MODEL.SMALL_RESNET.DEPTHS
+    if len(widths) != len(depths):
+        raise WorkbenchError(
+            f"config keys MODEL.SMALL_RESNET.WIDTHS {widths} and MODEL.SMALL_RESNET.DEPTHS {depths} are of two lengths"
+        )
     if cfg.MODEL.META_ARCHITECTURE not in PUBLISHED_MODELS:
         return
     for channels, heads in _SHARED:
@@ -163,11 +168,6 @@ def _check_pairs(cfg: CfgNode) -> None:
             "config key MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES names "
             f"{', '.join(sorted(missing))}, which MODEL.SEM_SEG_HEAD.IN_FEATURES {encoded.IN_FEATURES} lacks"
         )
-    widths, depths = cfg.MODEL.SMALL_RESNET.WIDTHS, cfg.MODEL.SMALL_RESNET.DEPTHS
-    if len(widths) != len(depths):
-        raise WorkbenchError(
-            f"config keys MODEL.SMALL_RESNET.WIDTHS {widths} and MODEL.SMALL_RESNET.DEPTHS {depths} are of two lengths"
-        )
 
 
 def changes(cfg: CfgNode, base: CfgNode | None = None) -> dict[str, tuple[Any, Any]]:
@@ -179,10 +179,17 @@ def changes(cfg: CfgNode, base: CfgNode | None = None) -> dict[str, tuple[Any, A
 def keys_without_effect(cfg: CfgNode) -> list[str]:
     """Return the keys that differ from their default and that nothing here reads (a published YAML may hold some)."""
     published = cfg.INPUT.DATASET_MAPPER_NAME in PUBLISHED_MAPPERS
-    unread = {name for name, key in KEYS.items() if key.unread} | (
-        {"INPUT.DATASET_MAPPER_NAME"} if published else set()
-    )
+    unread = {name for name, key in KEYS.items() if key.unread or not reads(cfg, name)}
+    unread |= {"INPUT.DATASET_MAPPER_NAME"} if published else set()
     return [key for key in changes(cfg) if key in unread]
+
+
+def reads(cfg: CfgNode, name: str) -> bool:
+    """Return whether the config's model reads the key ``name``; a model of the user's own may read any."""
+    model = cfg.MODEL.META_ARCHITECTURE
+    if not any(model in models for models in READERS.values()):
+        return True
+    return all(model in models for prefix, models in READERS.items() if name.startswith(prefix))
 
 
 def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> None:

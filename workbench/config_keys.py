@@ -114,7 +114,8 @@ _WEIGHT = number(0, 1e6)
 _RATE = number(0, 1e3)
 _SHARE = number(0, 1)
 _NORM = one_of("BN", "SyncBN", "FrozenBN", "GN")
-_FEATURE = one_of("res2", "res3", "res4", "res5")
+_FEATURES = ("res2", "res3", "res4", "res5")
+_FEATURE = one_of(*_FEATURES)
 _SEED = whole(-1, 2**63 - 1)
 
 
@@ -237,6 +238,13 @@ _MODEL = {
     "MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": _unread(False, "Masks get the original size first."),
 }
 
+_FPN = {
+    "IN_FEATURES": Key(list(_FEATURES), each(_FEATURE, least=1, distinct=True), "Maps that the pyramid takes."),
+    "OUT_CHANNELS": Key(256, _SIZE, "Channels of its maps."),
+    "NORM": Key("", one_of("", "BN", "GN"), "Normalisation of its convolutions."),
+    "FUSE_TYPE": Key("sum", one_of("sum"), "How a map joins the one above it."),
+}
+
 _INPUT = {
     "FORMAT": Key("RGB", one_of("RGB"), "Order of the channels."),
     "MAX_PIXELS": _own(2**27, whole(1, 2**40), "Width times height of the largest image file that is opened."),
@@ -340,6 +348,7 @@ _TEST = {
 KEYS: dict[str, Key] = {
     "VERSION": Key(2, one_of(1, 2), "Version of detectron2's keys."),
     **{f"MODEL.{name}": key for name, key in _MODEL.items()},
+    **{f"MODEL.FPN.{name}": key for name, key in _FPN.items()},
     **{f"INPUT.{name}": key for name, key in _INPUT.items()},
     **{f"DATASETS.{name}": key for name, key in _DATASETS.items()},
     **{f"DATALOADER.{name}": key for name, key in _DATALOADER.items()},
@@ -350,6 +359,16 @@ KEYS: dict[str, Key] = {
     "PROCESS_TIMEOUT": _own(1800.0, number(1, 1e6), "Seconds that a process waits for the others."),
     "CUDNN_BENCHMARK": Key(False, FLAG, "Let cuDNN choose its fastest algorithms, which may differ between runs."),
     "VIS_PERIOD": _unread(0, "Nothing is drawn in training."),
+}
+
+_MASK2FORMER = ("MaskFormer", "Mask2Former")
+_WITH_PYRAMID = ("GeneralizedRCNN", "SOLOv2")
+# The models that read the keys of a group, by the beginning of their names; all models read the others.
+READERS: dict[str, tuple[str, ...]] = {
+    "MODEL.SEM_SEG_HEAD.": _MASK2FORMER,
+    "MODEL.MASK_FORMER.": _MASK2FORMER,
+    "TEST.ONE_CLASS_PER_QUERY": _MASK2FORMER,
+    "MODEL.FPN.": _WITH_PYRAMID,
 }
 
 

@@ -126,6 +126,18 @@ def test_run_inference_collects_by_image_and_restores_the_mode(training, capfd):
     assert run_inference(model, [], VOCABULARY, progress=False)[1]["no_object_fraction"] is None
 
 
+def test_run_inference_serves_a_model_without_queries():
+    class Plain(Echo):
+        def predict(self, image_id: int) -> dict:
+            row = {key: torch.cat([v, v]) for key, v in super().predict(image_id).items() if torch.is_tensor(v)}
+            del row["query"]
+            return row | {"masks": row["masks"].roll(1, 2) | row["masks"], "subcategories": {}}
+
+    rows, stats = run_inference(Plain(), [[{"image_id": 10}]], VOCABULARY, progress=False)
+    assert len(rows) == 2 and not any("query" in each for each in rows)
+    assert stats["no_object_fraction"] is None
+
+
 def test_run_inference_restores_the_model_after_an_error():
     model = Echo().train()
     model.encode_masks = None

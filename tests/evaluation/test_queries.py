@@ -19,6 +19,11 @@ from workbench.evaluation.queries import (
 )
 
 
+def test_a_model_without_queries_is_one_sentence() -> None:
+    with pytest.raises(WorkbenchError, match="Linear has no queries to look at: .* needs a Mask2Former"):
+        collect_queries(nn.Linear(1, 1), [])
+
+
 class TwoQueries(nn.Module):
     """Query 0 sees the left half of every image, query 1 nothing."""
 

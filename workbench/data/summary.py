@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workbench.config import reads
 from workbench.data.coco import CocoDataset
 from workbench.data.duplicates import identical_files
 from workbench.data.masks import mask_areas, to_rle
@@ -82,7 +83,7 @@ def _config_cautions(dataset: CocoDataset, cfg: CfgNode) -> list[str]:
     sentences = []
     most = max(sum(not a["iscrowd"] for a in d["annotations"]) for d in dataset.dicts)
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
-    if most > queries:
+    if reads(cfg, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES") and most > queries:
         sentences.append(
             f"an image holds {most:,} objects, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}; raise it, as a "
             "query finds one object"

@@ -32,10 +32,11 @@ def run_inference(
     """Predict every image of ``loader`` (batches of batched inputs) and return (results, stats).
 
     results: COCO results of all images, by image id, the rows of an image in the model's order. stats:
-    {"images", "no_object_fraction": mean over images of the share of queries that say no-object, None when
-    there was no image, "seconds"}. With an ``accelerator`` of several processes each predicts what its loader
-    gives it and all return the whole; an image two processes predicted counts once. The model is in eval mode
-    meanwhile and then as before. A model with an attribute ``encode_masks`` encodes its masks in chunks.
+    {"images", "no_object_fraction": mean over images of the share of queries that say no-object, None for a model
+    without queries or where there was no image, "seconds"}. With an ``accelerator`` of several processes each
+    predicts what its loader gives it and all return the whole; an image two processes predicted counts once. The model
+    is in eval mode meanwhile and then as before. A model with an attribute ``encode_masks`` encodes its masks in
+    chunks.
     """
     start = time.perf_counter()
     encoder = getattr(model, "module", model)  # DistributedDataParallel and others keep the model there
@@ -52,7 +53,7 @@ def run_inference(
                 for item, predictions in zip(batch, model(batch), strict=True):
                     predicted[item["image_id"]] = (
                         to_coco_results(predictions, item["image_id"], vocabulary),
-                        float(predictions["no_object_fraction"]),
+                        predictions.get("no_object_fraction"),
                     )
     finally:
         model.train(was_training)
@@ -62,7 +63,7 @@ def run_inference(
 
         predicted = dict(gather_object(list(predicted.items())))
     ordered = [predicted[key] for key in sorted(predicted, key=lambda key: (isinstance(key, str), key))]
-    fractions = [fraction for _, fraction in ordered]
+    fractions = [float(fraction) for _, fraction in ordered if fraction is not None]
     stats = {
         "images": len(ordered),
         "no_object_fraction": sum(fractions) / len(fractions) if fractions else None,
@@ -74,21 +75,22 @@ def run_inference(
 def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> list[dict]:
     """Return the rows of one image's predictions, as ``workbench.models.postprocess`` makes them, in their order.
 
-    ``masks`` are (k, H, W) bool or k compressed RLEs.
+    ``masks`` are (k, H, W) bool or k compressed RLEs. Rows of a model without queries have no ``query``.
 
     The bbox is measured on the mask in COCO's convention, where one pixel is 1 wide. The attribute of a
     subcategory is its most probable class, None where that is no-object.
     """
     if not len(predictions["masks"]):
         return []
-    # Rows of one query have the same mask, which is the costly part.
-    _, first, place = np.unique(_numbers(predictions["query"]), return_index=True, return_inverse=True)
     masks = predictions["masks"]
+    # Rows of one query have the same mask, which is the costly part.
+    query = _numbers(predictions["query"]) if "query" in predictions else range(len(masks))
+    _, first, place = np.unique(query, return_index=True, return_inverse=True)
     rles = [masks[i] if isinstance(masks, list) else _encode(masks[i : i + 1])[0] for i in first.tolist()]
     boxes = coco_mask.toBbox(rles).tolist()
     labels = _numbers(predictions["labels"])
     fields = {"score": "scores", "main_score": "main_scores", "mask_score": "mask_scores", "query": "query"}
-    columns = {key: _numbers(predictions[field]) for key, field in fields.items()}
+    columns = {key: _numbers(predictions[field]) for key, field in fields.items() if field in predictions}
     probabilities = predictions["subcategories"]
     attributes = {
         name: [(*vocabulary.subcategories[name], None)[k] for k in values.argmax(dim=1).tolist()]

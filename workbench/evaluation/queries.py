@@ -67,8 +67,12 @@ def collect_queries(model: nn.Module, loader: Iterable[list[dict]], *, progress:
     """Run a model over ``loader`` (batches of batched inputs) and note what every query does.
 
     ``model`` is a Mask2Former of this package: its raw outputs are read where its transformer decoder puts
-    them out. WorkbenchError where there is no image.
+    them out. WorkbenchError where there is no image, or where the model has no such decoder.
     """
+    if not hasattr(model, "transformer_decoder"):
+        raise WorkbenchError(
+            f"{type(model).__name__} has no queries to look at: the analysis of queries needs a Mask2Former"
+        )
     raw: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple, outputs: Mapping[str, Tensor]) -> None:

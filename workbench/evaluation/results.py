@@ -1,9 +1,9 @@
 """COCO results: ranked, written and read.
 
 A row of ``predictions.json`` is what every COCO tool reads (image_id, category_id, segmentation, bbox, score)
-plus main_score, mask_score, query, attributes {subcategory: class, or null for no-object} and
-attribute_scores {subcategory: K_s + 1 probabilities, no-object last} and attribute_logits {subcategory: the
-logit of its likeliest class, no-object aside}.
+plus main_score, mask_score, query (absent where the model has none), attributes {subcategory: class, or null for
+no-object}, attribute_scores {subcategory: K_s + 1 probabilities, no-object last} and attribute_logits {subcategory:
+the logit of its likeliest class, no-object aside}.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from workbench.models.backbones import (
     check_pyramid,
     measure,
 )
+from workbench.models.fpn import PyramidBackbone
 from workbench.models.mask2former import Mask2Former
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder, group_norm
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
@@ -58,6 +59,17 @@ def build_backbone(cfg: CfgNode, *, pretrained: bool = True) -> nn.Module:
     """Return the backbone a config describes, with the weights it asks for."""
     name = cfg.MODEL.BACKBONE.NAME
     return BACKBONES[_TIMM if name.startswith("timm/") else name](cfg, pretrained)
+
+
+def build_pyramid(cfg: CfgNode, *, pretrained: bool = True) -> PyramidBackbone:
+    """Return the backbone a config describes, under a feature pyramid network."""
+    keys = cfg.MODEL.FPN
+    return PyramidBackbone(
+        build_backbone(cfg, pretrained=pretrained),
+        in_features=keys.IN_FEATURES,
+        out_channels=keys.OUT_CHANNELS,
+        norm_layer=_NORMS.get(keys.NORM),
+    )
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:
@@ -145,7 +157,7 @@ def _mobilenet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     return _with_weights(backbone, "mobilenet_v3_large", keys.WEIGHTS, pretrained)
 
 
-@BACKBONES.register("build_resnet_backbone")
+@BACKBONES.register("build_resnet_backbone", "build_resnet_fpn_backbone")  # the pyramid is the model's part
 def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
     keys = cfg.MODEL.RESNETS
     backbone = ResNetBackbone(

@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.config import flatten, load_config
+from workbench.config import flatten, load_config, reads
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.evaluate import metrics_table
 from workbench.runs.directory import RunDirectory, describe_changes, list_evaluations, read_metrics
 
 # The config keys that most often differ between the runs of a study, and their column names.
 SHOWN_KEYS = {
+    "MODEL.META_ARCHITECTURE": "model",
     "MODEL.BACKBONE.NAME": "backbone",
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": "queries",
     "SOLVER.BASE_LR": "lr",
@@ -65,7 +66,7 @@ def _row(run: Path) -> dict[str, Any]:
     try:
         cfg = load_config(directory.config)
         values = flatten(cfg)
-        row |= {column: values[key] for key, column in SHOWN_KEYS.items()}
+        row |= {column: values[key] if reads(cfg, key) else float("nan") for key, column in SHOWN_KEYS.items()}
         row["backbone"] = row["backbone"].removeprefix("build_").removesuffix("_backbone")
         rows = read_metrics(directory.metrics)
         row |= {"step": int(rows[-1]["step"]) if rows else 0, "steps": cfg.SOLVER.MAX_ITER}

@@ -14,6 +14,8 @@ from workbench.runs.checkpoint import load_checkpoint
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Copy into ``model`` every weight of ``path`` whose name and shape fit.
 
+    A model with a method ``adapt_state(state)`` translates published state dicts to its own names first.
+
     Args:
         model: the model.
         path: a checkpoint directory, a run directory, or a .safetensors, .pth or .pt file with a state dict,
@@ -28,6 +30,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """
     state = load_checkpoint(path).state_dict if Path(path).is_dir() else read_state(path)
     require_finite(state, f"weights {path}")
+    if hasattr(model, "adapt_state"):
+        state = model.adapt_state(state)
     report = load_state(model, state)
     hint = "; weights of a backbone alone go into MODEL.MOBILENET.WEIGHTS or MODEL.RESNETS.WEIGHTS"
     require_backbone(report, str(path), prefix="backbone.", hint=hint)
@@ -39,7 +43,11 @@ def starting_weights(cfg: CfgNode) -> str:
     if cfg.MODEL.WEIGHTS:
         return f"the weights {cfg.MODEL.WEIGHTS}"
     name = cfg.MODEL.BACKBONE.NAME
-    keys = {"build_resnet_backbone": "RESNETS", "build_mobilenet_v3_large_backbone": "MOBILENET"}.get(name)
+    keys = {
+        "build_resnet_backbone": "RESNETS",
+        "build_resnet_fpn_backbone": "RESNETS",
+        "build_mobilenet_v3_large_backbone": "MOBILENET",
+    }.get(name)
     if keys is not None and cfg.MODEL[keys].WEIGHTS != "none":
         return f"{cfg.MODEL[keys].WEIGHTS} weights in the backbone, everything else new"
     if name.startswith("timm/") and cfg.MODEL.TIMM.PRETRAINED:
