@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from workbench import cli
+from workbench.data.coco import load_dataset
+from workbench.evaluation.ground_truth import check_ground_truth
 from workbench.runs.checkpoint import load_checkpoint
 
 Refused = Callable[..., str]
@@ -147,6 +149,33 @@ def test_a_dataset_with_faults_stops_before_the_first_step(labels: Path, tiny_co
     said = refused("train", "--config", tiny_config, "--output", output, "DATASETS.TRAIN", f"['{labels}']")
     assert "99" in said and "elsewhere.png" in said  # both faults at once
     assert not (output / "checkpoints" / "last").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"segmentation": {"size": [64.0, 64.0], "counts": [4096]}}, "whole numbers"),
+        ({"segmentation": {"size": [64, 64], "counts": "P" * 400}}, "damaged"),
+        ({"image_id": 10**400}, "image_id"),
+    ],
+)
+def test_a_test_set_that_cannot_be_scored_stops_before_the_first_step(
+    change: dict, said: str, labels: Path, tiny_config: Path, refused: Refused
+) -> None:
+    _edit(labels, lambda content: _put(content["annotations"][-1], **change))
+    output = labels.parent / "o"
+    keys = ["DATASETS.TEST", f"['{labels}']"]
+    assert said in refused("train", "--config", tiny_config, "--output", output, *keys)
+    assert not (output / "metrics.csv").exists() and not list((output / "checkpoints").iterdir())
+
+
+def test_a_negative_box_in_the_test_set_is_mended_alike_for_training_and_scoring(
+    labels: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _edit(labels, lambda content: _put(content["annotations"][0], bbox=[1, 1, -5, 5]))
+    assert cli.main(["validate", str(labels)]) == 0
+    assert "the box of its mask is taken" in capsys.readouterr().out
+    check_ground_truth(load_dataset(labels))
 
 
 def test_predict_without_images(run: Path, tmp_path: Path, refused: Refused) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hotcoco
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +16,15 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 from workbench.data.coco import decode_mask, encode_mask, load_dataset
-from workbench.data.masks import covered_pixels, encode_polygons, encode_uncompressed, mask_areas, segmentation_problem
+from workbench.data.masks import (
+    MOST_PIXELS,
+    covered_pixels,
+    encode_polygons,
+    encode_uncompressed,
+    mask_areas,
+    segmentation_problem,
+    to_rles,
+)
 from workbench.errors import WorkbenchError
 
 COCO_100 = Path(__file__).parents[2].parent / "shared" / "data" / "coco_val2014_100" / "instances.json"
@@ -116,27 +125,55 @@ damaged = st.lists(st.lists(characters, max_size=30).map(bytes), max_size=8)
 def test_covered_pixels_are_those_of_the_runs(texts: list[bytes], sound: list[np.ndarray]) -> None:
     texts = [*texts, *(encode_mask(mask)["counts"].encode() for mask in sound)]
     expected = [-1 if (runs := _runs(text)) is None else sum(runs) for text in texts]
-    assert covered_pixels(texts).tolist() == expected
-    assert covered_pixels([text.decode("latin-1") for text in texts]).tolist() == expected
+    assert covered_pixels(texts)[0].tolist() == expected
+    assert covered_pixels([text.decode("latin-1") for text in texts])[0].tolist() == expected
     assert expected[len(expected) - len(sound) :] == [mask.size for mask in sound]
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", *(encode_mask(np.eye(n))["counts"] for n in range(1, 30)), "", "P"]
-    whole = covered_pixels(texts).tolist()
+    whole = covered_pixels(texts)[0].tolist()
     monkeypatch.setattr("workbench.data.masks._CHUNK", 20)
-    assert covered_pixels(texts).tolist() == whole == [-1, *(n * n for n in range(1, 30)), -1, -1]
+    assert covered_pixels(texts)[0].tolist() == whole == [-1, *(n * n for n in range(1, 30)), -1, -1]
 
 
-@given(damaged)
-def test_what_passes_the_check_is_read_as_it_says(texts: list[bytes]) -> None:
-    for text, covered in zip(texts, covered_pixels(texts).tolist(), strict=True):
-        rle = {"size": [covered, 1], "counts": text}
-        if 0 < covered < 10**5 and segmentation_problem(rle, covered, 1) is None:
-            runs = _runs(text)
-            flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-            assert np.array_equal(decode_mask(rle, covered, 1)[:, 0], flat)
-            assert mask_areas([rle]) == flat.sum()
+# Runs of any size, each written in as many characters as it takes or in more, its sign extended.
+def _written(value: int, length: int) -> bytes:
+    groups = [value >> 5 * k & 31 for k in range(length)]
+    return bytes(48 + (group | 32 * (k < length - 1)) for k, group in enumerate(groups))
+
+
+runs = st.builds(_written, st.integers(-40, 60) | st.integers(-(2**31), 2**33), st.integers(1, 8))
+written = st.lists(runs, max_size=9).map(b"".join)
+
+
+@given(st.lists(st.lists(characters, max_size=30).map(bytes) | written, max_size=8))
+def test_a_compressed_rle_is_refused_or_read_as_pycocotools_and_hotcoco_read_it(texts: list[bytes]) -> None:
+    sound = [_runs(text) or [0] for text in texts]
+    for text, runs in zip(texts, sound, strict=True):
+        pixels = sum(runs)
+        rle = {"size": [pixels, 1], "counts": text}
+        rles, problems = to_rles([rle, rle], [(pixels, 1)] * 2)
+        assert (1 in problems) == (not 0 < pixels <= MOST_PIXELS)
+        if not problems:
+            area = sum(runs[1::2])
+            assert mask_areas(rles).tolist() == list(hotcoco.mask.area(rles)) == [area, area]
+            assert coco_mask.iou(rles[:1], rles[1:], [0]).tolist() == [[float(area > 0)]]
+            if pixels < 10**5:
+                flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+                assert np.array_equal(decode_mask(rle, pixels, 1)[:, 0], flat)
+                assert np.array_equal(hotcoco.mask.decode(rles[0])[:, 0], flat)
+
+
+@pytest.mark.parametrize("kind", [list, str])
+def test_an_empty_run_between_others_does_not_end_the_iou(kind: type) -> None:
+    """Both masks have an empty run after the fifth pixel, where pycocotools' IoU would stop and give 1."""
+    rles = [{"size": [10, 1], "counts": counts} for counts in ([2, 3, 0, 3, 2], [2, 3, 0, 1, 4])]
+    if kind is str:
+        rles = [coco_mask.frPyObjects(rle, 10, 1) for rle in rles]
+        assert coco_mask.iou(rles[:1], rles[1:], [0]).tolist() == [[1.0]]
+    checked, _ = to_rles(rles, [(10, 1)] * 2)
+    assert coco_mask.iou(checked[:1], checked[1:], [0]).tolist() == [[4 / 6]]
 
 
 @pytest.mark.parametrize("length", range(2, 14))

@@ -241,10 +241,18 @@ def _broken(key: str, value: object) -> dict:
     [
         (_broken("image_id", 99), "Row 1 .*image_id 99"),
         (_broken("image_id", [10]), "Row 1 .*image_id"),
+        (_broken("image_id", True), "Row 1 .*image_id True"),
+        (_broken("image_id", 10**400), "Row 1 .*image_id 1000"),
         (_broken("category_id", 5), "Row 1 .*image 10.*category_id 5"),
+        (_broken("category_id", 3.0), "Row 1 .*category_id 3.0"),
         (_broken("score", float("nan")), "Row 1 .*score nan"),
         (_broken("score", None), "Row 1 .*score None"),
         (_broken("score", "0.5"), "Row 1 .*score '0.5'"),
+        (_broken("score", True), "Row 1 .*score True"),
+        (_broken("score", 10**400), "Row 1 .*score 1000"),
+        (_broken("bbox", [0, 0, 10**400, 4]), "Row 1 .*bbox"),
+        (_broken("segmentation", {**rle(square(0, 0)), "size": [64.0, 64.0]}), "Row 1 .*whole numbers"),
+        (_broken("segmentation", {"size": [64, True], "counts": [64]}), "Row 1 .*whole numbers"),
         (_broken("bbox", [0, 0, -1, 4]), "Row 1 .*bbox"),
         (_broken("segmentation", rle(np.ones((32, 64)))), "Row 1 .*32x64.*64x64"),
         (_broken("segmentation", {"size": [64, 64], "counts": "0"}), "Row 1 .*pixels"),
@@ -271,6 +279,9 @@ def test_faulty_ground_truth_and_settings_are_named():
         ("annotations", [{**gt["annotations"][0], "segmentation": []}], "Annotation 1 .*empty"),
         ("categories", [{"id": 3}, {"id": 3}], "category id 3"),
         ("images", [{"id": 10, "height": 0, "width": 3}], "Image id 10"),
+        ("images", [{"id": 10, "height": 64.0, "width": 64}], "Image id 10"),
+        ("images", [{"id": 10, "height": 10**9, "width": 10**9}], "Image id 10 .*beyond"),
+        ("images", [{"id": 10**400, "height": 64, "width": 64}], "Image number 0"),
     ]:
         with pytest.raises(WorkbenchError, match=message):
             coco_scores({**gt, key: value}, [])

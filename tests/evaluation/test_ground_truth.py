@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.evaluation.scenes import VOCABULARY, random_case
@@ -15,7 +17,7 @@ from workbench.data.coco import load_dataset
 from workbench.data.validate import validate
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results
-from workbench.evaluation.ground_truth import ground_truth
+from workbench.evaluation.ground_truth import check_ground_truth, ground_truth
 
 
 def _content(seed: int) -> dict:
@@ -60,6 +62,34 @@ def test_files_with_other_category_ids_are_joined(tmp_path):
         *(annotation["category_id"] for annotation in first["annotations"]),
         *(back[annotation["category_id"]] for annotation in second["annotations"]),
     ]
+
+
+_ODD = [None, True, 0, -1, 1.0, 1.5, 2**63, 10**400, float("nan"), "", "x", "\ud800", [], [1], [1, 1, -3, 4], {}]
+_ODD += [[0, 0, 1e308, 1e308], [48.0, 48.0], [-48, -48], {"size": [48.0, 48.0], "counts": [2304]}, "1" * 400, [[1] * 6]]
+
+
+@given(st.data())
+def test_what_validation_passes_can_be_evaluated_on(tmp_path_factory, data):
+    content = _content(6)
+    for _ in range(data.draw(st.integers(1, 2))):
+        value = content
+        while True:  # walk to some place in the file, and put something odd there
+            key = data.draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
+            if not isinstance(value[key], (dict, list)) or not value[key] or data.draw(st.booleans()):
+                break
+            value = value[key]
+        value[key] = data.draw(st.sampled_from(_ODD))
+    path = tmp_path_factory.mktemp("odd") / "a.json"
+    path.write_text(json.dumps(content))
+    try:
+        refused = validate([path], check_images=False)[0].stops
+    except WorkbenchError:
+        refused = True
+    if refused:
+        with pytest.raises(WorkbenchError):
+            check_ground_truth(load_dataset(path, check_images=False))
+    else:
+        check_ground_truth(load_dataset(path, check_images=False))
 
 
 def test_two_files_with_the_same_image_ids_are_refused(tmp_path):

@@ -133,7 +133,7 @@ def find_images(annotations: Path, content: dict) -> Path:
     for name in names:
         for folder in candidates:
             path = image_path(folder, name)
-            if path is not None and Path(path).is_file():
+            if path is not None and os.path.isfile(path):  # unlike Path, it takes names that no system allows
                 return folder
     tried = ", ".join(map(str, candidates))
     raise WorkbenchError(

@@ -12,13 +12,12 @@ from workbench.data.catalog import DatasetEntry
 from workbench.data.faults import Fault
 from workbench.data.image_files import ImageRules
 from workbench.data.images import file_problem
-from workbench.data.masks import covered_pixels, mask_areas, segmentation_problem, to_rle
+from workbench.data.masks import MOST_PIXELS, covered_pixels, encode_segmentation, mask_areas, segmentation_problem
 from workbench.data.polygons import mend_polygons, surely_visible
-from workbench.data.reading import image_path, is_integer
+from workbench.data.reading import image_path, is_box, is_integer
 from workbench.data.vocabulary import Vocabulary, class_name
-from workbench.errors import is_number
+from workbench.errors import is_number, shown
 
-_MOST_PIXELS = 2**29  # a longer run does not fit COCO's run lengths, see masks.covered_pixels
 _CHUNK = 1 << 14  # annotations whose masks are judged together; their coordinates take some tens of megabytes
 
 
@@ -66,7 +65,7 @@ def check(
             seen.add(number)
             if size is None:
                 message = "its image_id is not among the images that can be used"
-                problems.append((position, Fault("unknown image", message, *where, repr(image_id))))
+                problems.append((position, Fault("unknown image", message, *where, shown(image_id))))
             problems += [(position, fault) for fault in _record_faults(annotation, where, categories, vocabulary)]
             if size is not None and annotation.get("segmentation"):
                 drawn.append(_Drawn(position, annotation, where, *size))
@@ -114,8 +113,8 @@ def _image_record_problem(image: object) -> str | None:
         return "it has no file_name"
     for key in ("height", "width"):
         if not (is_integer(image.get(key)) and image[key] > 0):
-            return f"its {key} is {image.get(key)!r}, not a whole number above 0"
-    if image["height"] * image["width"] > _MOST_PIXELS:
+            return f"its {key} is {shown(image.get(key))}, not a whole number above 0"
+    if image["height"] * image["width"] > MOST_PIXELS:
         return f"its size {image['width']}x{image['height']} is beyond what an image can have"
     return None
 
@@ -126,9 +125,9 @@ def _record_faults(
     """Yield what is wrong with one annotation, its mask aside, and mend its ``bbox`` and ``area``."""
     category = annotation.get("category_id")
     if not is_integer(category) or category not in categories:
-        yield Fault("unknown category", f"its category_id {category!r} is not among the categories", *where)
+        yield Fault("unknown category", f"its category_id {shown(category)} is not among the categories", *where)
     if annotation.get("iscrowd", 0) not in (0, 1):
-        yield Fault("annotation record", f"its iscrowd is {annotation['iscrowd']!r}, neither 0 nor 1", *where)
+        yield Fault("annotation record", f"its iscrowd is {shown(annotation['iscrowd'])}, neither 0 nor 1", *where)
     attributes = annotation.get("attributes")
     if attributes is not None:
         yield from _attribute_faults(attributes, where, vocabulary)
@@ -140,16 +139,16 @@ def _record_faults(
         else:
             yield Fault("empty mask", "it has no segmentation", *where)
         return
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+    if not is_box(box):
         annotation.pop("bbox", None)
-        what = "it has no bbox" if box is None else "its bbox is not four finite numbers"
-        detail = "" if box is None else str(box)[:60]
+        what = "it has no bbox" if box is None else "its bbox is not [x, y, width, height]"
+        detail = "" if box is None else shown(box, 60)
         yield Fault("box", f"{what}; the box of its mask is taken", *where, detail, mended=True)
     area = annotation.get("area")
     if not is_number(area):
         annotation.pop("area", None)
         what = "it has no area" if area is None else "its area is not a finite number"
-        detail = "" if area is None else repr(area)[:60]
+        detail = "" if area is None else shown(area, 60)
         yield Fault("area", f"{what}; the area of its mask is taken", *where, detail, mended=True)
 
 
@@ -187,7 +186,7 @@ def _mask_faults(items: list[_Drawn]) -> list[tuple[int, Fault]]:
     """
     sound = _surely_sound(items)
     texts = {i: counts for i, item in enumerate(items) if isinstance(counts := _counts(item), str)}
-    covered = dict(zip(texts, covered_pixels(list(texts.values())).tolist(), strict=True))
+    covered = dict(zip(texts, covered_pixels(list(texts.values()))[0].tolist(), strict=True))
     faults: list[tuple[int, Fault]] = []
     measured: dict[int, dict] = {}
     for i, item in enumerate(items):
@@ -202,7 +201,7 @@ def _mask_faults(items: list[_Drawn]) -> list[tuple[int, Fault]]:
         if problem:
             faults.append((item.position, Fault(*problem, *item.where)))
         else:
-            measured[i] = to_rle(segmentation, *size, checked=True)
+            measured[i] = segmentation if i in covered else encode_segmentation(segmentation, *size)
     areas = mask_areas(list(measured.values())).tolist()
     empty = [items[i] for i, area in zip(measured, areas, strict=True) if not area]
     return faults + [(item.position, Fault("empty mask", "its mask covers no pixel", *item.where)) for item in empty]

@@ -15,6 +15,7 @@ from workbench.errors import WorkbenchError, is_number
 
 _LONGEST_RUN = 6  # characters: 30 bits; from the seventh on pycocotools shifts beyond its 32 and reads something else
 _CHUNK = 1 << 18  # characters judged at once; about a hundred bytes of memory each
+MOST_PIXELS = 2**29  # of an image; a longer run does not fit ``_LONGEST_RUN`` characters
 
 
 def encode_masks(masks: np.ndarray) -> list[dict]:
@@ -74,26 +75,34 @@ def encode_polygons(mask: np.ndarray) -> list[list[float]] | None:
     return polygons if polygons and np.array_equal(decode_mask(polygons, height, width), mask) else None
 
 
-def covered_pixels(counts: Sequence[str | bytes]) -> np.ndarray:
-    """(N,) int64: how many pixels each of N compressed RLEs covers, -1 for one that a decoder would misread.
+def covered_pixels(counts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Read compressed RLEs as pycocotools' decoder does.
 
     In COCO's encoding a run is a group of characters from 48 on, each with 5 bits, least first; bit 5 says that more
     follow, bit 4 of the last is the sign. From the fourth run on, what is written is the difference to the run two
     before. A run that is longer than it needs to be (its sign extended) is read as it says.
+
+    Returns:
+        (N,) int64: how many pixels each RLE covers, -1 for one that a decoder would misread; and (N,) bool: whether a
+        run other than the first is empty, as the decoder allows and pycocotools' IoU does not, which stops there.
     """
     # Text that is not ASCII gets bytes above 127, which are no part of a run.
     texts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in counts]
     chunk = np.cumsum([len(text) for text in texts]) // _CHUNK
     cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(texts)]
-    return np.concatenate([_covered(texts[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)])
+    parts = [_covered(texts[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    covered, empty = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return covered, empty
 
 
-def _covered(texts: Sequence[bytes]) -> np.ndarray:
+def _covered(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return :func:`covered_pixels` of a chunk."""
     runs, owner, damaged = _read_counts(texts)
     totals = np.zeros(len(texts), dtype=np.int64)
     np.add.at(totals, owner, runs)
-    return np.where(damaged, -1, totals)
+    empty = np.zeros(len(texts), dtype=bool)
+    empty[owner[1:][(runs[1:] == 0) & (owner[1:] == owner[:-1])]] = True
+    return np.where(damaged, -1, totals), empty
 
 
 def _read_counts(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,10 +185,12 @@ def _polygon_problem(polygons: list, height: int, width: int) -> tuple[str, str]
 
 def _rle_problem(rle: dict, height: int, width: int, covered: int | None) -> tuple[str, str] | None:
     size, counts = rle.get("size"), rle.get("counts")
-    if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(map(is_number, size))):
-        return "segmentation", "its RLE has no size [height, width]"
+    if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(is_integer(n) and n > 0 for n in size)):
+        return "segmentation", "its RLE has no size [height, width] of whole numbers above 0"
     if [size[0], size[1]] != [height, width]:
         return "mask size", f"its RLE is {size[0]}x{size[1]} but the image is {height}x{width} (height x width)"
+    if height * width > MOST_PIXELS:
+        return "mask size", f"its RLE of {height}x{width} (height x width) is beyond what an image can have"
     if isinstance(counts, list):
         if counts and not (set(map(type, counts)) == {int} and min(counts) >= 0 and is_integer(max(counts))):
             return "segmentation", "its RLE counts are not all whole numbers of 0 or more"
@@ -187,7 +198,7 @@ def _rle_problem(rle: dict, height: int, width: int, covered: int | None) -> tup
     elif not isinstance(counts, (str, bytes)):
         return "segmentation", "its RLE has no counts"
     elif covered is None:
-        covered = int(covered_pixels([counts])[0])
+        covered = int(covered_pixels([counts])[0][0])
     if covered < 0:
         return "segmentation", "its compressed RLE is damaged"
     if covered != height * width:
@@ -195,19 +206,63 @@ def _rle_problem(rle: dict, height: int, width: int, covered: int | None) -> tup
     return None
 
 
-def to_rle(segmentation: list | dict, height: int, width: int, *, checked: bool = False) -> dict:
-    """Any COCO segmentation -> compressed RLE, its counts text or bytes.
+def to_rles(
+    segmentations: Sequence[object], sizes: Sequence[tuple[int, int]]
+) -> tuple[list, dict[int, tuple[str, str]]]:
+    """Return COCO segmentations as compressed RLEs, none with an empty run but the first, their counts text or bytes.
 
-    WorkbenchError where it cannot be decoded, unless ``checked``: :func:`segmentation_problem` found nothing.
+    ``sizes`` are (height, width) of each one's image. Those that cannot be decoded stay as they are and are in the
+    second value, {number: :func:`segmentation_problem`}.
     """
-    problem = None if checked else segmentation_problem(segmentation, height, width)
-    if problem:
-        raise WorkbenchError(f"A mask cannot be decoded: {problem[1]}.")
+    rles = list(segmentations)
+    plain = [i for i, rle in enumerate(rles) if _is_compressed(rle, sizes[i])]
+    sound = np.zeros(len(rles), dtype=bool)
+    if plain:
+        covered, empty = covered_pixels([rles[i]["counts"] for i in plain])
+        sound[plain] = (covered == np.array([sizes[i][0] * sizes[i][1] for i in plain])) & ~empty
+    problems = {}
+    for i in np.flatnonzero(~sound).tolist():
+        if problem := segmentation_problem(rles[i], *sizes[i]):
+            problems[i] = problem
+        else:
+            rles[i] = encode_segmentation(rles[i], *sizes[i])
+    return rles, problems
+
+
+def _is_compressed(segmentation: object, size: tuple[int, int]) -> bool:
+    return (
+        isinstance(segmentation, dict)
+        and isinstance(segmentation.get("counts"), (str, bytes))
+        and isinstance(segmentation.get("size"), (list, tuple))
+        and tuple(segmentation["size"]) == size
+        and set(map(type, segmentation["size"])) == {int}
+        and min(size) > 0
+        and size[0] * size[1] <= MOST_PIXELS
+    )
+
+
+def to_rle(segmentation: list | dict, height: int, width: int) -> dict:
+    """Any COCO segmentation -> compressed RLE, as :func:`to_rles`; WorkbenchError where it cannot be decoded."""
+    rles, problems = to_rles([segmentation], [(height, width)])
+    if problems:
+        raise WorkbenchError(f"A mask cannot be decoded: {problems[0][1]}.")
+    return rles[0]
+
+
+def encode_segmentation(segmentation: list | dict, height: int, width: int) -> dict:
+    """A COCO segmentation in which :func:`segmentation_problem` finds nothing -> compressed RLE, as :func:`to_rles`."""
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
+    counts = segmentation["counts"]
+    if not isinstance(counts, list):
+        runs = _read_counts([counts.encode("ascii") if isinstance(counts, str) else counts])[0]
+    else:
+        runs = np.array(counts, dtype=np.int64)
+    if not runs[1:].all():
+        filled = np.flatnonzero(runs)  # at least one, as an image has pixels
+        begins = np.flatnonzero(np.diff(filled & 1, prepend=-1))  # neighbours of an empty run are of one value
+        runs = np.concatenate([[0] * int(filled[0] & 1), np.add.reduceat(runs[filled], begins)])
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs.astype(np.int64).tolist()}, height, width)
 
 
 def decode_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:

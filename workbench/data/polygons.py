@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from workbench.data.masks import mask_areas, segmentation_problem, to_rle
+from workbench.data.masks import encode_segmentation, mask_areas, segmentation_problem
 from workbench.errors import is_number
 
 # A polygon may leave the image by this many pixels: rounding puts points on, or just over, the border.
@@ -88,7 +88,7 @@ def mend_polygons(polygons: list, height: int, width: int) -> tuple[list | dict,
     ys = list(chain.from_iterable(polygon[1::2] for polygon in polygons))
     outside = max(-min(xs), -min(ys), max(xs) - width, max(ys) - height)
     if outside > BORDER_TOLERANCE:
-        rle = to_rle(polygons, height, width, checked=True)
+        rle = encode_segmentation(polygons, height, width)
         if mask_areas([rle])[0]:
             detail = f"{outside:.4g} pixels"
             mends.append(("polygon outside image", "its polygon reaches outside the image; cut at the border", detail))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.data.formats.detect import COCO, COCO_RESULTS, detect_format
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, is_number
 
 _LISTS = ("images", "annotations", "categories")
 _SHARED_FLOATS = 1 << 20
@@ -113,6 +113,17 @@ def _refuse_other_formats(path: Path | str, content: object) -> None:
 def is_integer(value: object) -> bool:
     """Return whether a value read from a file is a whole number of at most 64 bits; true and false are none."""
     return type(value) is int and -(2**63) <= value < 2**63
+
+
+def is_box(value: object) -> bool:
+    """Return whether a value read from a file is [x, y, width, height], finite numbers, no size or area below 0."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 4
+        and all(map(is_number, value))
+        and value[2] >= 0 <= value[3]
+        and is_number(value[2] * value[3])
+    )
 
 
 def image_path(images: Path | str, file_name: str) -> str | None:

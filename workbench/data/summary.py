@@ -13,7 +13,7 @@ import numpy as np
 from workbench.config import reads
 from workbench.data.coco import CocoDataset
 from workbench.data.duplicates import identical_files
-from workbench.data.masks import mask_areas, to_rle
+from workbench.data.masks import encode_segmentation, mask_areas
 from workbench.data.vocabulary import Attribute, Vocabulary
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def relative_sizes(dataset: CocoDataset) -> np.ndarray:
             if annotation["iscrowd"]:
                 continue
             if annotation["area"] is None:
-                unmeasured[len(areas)] = to_rle(annotation["segmentation"], item["height"], item["width"], checked=True)
+                unmeasured[len(areas)] = encode_segmentation(annotation["segmentation"], item["height"], item["width"])
             areas.append(annotation["area"] or 0)
             edges.append(max(item["height"], item["width"]))
     values = np.array(areas, dtype=np.float64)

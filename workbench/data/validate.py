@@ -13,7 +13,7 @@ from workbench.data.coco import CocoDataset, Reading, common_vocabulary, open_da
 from workbench.data.crowds import brush_masks
 from workbench.data.faults import Fault, broken, mended, report
 from workbench.data.image_files import ImageRules, describe_depth
-from workbench.data.masks import mask_areas, segmentation_problem, to_rle
+from workbench.data.masks import encode_segmentation, mask_areas, segmentation_problem
 from workbench.data.summary import cautions, shared_images, summarize
 from workbench.data.vocabulary import Vocabulary, read_attributes
 from workbench.errors import WorkbenchError
@@ -152,7 +152,7 @@ def _measure(content: dict) -> None:
         size, segmentation = sizes.get(annotation.get("image_id")), annotation.get("segmentation")
         if size is None or segmentation_problem(segmentation, *size):
             continue
-        rle = to_rle(segmentation, *size, checked=True)
+        rle = encode_segmentation(segmentation, *size)
         annotation.setdefault("bbox", coco_mask.toBbox(rle).tolist())
         annotation.setdefault("area", int(mask_areas([rle])[0]))
 

@@ -15,8 +15,9 @@ import hotcoco
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from workbench.data.masks import covered_pixels, segmentation_problem, to_rle
-from workbench.errors import WorkbenchError, is_number
+from workbench.data.masks import MOST_PIXELS, to_rles
+from workbench.data.reading import is_box, is_integer
+from workbench.errors import WorkbenchError, is_number, shown
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -141,20 +142,29 @@ def _index(items: list, kind: str) -> dict:
     """Return the images or categories by id, in the order of COCO's scorers, which decides between equal scores."""
     index = {}
     for number, item in enumerate(items):
-        if not isinstance(item, Mapping) or not isinstance(item.get("id"), (int, str)):
+        if not isinstance(item, Mapping) or not _is_id(item.get("id")):
             raise WorkbenchError(f"{kind.capitalize()} number {number} of the ground truth has no id.")
         if item["id"] in index:
-            raise WorkbenchError(f"The ground truth has two entries for {kind} id {item['id']}.")
+            raise WorkbenchError(f"The ground truth has two entries for {kind} id {shown(item['id'])}.")
         index[item["id"]] = item
     keys = index if any(isinstance(key, str) for key in index) else sorted(index)
     return {key: index[key] for key in keys}
 
 
 def _size(image: Mapping) -> tuple[int, int]:
-    height, width = image.get("height"), image.get("width")
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise WorkbenchError(f"Image id {image['id']} of the ground truth has no positive height and width.")
-    return height, width
+    size = image.get("height"), image.get("width")
+    if not all(is_integer(n) and n > 0 for n in size):
+        raise WorkbenchError(f"Image id {shown(image['id'])} of the ground truth has no positive height and width.")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise WorkbenchError(
+            f"Image id {shown(image['id'])} of the ground truth is {size[0]}x{size[1]} (height x width), beyond what "
+            "an image can have."
+        )
+    return size
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or is_integer(value)
 
 
 def _columns(
@@ -173,16 +183,19 @@ def _columns(
     columns = []
     for key, position in zip(("image_id", "category_id"), positions, strict=True):
         values = [row.get(key) for row in rows]
-        columns.append([position.get(value, -1) if isinstance(value, (int, str)) else -1 for value in values])
+        columns.append([position.get(value, -1) if type(value) in (int, str) else -1 for value in values])
         check(
             (place >= 0 for place in columns[-1]),
-            lambda i, key=key: f" has the {key} {rows[i].get(key)!r}, which the ground truth does not list",
+            lambda i, key=key: f" has the {key} {shown(rows[i].get(key))}, which the ground truth does not list",
         )
     image, category = columns
     scores = [row.get("score") if predicted else 1 for row in rows]
-    check(map(is_number, scores), lambda i: f" has the score {scores[i]!r}, not a finite number")
+    check(map(is_number, scores), lambda i: f" has the score {shown(scores[i])}, not a finite number")
     boxes = [row.get("bbox") for row in rows]
-    check(map(_is_box, boxes), lambda i: f" has the bbox {boxes[i]!r}, not [x, y, width, height]")
+    check(
+        (box is None or is_box(box) for box in boxes),
+        lambda i: f" has the bbox {shown(boxes[i])}, not [x, y, width, height]",
+    )
     rles = [row.get("segmentation") for row in rows]
     if iou_type == "bbox":
         rles = [segmentation or None for segmentation in rles]
@@ -190,7 +203,11 @@ def _columns(
             (box is not None or rle is not None for box, rle in zip(boxes, rles, strict=True)),
             lambda i: " has neither a bbox nor a segmentation",
         )
-    _compress(rles, [sizes[i] for i in image], boxes_alone=iou_type == "bbox", check=check)
+    rles, problems = to_rles(rles, [sizes[i] for i in image])
+    check(
+        (i not in problems or (iou_type == "bbox" and rles[i] is None) for i in range(len(rles))),
+        lambda i: f": {problems[i][1]}",
+    )
     # An object's area is the annotation's, as in COCO. A prediction's is measured, whatever the file says.
     areas = [None if predicted else row.get("area") for row in rows]
     areas = [area if is_number(area) else None for area in areas]
@@ -212,43 +229,13 @@ def _columns(
     )
 
 
-def _is_box(box: object) -> bool:
-    """Return whether ``box`` is [x, y, width, height] or absent."""
-    return box is None or (
-        isinstance(box, (list, tuple)) and len(box) == 4 and all(map(is_number, box)) and box[2] >= 0 <= box[3]
-    )
-
-
-def _compress(rles: list, sizes: list[tuple[int, int]], *, boxes_alone: bool, check: Callable) -> None:
-    """Replace the segmentations in ``rles`` by compressed RLEs, all of them checked."""
-    plain = [i for i, rle in enumerate(rles) if _is_compressed(rle, sizes[i])]
-    covered = np.full(len(rles), -1, dtype=np.int64)
-    covered[plain] = covered_pixels([rles[i]["counts"] for i in plain])
-    sound = covered == np.array([height * width for height, width in sizes], dtype=np.int64)
-    if boxes_alone:
-        sound |= np.array([rle is None for rle in rles], dtype=bool)
-    problems = {i: segmentation_problem(rles[i], *sizes[i]) for i in np.flatnonzero(~sound).tolist()}
-    check((problems.get(i) is None for i in range(len(rles))), lambda i: f": {problems[i][1]}")
-    for i in problems:
-        rles[i] = to_rle(rles[i], *sizes[i], checked=True)
-
-
-def _is_compressed(segmentation: object, size: tuple[int, int]) -> bool:
-    return (
-        isinstance(segmentation, dict)
-        and isinstance(segmentation.get("counts"), (str, bytes))
-        and isinstance(segmentation.get("size"), (list, tuple))
-        and tuple(segmentation["size"]) == size
-    )
-
-
 def row_name(number: int, row: object, predicted: bool) -> str:
     """Return how a message names row ``number`` of the results, or else of the annotations."""
     key = row.get("image_id") if isinstance(row, Mapping) else None
-    place = f" (image {key})" if key is not None else ""
+    place = f" (image {shown(key)})" if key is not None else ""
     if predicted:
         return f"Row {number} of the results{place}"
-    name = row.get("id", f"number {number}") if isinstance(row, Mapping) else f"number {number}"
+    name = shown(row["id"]) if isinstance(row, Mapping) and "id" in row else f"number {number}"
     return f"Annotation {name}{place} of the ground truth"
 
 

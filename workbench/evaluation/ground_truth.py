@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from workbench.data.coco import CocoDataset
 from workbench.errors import WorkbenchError
+from workbench.evaluation.columns import read_inputs
+
+
+def check_ground_truth(dataset: CocoDataset) -> None:
+    """Raise WorkbenchError where an evaluation on ``dataset`` would: so a training asks before its first step."""
+    try:
+        read_inputs(ground_truth(dataset), [])
+    except WorkbenchError as error:
+        names = ", ".join(str(entry.annotations) for entry in dataset.entries)
+        raise WorkbenchError(f"{names} cannot be evaluated on: {error}") from None
 
 
 def ground_truth(dataset: CocoDataset) -> dict:

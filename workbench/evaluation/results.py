@@ -9,16 +9,51 @@ the logit of its likeliest class, no-object aside}.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workbench.config_keys import KEYS
-from workbench.errors import WorkbenchError
+from workbench.data.reading import is_integer
+from workbench.errors import WorkbenchError, is_number, shown
+from workbench.evaluation.columns import row_name
 from workbench.files import write_text
 
 DECIMALS = 8  # keeps the order of float32 scores and halves the file
+
+
+def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or (isinstance(value, Mapping) and all(map(fits, value.values())))
+
+
+# The fields of a row that other programs lack: what they must be where a row has them. AP's own fields are checked
+# beside the ground truth, see :func:`workbench.evaluation.columns.read_inputs`.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "main_score": ("a finite number", is_number),
+    "mask_score": ("a finite number", is_number),
+    "query": ("a whole number", lambda value: value is None or is_integer(value)),
+    "attributes": ("an object of subcategory: class", _each(lambda value: not isinstance(value, (list, Mapping)))),
+    "attribute_scores": (
+        "an object of subcategory: list of finite numbers",
+        _each(
+            lambda value: value is None or (isinstance(value, list) and len(value) > 1 and all(map(is_number, value)))
+        ),
+    ),
+    "attribute_logits": ("an object of subcategory: finite number", _each(is_number)),
+}
+
+
+def check_rows(rows: Sequence[Any]) -> None:
+    """Raise WorkbenchError for the first row that is no object or has one of its own fields of a wrong type."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise WorkbenchError(f"{row_name(number, row, True)} is {shown(row)}, not an object.")
+    for key, (wanted, fits) in _FIELDS.items():
+        for number, row in enumerate(rows):
+            if key in row and not fits(row[key]):
+                raise WorkbenchError(f"{row_name(number, row, True)} has the {key} {shown(row[key])}, not {wanted}.")
 
 
 def rounded(values: np.ndarray) -> list:
@@ -34,8 +69,9 @@ def rank_results(results: Sequence[Mapping], rank_by: str) -> list[dict]:
     leaves their score as it is.
 
     Raises:
-        WorkbenchError: an unknown ``rank_by``, or rows that cannot be ranked by it.
+        WorkbenchError: an unknown ``rank_by``, a row that :func:`check_rows` refuses, or one that cannot be ranked.
     """
+    check_rows(results)
     allowed = KEYS["TEST.RANK_BY"].rule
     if not allowed.fits(rank_by):
         raise WorkbenchError(f"rank_by {rank_by!r} is not {allowed.wanted}.")
@@ -49,19 +85,14 @@ def rank_results(results: Sequence[Mapping], rank_by: str) -> list[dict]:
     rows = [dict(row) for row in results]
     # Rows of one model have the same subcategories; files put together from several may not.
     groups: dict[tuple, list[dict]] = {}
-    try:
-        for row in rows:
-            scores = (row.get("attribute_scores") or {}) if rank_by != "main" else {}
-            groups.setdefault(tuple((name, len(values)) for name, values in scores.items()), []).append(row)
-        for key, members in groups.items():
-            main, mask = (np.array([row[name] for row in members], float) for name in ("main_score", "mask_score"))
-            scores = [np.array([row["attribute_scores"][name] for row in members], float) for name, _ in key]
-            for row, score in zip(members, rounded(_rank(main, scores, rank_by) * mask), strict=True):
-                row["score"] = score
-    except (TypeError, ValueError, AttributeError) as error:
-        raise WorkbenchError(
-            f"The main_score, mask_score and attribute_scores of the results are not all numbers: {error}."
-        ) from None
+    for row in rows:
+        scores = (row.get("attribute_scores") or {}) if rank_by != "main" else {}
+        groups.setdefault(tuple((name, len(values)) for name, values in scores.items() if values), []).append(row)
+    for key, members in groups.items():
+        main, mask = (np.array([row[name] for row in members], float) for name in ("main_score", "mask_score"))
+        scores = [np.array([row["attribute_scores"][name] for row in members], float) for name, _ in key]
+        for row, score in zip(members, rounded(_rank(main, scores, rank_by) * mask), strict=True):
+            row["score"] = score
     return rows
 
 
@@ -83,10 +114,10 @@ def save_predictions(path: str | Path, results: Sequence[Mapping]) -> Path:
 
 
 def load_predictions(path: str | Path) -> list[dict]:
-    """Read a COCO results file of any program. The rows are checked against the ground truth when they are scored.
+    """Read a COCO results file of any program. The rows are checked when they are scored.
 
     Raises:
-        WorkbenchError: the file is absent, not JSON or not a list of objects.
+        WorkbenchError: the file is absent, not JSON or no list.
     """
     path = Path(path)
     try:
@@ -99,7 +130,4 @@ def load_predictions(path: str | Path) -> list[dict]:
         raise WorkbenchError(f"The results file {path} is not valid JSON: {error}.") from None
     if not isinstance(rows, list):
         raise WorkbenchError(f"The results file {path} holds no list of COCO results.")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise WorkbenchError(f"Row {number} of the results file {path} is not an object.")
     return rows

@@ -23,7 +23,7 @@ import hotcoco
 import numpy as np
 
 from workbench.data.vocabulary import Vocabulary, class_name
-from workbench.errors import WorkbenchError, is_number
+from workbench.errors import WorkbenchError, shown
 from workbench.evaluation.coco import COCO_IOUS, COCO_LIMIT, average_precision, mean_in_percent
 from workbench.evaluation.columns import EvaluationData, row_name
 from workbench.evaluation.matching import Matches, match_predictions
@@ -74,22 +74,22 @@ def _class_numbers(rows: Sequence[Mapping], name: str, classes: Sequence[str], *
     numbers = []
     for i, row in enumerate(rows):
         attributes = row.get("attributes")
-        value = attributes.get(name) if isinstance(attributes, dict) else None
+        value = attributes.get(name) if isinstance(attributes, Mapping) else None
         try:
             numbers.append(place[class_name(value)])
         except (KeyError, TypeError):
             where, known = row_name(i, row, predicted), ", ".join(classes)
-            raise WorkbenchError(f"{where} has the {name} {value!r}, which is not in the list {known}.") from None
+            raise WorkbenchError(f"{where} has the {name} {shown(value)}, which is not in the list {known}.") from None
     return np.array(numbers, dtype=np.int64)
 
 
 def _probability(data: EvaluationData, name: str, count: int, predicted: np.ndarray) -> np.ndarray:
     probability = np.ones(len(data.predictions))
     for i, row in enumerate(data.predictions.rows):
-        values = row["attribute_scores"].get(name) if isinstance(row.get("attribute_scores"), dict) else None
+        values = (row.get("attribute_scores") or {}).get(name)
         if values is None:
             continue
-        if not isinstance(values, list) or len(values) != count + 1 or not all(map(is_number, values)):
+        if len(values) != count + 1:
             raise WorkbenchError(
                 f"{row_name(i, row, True)} has attribute_scores for {name} that are not {count + 1} numbers: one for "
                 "each class and one for no-object."

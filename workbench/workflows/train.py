@@ -18,6 +18,7 @@ from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.memory import check_memory
+from workbench.evaluation.ground_truth import check_ground_truth
 from workbench.models import build_model
 from workbench.registry import imported_parts
 from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
@@ -108,6 +109,8 @@ def _load_splits(cfg: CfgNode, vocabulary: Vocabulary | None) -> _Splits:
     train_set = load_data(cfg, cfg.DATASETS.TRAIN, vocabulary, for_training=True)
     names = selection_dataset(cfg), report_dataset(cfg)
     loaded = {name: load_data(cfg, [name], train_set.vocabulary) for name in dict.fromkeys(names) if name is not None}
+    for dataset in loaded.values():
+        check_ground_truth(dataset)
     return _Splits(train_set, *(loaded.get(name) for name in names))
 
 
