@@ -165,6 +165,17 @@ def test_parts_are_datasets_of_the_same_classes(dataset: Callable[..., Path]) ->
         assert json.loads(Path(name).read_text())["info"] == {"year": 2020}
 
 
+def test_categories_without_annotations_are_left_out_and_told(
+    dataset: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    content = _content(20)
+    content["categories"].append({"id": 9, "name": "sunny"})
+    assert cli.main(["split", str(dataset(content)), "--no-images"]) == 0
+    assert "which are left out: 'sunny' (id 9)" in capsys.readouterr().out
+    named = json.loads(dataset(content).with_name("labels_val.json").read_text())["categories"]
+    assert [each["name"] for each in named] == list(CATEGORIES)
+
+
 def test_where_the_images_are_is_part_of_the_name(dataset: Callable[..., Path], tmp_path: Path) -> None:
     path = dataset(_content(10), pictures=True)
     assert split_dataset(path).files["val"] == str(tmp_path / "labels_val.json")

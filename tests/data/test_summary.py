@@ -72,11 +72,15 @@ def test_few_objects_and_subcategories_that_hardly_vary(
 ) -> None:
     colours = ["red"] * 39 + ["blue"]
     values = [annotation(n, attributes={"colour": colour}) for n, colour in enumerate(colours, 1)]
-    few, same = cautions(load_dataset(write(content(annotations=values))))
-    assert "fewer than 10 objects: pear (0);" in few
+    none, same = cautions(load_dataset(write(content(annotations=values))))
+    assert "no object is of the category: pear;" in none
     assert "colour hardly varies: 97.5% of 40 objects are red" in same
     values[0]["attributes"]["colour"] = values[1]["attributes"]["colour"] = "blue"
-    assert len(cautions(load_dataset(write(content(annotations=values))))) == 1
+    values[0]["category_id"] = 3
+    (few,) = cautions(load_dataset(write(content(annotations=values))))
+    assert "fewer than 10 objects: pear (1);" in few
+    values[0]["iscrowd"] = 1  # crowds have a sentence of their own
+    assert cautions(load_dataset(write(content(annotations=values)))) == []
 
 
 def test_objects_are_compared_with_a_config(write: Callable, content: Callable, annotation: Callable) -> None:

@@ -294,6 +294,19 @@ def test_boxes_without_masks_are_one_sentence(
     assert "59 times" in line and "draw polygons" in line and "annotation 3; ..." in line
 
 
+def test_the_report_says_how_to_train_without_what_is_broken(
+    write: Callable[..., Path], content: Callable[..., dict], annotation: Callable[..., dict]
+) -> None:
+    box = annotation(1, segmentation=[])
+    for others, some_left in (([], False), ([annotation(2)], True)):
+        path = write(content(annotations=[box, *others]))
+        with pytest.raises(DatasetError) as caught:
+            load_dataset(path)
+        (item,) = validate([path])
+        for text in (str(caught.value), item.text()):
+            assert ("SKIP_FAULTS True leaves out what is broken and keeps 2 images, 1 objects;" in text) is some_left
+
+
 def test_a_wrong_image_folder_is_one_line(
     write: Callable[..., Path], content: Callable[..., dict], tmp_path: Path
 ) -> None:

@@ -47,16 +47,18 @@ def test_the_image_shrinks_only_as_far_as_a_thousand_steps_need() -> None:
     smaller = choices.smaller_for_time(384, seconds=1.44, minutes=15)
     assert smaller == 256
     assert 1000 * 1.44 * (smaller / 384) ** 2 <= 15 * 60
-    assert choices.smaller_for_time(384, seconds=1000.0, minutes=15) == 128
+    assert choices.smaller_for_time(384, seconds=1000.0, minutes=15) == 192
+    assert choices.smaller_for_time(384, seconds=0.7, minutes=15, reading=0.3) == 288
+    assert choices.smaller_for_time(384, seconds=0.36, minutes=15, reading=9.0) == 384
 
 
 def test_steps_are_as_many_as_are_worth_it_or_as_the_time_allows() -> None:
     enough = choices.steps(400, 4, seconds=0.1, minutes=60)
     assert enough.value == 10000
-    assert "100 passes over 400 images" in enough.reason and "worth" not in enough.reason
+    assert "100 passes over 400 images" in enough.reason and "at hand" not in enough.reason
     short = choices.steps(400, 4, seconds=0.5, minutes=15)
-    assert short.value == 1400
-    assert "of 15 minutes; 10000 steps would be worth" in short.reason
+    assert short.value == 1440
+    assert "12 minutes of 15 at hand; --minutes 104 would give 10000 steps" in short.reason
     assert choices.steps(20, 4, seconds=0.1, minutes=60).value == 2000
     assert choices.steps(20, 4, seconds=100.0, minutes=1).value == 100
 

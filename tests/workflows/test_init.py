@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -72,6 +73,25 @@ def test_a_config_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("mine")
     with pytest.raises(WorkbenchError, match="exists already"):
         init(str(dataset / "annotations" / "train.json"), out=tmp_path / "mine.yaml")
+
+
+def test_what_is_broken_is_left_out_with_its_reason(dataset: Path, tmp_path: Path) -> None:
+    train = dataset / "annotations" / "train.json"
+    content = json.loads(train.read_text())
+    del content["annotations"][0]["segmentation"]
+    train.write_text(json.dumps(content))
+    path, text = init(str(train), out=tmp_path / "mine.yaml", minutes=1)
+    assert load_config(path).DATASETS.SKIP_FAULTS is True
+    assert "left out: 1 fault: 1 box without a mask; `workbench validate` says where" in text
+
+
+def test_copies_are_kept_of_photos_that_take_long_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load_config(Path("configs/own/laptop.yaml"))
+    for times, kept in (([0.1], None), ([0.5, 0.6, 0.4], None), ([0.5, 0.6, 0.1], True)):
+        monkeypatch.setattr(workflow, "_reading_seconds", mock.Mock(side_effect=times))
+        lines, seconds = workflow._reading(cfg, None, step=1.0)
+        assert lines.get("DATALOADER.CACHE", (None,))[0] is kept
+        assert seconds == (0.1 if kept else times[0])
 
 
 def test_a_dataset_without_objects_is_refused(dataset: Path, tmp_path: Path) -> None:

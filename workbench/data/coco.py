@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from workbench.data.catalog import DatasetEntry, find_images, get_entry
 from workbench.data.checking import check
 from workbench.data.crowds import brush_masks, crowds_to_objects
-from workbench.data.faults import DatasetError, Fault, broken, fault_lines, mended, report
+from workbench.data.faults import DatasetError, Fault, broken, can_be_left_out, fault_lines, mended, report
 from workbench.data.image_files import ImageRules
 from workbench.data.masks import decode_mask, encode_mask
 from workbench.data.reading import collector_paused, image_path, is_integer, read_coco_json
@@ -125,9 +125,21 @@ class Reading:
         return declared_subcategories(self.content, self.entry.annotations) or ()
 
     @collector_paused()
-    def dicts(self) -> tuple[list[dict], int]:
-        """Return the dataset dicts of what is not broken, and how many annotations and images are left out."""
-        return _to_dicts(self.content, self.entry, self.vocabulary, broken(self.faults))
+    def dataset(self) -> CocoDataset:
+        """Return what is not broken."""
+        dicts, skipped = _to_dicts(self.content, self.entry, self.vocabulary, broken(self.faults))
+        return CocoDataset([self.entry], self.vocabulary, dicts, skipped)
+
+    def remedy(self) -> str:
+        """Return a line that says how to use the dataset without what is broken; nothing where no object would stay."""
+        stopping = broken(self.faults)
+        if not (stopping and can_be_left_out(stopping)):
+            return ""
+        rest = self.dataset()
+        if not (rest.objects or rest.crowds):
+            return ""
+        kept = f"DATASETS.SKIP_FAULTS True leaves out what is broken and keeps {rest.counted()}"
+        return f"\n  {kept}; `workbench init` writes it where needed."
 
 
 def open_dataset(
@@ -211,25 +223,21 @@ def load_dataset(
     skipped = 0
     for reading in readings:
         path, stopping = reading.entry.annotations, broken(reading.faults)
-        if stopping and not (skip_faults and all(map(_can_be_skipped, stopping))):
-            raise DatasetError(f"The dataset {path} has {report(stopping)}", stopping)
+        if stopping and not (skip_faults and can_be_left_out(stopping)):
+            raise DatasetError(f"The dataset {path} has {report(stopping)}{reading.remedy()}", stopping)
         for line in fault_lines(mended(reading.faults)):
             logger.warning("%s, mended: %s", path, line.strip())
         for sentence in brush_masks(reading.content):
             logger.warning("%s: %s", path, sentence)
-        kept, dropped = reading.dicts()
-        if dropped:
+        part = reading.dataset()
+        if part.skipped:
             message = "%s: %d annotations and images are left out for %d faults"
-            logger.warning(message, path, dropped, len(stopping))
-        dicts += kept
-        skipped += dropped
+            logger.warning(message, path, part.skipped, len(stopping))
+        dicts += part.dicts
+        skipped += part.skipped
     if not dicts:
         raise WorkbenchError(f"The dataset {', '.join(map(str, names))} has no image left to use.")
     return CocoDataset([reading.entry for reading in readings], readings[0].vocabulary, dicts, skipped)
-
-
-def _can_be_skipped(fault: Fault) -> bool:
-    return fault.image_id is not None or fault.kind not in ("no images", "missing image")
 
 
 def _to_dicts(

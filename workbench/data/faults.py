@@ -45,6 +45,11 @@ def mended(faults: Iterable[Fault]) -> list[Fault]:
     return [fault for fault in faults if fault.mended]
 
 
+def can_be_left_out(faults: Iterable[Fault]) -> bool:
+    """Return whether each fault is of one image or annotation, so that the rest of the dataset can be used."""
+    return all(fault.image_id is not None or fault.kind not in ("no images", "missing image") for fault in faults)
+
+
 def report(faults: Sequence[Fault], *, every_place: bool = False) -> str:
     """Return the faults as text: a line for how many there are of each kind, then a line for equal ones.
 
@@ -52,9 +57,9 @@ def report(faults: Sequence[Fault], *, every_place: bool = False) -> str:
     """
     parts = []
     if stopping := broken(faults):
-        parts += [_heading(stopping, "fault"), *fault_lines(stopping, every_place=every_place)]
+        parts += [heading(stopping), *fault_lines(stopping, every_place=every_place)]
     if put_right := mended(faults):
-        parts += [_heading(put_right, "mended fault"), *fault_lines(put_right, every_place=every_place)]
+        parts += [heading(put_right, "mended fault"), *fault_lines(put_right, every_place=every_place)]
     return "\n".join(parts) or "No faults found."
 
 
@@ -66,7 +71,8 @@ def fault_lines(faults: Iterable[Fault], *, every_place: bool = False) -> list[s
     return [f"  {_line(group)}" for group in groups.values()]
 
 
-def _heading(faults: Sequence[Fault], noun: str) -> str:
+def heading(faults: Sequence[Fault], noun: str = "fault") -> str:
+    """Return how many faults there are, of each kind too, in words."""
     kinds = Counter(fault.kind for fault in faults).most_common()
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
     return f"{len(faults):,} {noun}{'s' * (len(faults) > 1)}: {listed}"

@@ -33,6 +33,7 @@ class Split:
         groups: how many groups were kept together, of two or more images.
         identical: how many images are copies of another.
         near: pairs of file names in different parts that look nearly the same.
+        unused: the categories that were left out, as no annotation has them.
     """
 
     files: dict[str, str]
@@ -41,6 +42,7 @@ class Split:
     groups: int
     identical: int
     near: list[tuple[str, str]]
+    unused: list[str]
 
 
 def split_dataset(
@@ -53,7 +55,8 @@ def split_dataset(
     out: str | Path | None = None,
     check_images: bool = True,
 ) -> Split:
-    """Write ``A_train.json``, ``A_val.json`` and, with ``test``, ``A_test.json``, each with all class lists.
+    """Write ``A_train.json``, ``A_val.json`` and, with ``test``, ``A_test.json``, each with the same class lists: those
+    of the whole file, without categories that no annotation has.
 
     Parts are stratified by category and subcategory class, counted in objects. No image is in two parts, and images of
     one group or of the same content are in one part.
@@ -74,7 +77,7 @@ def split_dataset(
     if not (val > 0 and test >= 0 and shares["train"] > 0):
         raise WorkbenchError(f"--val {val:g} and --test {test:g} must be above 0 and leave some images for train.")
     shares = {name: share for name, share in shares.items() if share > 0}
-    reading = open_dataset(dataset)
+    reading = open_dataset(dataset, known=())
     entry, content = reading.entry, reading.content
     vocabulary = common_vocabulary([reading])
     _check_records(content, entry.annotations)
@@ -122,6 +125,7 @@ def split_dataset(
         groups=sum(count > 1 for count in Counter(keys).values()),
         identical=sum(len(members) - 1 for members in copies),
         near=near,
+        unused=[fault.detail for fault in reading.faults if fault.kind == "category"],
     )
 
 
@@ -331,6 +335,8 @@ def describe_split(split: Split) -> str:
         lines.append(f"{split.groups} groups of two or more images are in one part each")
     if split.identical:
         lines.append(f"{split.identical} images are copies of others; copies are in one part")
+    if split.unused:
+        lines.append(f"note: no annotation has these categories, which are left out: {', '.join(split.unused)}")
     absent = [name for name, counts in rows if any(counts[part] == 0 for part in names)]
     if absent:
         lines.append(f"note: not in every part: {', '.join(absent)}")

@@ -63,10 +63,16 @@ _ENDS = ("smallest", "median", "largest")
 
 def cautions(dataset: CocoDataset, cfg: CfgNode | None = None) -> list[str]:
     """Return a sentence for each thing to think about before training on ``dataset``, with ``cfg`` where given."""
-    counts, _ = _category_counts(dataset)
+    counts, crowds = _category_counts(dataset)
     names = dataset.vocabulary.categories
-    few = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < FEW]
+    few = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if 0 < count < FEW]
+    none = [name for name, count, crowd in zip(names, counts, crowds, strict=True) if not count + crowd]
     sentences = []
+    if none:
+        sentences.append(
+            f"no object is of the category: {_list(none)}; draw some, or take it out of the file's categories, as it "
+            "becomes a class that is never learnt"
+        )
     if few:
         sentences.append(f"fewer than {FEW} objects: {_list(few)}; draw more, or expect no score that means anything")
     things = [a for d in dataset.dicts for a in d["annotations"] if not a["iscrowd"]]

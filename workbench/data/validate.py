@@ -50,7 +50,7 @@ class Validation:
         """Return everything as lines of text; ``every_place`` gives each fault a line of its own."""
         path = self.reading.entry.annotations
         parts = [
-            f"{path}: {report(self.faults, every_place=every_place)}",
+            f"{path}: {report(self.faults, every_place=every_place)}{self.reading.remedy()}",
             f"{path}: {summarize(self.dataset, read_attributes(self.reading.content), self.reading.declared())}",
             *(f"  depth       {sentence}" for sentence in self.depths),
             *(f"  caution: {sentence}" for sentence in self.cautions),
@@ -114,10 +114,9 @@ def _validate(reading: Reading, vocabulary: Vocabulary, cfg: CfgNode | None, opt
     except WorkbenchError as error:
         conflicts.append(str(error))
         reading.check(common_vocabulary([reading]), **options)
-    dicts, skipped = reading.dicts()
-    dataset = CocoDataset([reading.entry], reading.vocabulary, dicts, skipped)
-    sentences = [*brush_masks(reading.content), *(cautions(dataset, cfg) if dicts else [])]
-    files = [item["file_name"] for item in dicts] if options["check_images"] else []
+    dataset = reading.dataset()
+    sentences = [*brush_masks(reading.content), *(cautions(dataset, cfg) if dataset.dicts else [])]
+    files = [item["file_name"] for item in dataset.dicts] if options["check_images"] else []
     return Validation(reading, dataset, sentences, conflicts, describe_depth(files, options["rules"]))
 
 

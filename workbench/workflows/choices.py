@@ -34,15 +34,23 @@ def image_size(relative: np.ndarray, edges: np.ndarray, largest: int) -> Choice:
         edges: (M,) each image's longest edge, pixels.
         largest: what the machine is fit for, pixels.
     """
-    small = float(np.quantile(relative, 0.1)) if len(relative) else 1.0
-    needed = _up(_ACROSS / max(small, 1e-6))
+    needed = _up(_ACROSS / max(_small(relative), 1e-6))
     own = _up(float(np.median(edges)))
     size = max(_SMALLEST, min(needed, own, largest))
-    measured = f"nine of ten objects are then at least {small * size:.0f} pixels across"
+    measured = across(relative, size)
     if needed <= size:
         return Choice(size, measured)
     limit = "which this machine is fit for" if largest < own else "which the images have"
     return Choice(size, f"{measured}; {needed} would give {_ACROSS}, but this is the most {limit}")
+
+
+def across(relative: np.ndarray, size: int) -> str:
+    """Return how large objects are at an image size, in words; arguments as of :func:`image_size`."""
+    return f"nine of ten objects are then at least {_small(relative) * size:.0f} pixels across"
+
+
+def _small(relative: np.ndarray) -> float:
+    return float(np.quantile(relative, 0.1)) if len(relative) else 1.0
 
 
 def queries(objects: np.ndarray) -> Choice:
@@ -67,13 +75,23 @@ def batch(wanted: int, kept: float, fixed: float, free: float) -> Choice:
     return Choice(value, f"a step takes about {(fixed + value * kept) / GB:.1f} of {free / GB:.1f} GB that are free")
 
 
-def smaller_for_time(size: int, seconds: float, minutes: float) -> int:
-    """Return the image size, at most ``size``, at which the time allows a thousand steps; ``seconds`` are a step's at
-    ``size``."""
+def smaller_for_time(size: int, seconds: float, minutes: float, reading: float = 0.0) -> int:
+    """Return the image size at which the time allows a thousand steps, between ``size`` and its half: what objects
+    need is not given up for time.
+
+    Args:
+        size: pixels.
+        seconds: that a step takes at ``size``.
+        minutes: at hand.
+        reading: seconds of reading images that come on top of a step's at any size; at most half of the time is
+            left to them, as a smaller image makes them no shorter.
+    """
     allowed = minutes * 60 * _TRAINING / _LEAST_STEPS
+    allowed -= min(reading, allowed / 2)
     if seconds <= allowed:
         return size
-    return min(size, max(_SMALLEST, int(size * math.sqrt(allowed / seconds)) // _STEP * _STEP))
+    fitting = int(size * math.sqrt(allowed / seconds)) // _STEP * _STEP
+    return min(size, max(_SMALLEST, _up(size / 2), fitting))
 
 
 def steps(images: int, per_step: int, seconds: float, minutes: float) -> Choice:
@@ -84,11 +102,12 @@ def steps(images: int, per_step: int, seconds: float, minutes: float) -> Choice:
     """
     wanted = min(max(_PASSES * images // per_step, _WORTHWHILE[0]), _WORTHWHILE[1])
     possible = int(minutes * 60 * _TRAINING / seconds)
-    value = max(_FEWEST, min(wanted, possible) // 100 * 100)
+    value = max(_FEWEST, min(wanted, possible) // 20 * 20)
     taken = f"{value * per_step / images:.0f} passes over {images} images in {duration(value * seconds)}"
     if possible < wanted:
-        taken += f", of {minutes:g} minutes; {wanted} steps would be worth {duration(wanted * seconds / _TRAINING)}"
-    return Choice(value, f"{taken}, at {duration(seconds)} a step as measured here")
+        needed = wanted * seconds / _TRAINING / 60
+        taken += f" of {minutes:g} at hand; --minutes {needed:.0f} would give {wanted} steps"
+    return Choice(value, f"{taken}; a step took {duration(seconds)} here")
 
 
 def points(size: int) -> Choice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,21 +15,34 @@ import torch
 from fvcore.common.config import CfgNode
 
 from workbench.config import load_config
-from workbench.data.coco import CocoDataset, load_dataset
+from workbench.data.coco import CocoDataset, Reading, common_vocabulary, open_dataset
+from workbench.data.crowds import crowds_to_objects
+from workbench.data.faults import Fault, broken, heading
 from workbench.data.mapper import build_mapper
 from workbench.data.summary import relative_sizes
+from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.environment.system import busy_cores, usable_cores
 from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_text
 from workbench.models import build_model
 from workbench.models.weights import weights_at_hand
-from workbench.training.estimate import crowding, data_objects, device_memory, dry_run, estimate, fixed_memory
+from workbench.training.estimate import (
+    crowding,
+    data_objects,
+    device_memory,
+    dry_run,
+    duration,
+    estimate,
+    fixed_memory,
+)
 from workbench.workflows import choices
 
 Lines = dict[str, tuple[Any, str]]  # {config key: (value, its reason)}
 _GENERIC = ("annotations", "instances", "labels", "train", "result", "coco", "_annotations.coco")
 _READ = 4  # images whose reading is timed
+_WAITING = 0.2  # share of a step's time, from which on reading its images is worth making faster
+_FASTER = 0.5  # share of the time of reading that reduced copies may take to be worth their room on disk
 _LONGEST = 20.0  # seconds that a timed step may take; a slower one is extrapolated from smaller images
 
 
@@ -107,10 +121,12 @@ def sibling(dataset: str, part: str) -> str | None:
 
 
 def _datasets(dataset: str, val: str | None) -> tuple[Lines, CocoDataset]:
-    data = load_dataset(dataset, check_images=False)
-    crowds = data.crowds if data.crowds > data.objects else 0
+    reading = open_dataset(dataset)
+    marked = [isinstance(a, dict) and a.get("iscrowd") == 1 for a in reading.content["annotations"]]
+    crowds = sum(marked) if sum(marked) > len(marked) / 2 else 0
     if crowds:
-        data = load_dataset(dataset, check_images=False, crowds_are_objects=True)
+        crowds_to_objects(reading.content["annotations"])
+    data, faults = _without_faults(reading, common_vocabulary([reading]))
     if not data.objects:
         raise WorkbenchError(f"There is no object in {dataset}: {data.counted()}.")
     lines: Lines = {"DATASETS.TRAIN": ([dataset], data.counted())}
@@ -119,7 +135,10 @@ def _datasets(dataset: str, val: str | None) -> tuple[Lines, CocoDataset]:
         if name is None:
             continue
         reason = "chooses the best checkpoint" if part == "val" else "reported, and nothing is chosen on it"
-        other = load_dataset(name, vocabulary=data.vocabulary, check_images=False, crowds_are_objects=bool(crowds))
+        known = data.vocabulary.categories
+        reading = open_dataset(name, known=known, crowds_are_objects=bool(crowds))
+        other, more = _without_faults(reading, data.vocabulary)
+        faults += more
         lines[f"DATASETS.{part.upper()}"] = ([name], f"{reason}; {other.counted()}")
     if "DATASETS.VAL" not in lines:
         lines["DATASETS.VAL"] = (
@@ -129,10 +148,19 @@ def _datasets(dataset: str, val: str | None) -> tuple[Lines, CocoDataset]:
     if crowds:
         reason = f"{crowds} masks are marked as crowds, as CVAT marks those of its brush"
         lines["DATASETS.CROWDS_ARE_OBJECTS"] = (True, reason)
+    if faults:
+        reason = f"what is broken is left out: {heading(faults)}; `workbench validate` says where"
+        lines["DATASETS.SKIP_FAULTS"] = (True, reason)
     classes = {name: len(values) for name, values in data.vocabulary.subcategories.items()}
     counted = ", ".join(f"{name} has {count} classes" for name, count in classes.items())
     lines["MODEL.SUBCATEGORIES"] = ([*classes], f"{counted}; leave out what needs no head" if classes else "none")
     return lines, data
+
+
+def _without_faults(reading: Reading, vocabulary: Vocabulary) -> tuple[CocoDataset, list[Fault]]:
+    """Return what is not broken in a dataset, and what is."""
+    reading.check(vocabulary, check_images=False)
+    return reading.dataset(), broken(reading.faults)
 
 
 def _start(machine: _Machine) -> Lines:
@@ -184,19 +212,21 @@ def _schedule(
     size, step = cfg.INPUT.IMAGE_SIZE, one.seconds * batch.value
     if step < _LONGEST:
         step = dry_run(model, data.vocabulary, size, max(2, batch.value), objects).seconds
-    reading = _reading_seconds(cfg, data) * batch.value
     workers = cfg.DATALOADER.NUM_WORKERS
+    cache, reading = _reading(cfg, data, step / batch.value * max(1, workers))
+    reading *= batch.value / max(1, workers)
     image_reason = lines["INPUT.IMAGE_SIZE"][1]
-    smaller = choices.smaller_for_time(size, step, minutes)
+    smaller = choices.smaller_for_time(size, step, minutes, 0 if workers else reading)
     if smaller < size:
-        image_reason = f"at {size} the time would allow fewer than a thousand steps, at {choices.duration(step)} each"
+        image_reason = choices.across(relative_sizes(data), smaller)
+        image_reason += f"; at {size} the time would allow fewer than a thousand steps, at {duration(step)} each"
         step *= (smaller / size) ** 2
         size = smaller
-    seconds = max(step, reading / workers) if workers else step + reading
+    seconds = max(step, reading) if workers else step + reading
     steps = choices.steps(len(data), batch.value, seconds, minutes)
     if device.type == "cpu" and (crowded := crowding(torch.get_num_threads(), usable_cores(), busy_cores())):
         steps = steps._replace(reason=f"{steps.reason}, while {crowded}")
-    return {
+    return cache | {
         "INPUT.IMAGE_SIZE": (size, image_reason),
         "INPUT.MIN_SIZE_TEST": (size, "the longest edge in evaluation is that in training"),
         "INPUT.MAX_SIZE_TEST": (size, "as MIN_SIZE_TEST"),
@@ -207,6 +237,27 @@ def _schedule(
         "SOLVER.CHECKPOINT_PERIOD": (max(20, steps.value // 10), "a run that is stopped loses a tenth at most"),
         "TEST.EVAL_PERIOD": (-(-steps.value // 4), "four evaluations, of which the best is kept"),
     }
+
+
+def _reading(cfg: CfgNode, data: CocoDataset, step: float) -> tuple[Lines, float]:
+    """Choose whether reduced copies of the images are kept, and return the seconds that reading an image takes then.
+
+    ``step`` are the seconds that a step takes for each image, times the processes that read.
+    """
+    seconds = _reading_seconds(cfg, data)
+    if seconds < _WAITING * step:
+        return {}, seconds
+    cached = cfg.clone()
+    with tempfile.TemporaryDirectory() as folder:
+        cached.merge_from_list(["DATALOADER.CACHE", True, "OUTPUT_DIR", folder])
+        _reading_seconds(cached, data)  # makes the copies
+        fast = _reading_seconds(cached, data)
+    if fast > _FASTER * seconds:
+        return {}, seconds
+    reason = (
+        f"reading an image takes {duration(seconds)}, and {duration(fast)} from a reduced copy in the run directory"
+    )
+    return {"DATALOADER.CACHE": (True, reason)}, fast
 
 
 def _reading_seconds(cfg: CfgNode, data: CocoDataset) -> float:
