@@ -18,7 +18,7 @@ from workbench.data.validate import validate
 ATTRIBUTES = [
     {"colour": "red", "ripe": True, "needs_fix": False, "weight": 3.5, "occluded": False, "note": None, "size": [1]},
     {"colour": "blue", "ripe": True, "needs_fix": True, "weight": 4, "occluded": True, "note": ""},
-    {"colour": "blue"},
+    {"colour": "blue", "occluded": False},
 ]
 
 
@@ -42,7 +42,8 @@ def test_the_summary(labels: Path) -> None:
         "attribute colour: a subcategory; blue 2, red 1",
         "attribute needs_fix: no subcategory, as it is a reminder of the annotators; false 1, true 1",
         "attribute note: no subcategory, as it has no value anywhere; no value",
-        "attribute occluded: no subcategory, as annotation tools add it of their own accord; false 1, true 1",
+        "attribute occluded: no subcategory, as annotation tools add it of their own accord; list it under "
+        '"subcategories" if it is your own; false 2, true 1',
         "attribute ripe: no subcategory, as it has one value only; true 2",
         "attribute size: no subcategory, as it holds lists or objects; no value",
         "attribute weight: no subcategory, as it holds numbers; 2 numbers",

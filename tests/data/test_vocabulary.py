@@ -11,7 +11,7 @@ import pytest
 from workbench.config import get_cfg
 from workbench.data.coco import Vocabulary, load_data, load_dataset
 from workbench.data.validate import validate
-from workbench.data.vocabulary import class_name
+from workbench.data.vocabulary import class_name, collected_subcategories
 from workbench.errors import WorkbenchError
 
 
@@ -36,8 +36,8 @@ def test_class_lists_are_collected_from_a_cvat_export(write, content, annotation
         annotation,
         {"colour": "red", "ripe": True, "occluded": False, "rotation": 12.5, "track_id": 3, "keyframe": True},
         {"colour": "blue", "ripe": False, "occluded": True, "rotation": 0.0, "weight": 12.0, "size": 3},
-        {"colour": "", "weight": "heavy", "size": None},
-        {"colour": "__undefined__"},
+        {"colour": "", "weight": "heavy", "size": None, "occluded": False},
+        {"colour": "__undefined__", "occluded": False, "keyframe": False},
         {},
     )
     dataset = load_dataset(write(values))
@@ -52,6 +52,29 @@ def test_class_lists_are_collected_from_a_cvat_export(write, content, annotation
         {"colour": -1, "ripe": -1},
     ]
     assert dataset.dicts[0]["subcategories"] == dataset.dicts[1]["subcategories"] == ("colour", "ripe")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "own"),
+    [
+        ("occluded", [True, False], False),
+        ("occluded", ["false", "True"], False),  # as some converters write it
+        ("occluded", [True, False, None], False),
+        ("occluded", ["none", "partly"], True),
+        ("occluded", [True, False, "absent"], True),
+        ("rotation", ["0.0", "90"], False),
+        ("rotation", ["upright", "sideways"], True),
+        ("source", ["manual", "auto"], False),
+        ("source", ["forest", "nursery"], True),
+    ],
+)
+def test_what_tools_add_and_what_has_the_same_name(
+    content: Callable, annotation: Callable, name: str, values: list, own: bool
+) -> None:
+    given = [{"colour": "red"} if value == "absent" else {name: value} for value in values]
+    made = _with(content, annotation, *given)
+    assert (name in collected_subcategories(made)) is own
+    assert name in collected_subcategories(made, exported=False)
 
 
 def test_declared_lists_keep_their_order_and_take_numbers(write, content, annotation) -> None:

@@ -14,7 +14,7 @@ from workbench.config import reads
 from workbench.data.coco import CocoDataset
 from workbench.data.duplicates import identical_files
 from workbench.data.masks import encode_segmentation, mask_areas
-from workbench.data.vocabulary import Attribute, Vocabulary
+from workbench.data.vocabulary import OF_TOOLS, Attribute, Vocabulary
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -174,7 +174,8 @@ def _describe(attribute: Attribute, vocabulary: Vocabulary, declared: Iterable[s
             reason = 'the file\'s "subcategories" do not list it'
         elif reason is None:
             reason = "it has one value only" if len(attribute.values) == 1 else "MODEL.SUBCATEGORIES does not name it"
-        role = f"no subcategory, as {reason}"
+        remedy = '; list it under "subcategories" if it is your own' * (reason == OF_TOOLS)
+        role = f"no subcategory, as {reason}{remedy}"
     return f"{_short(attribute.name)}: {role}; {values or 'no value'}"
 
 

@@ -11,21 +11,12 @@ from workbench.data.faults import Fault
 from workbench.data.reading import is_integer
 from workbench.errors import WorkbenchError, is_number, nearest
 
-# Attributes that annotation tools add to every object of their own accord; they describe the annotating.
-BOOKKEEPING = frozenset(
-    {
-        "occluded",
-        "outside",
-        "keyframe",
-        "track_id",
-        "group_id",
-        "z_order",
-        "rotation",
-        "source",
-        "score",
-        "is_crowd",
-    }
-)
+# Attributes that annotation tools add of their own accord, and the values that they write. Another value makes an
+# attribute the user's own. ``occluded`` they write on every object: where some lack it, it is the user's own too.
+_TOOL_FLAGS = frozenset({"occluded", "outside", "keyframe", "is_crowd"})
+_TOOL_NUMBERS = frozenset({"track_id", "group_id", "z_order", "rotation", "score"})
+_TOOL_SOURCES = frozenset({"manual", "auto", "semi-auto", "file", "consensus", "Ground truth"})  # of "source"
+OF_TOOLS = "annotation tools add it of their own accord"  # why an attribute is no subcategory
 # Names of flags by which annotators remind each other of work to do; they do not describe the object.
 REMINDER = re.compile(
     r"(needs?|to|must|should)[ _-](be[ _-])?(fix|delete|remove|review|check|redo)(e?d|ing)?"
@@ -138,17 +129,21 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
 @dataclass
 class Attribute:
     """What the annotations of a file hold under one name: ``values`` counts classes, ``numbers`` and ``others`` count
-    values that are numbers, and lists or objects."""
+    values that are numbers, and lists or objects. ``everywhere``: each annotation that has attributes has this one."""
 
     name: str
     values: Counter[str] = field(default_factory=Counter)
     numbers: int = 0
     others: int = 0
+    everywhere: bool = True
 
-    def why_not(self) -> str | None:
-        """Return why the attribute is not a subcategory where no class lists are declared; None where it is one."""
-        if self.name in BOOKKEEPING:
-            return "annotation tools add it of their own accord"
+    def why_not(self, exported: bool = True) -> str | None:
+        """Return why the attribute is not a subcategory where no class lists are declared; None where it is one.
+
+        ``exported``: whether an annotation tool may have added attributes of its own.
+        """
+        if exported and self._is_of_tools():
+            return OF_TOOLS
         if REMINDER.fullmatch(self.name):
             return "it is a reminder of the annotators"
         if self.others:
@@ -159,6 +154,14 @@ class Attribute:
             return "it has no value anywhere"
         problems = ((text, problem) for text in (self.name, *self.values) if (problem := name_problem(text)))
         return next((f"{text[:40]!r} {problem}" for text, problem in problems), None)
+
+    def _is_of_tools(self) -> bool:
+        if self.name in _TOOL_FLAGS:
+            flags = all(value.lower() in ("true", "false") for value in self.values)
+            return flags and (self.everywhere or self.name != "occluded")
+        if self.name in _TOOL_NUMBERS:
+            return all(map(_is_number_text, self.values))
+        return self.name == "source" and _TOOL_SOURCES.issuperset(self.values)
 
 
 def _is_number_text(text: str) -> bool:
@@ -172,10 +175,13 @@ def _is_number_text(text: str) -> bool:
 def read_attributes(content: dict) -> list[Attribute]:
     """Return the attributes of all annotations, sorted by name."""
     attributes: dict[str, Attribute] = {}
+    total, given_by = 0, Counter()
     for annotation in content["annotations"]:
         given = annotation.get("attributes") if isinstance(annotation, dict) else None
-        if not isinstance(given, dict):
+        if not isinstance(given, dict) or not given:
             continue
+        total += 1
+        given_by.update(given.keys())
         for name, value in given.items():
             attribute = attributes.get(name) or attributes.setdefault(name, Attribute(name))
             if isinstance(value, (str, bool)):
@@ -185,17 +191,24 @@ def read_attributes(content: dict) -> list[Attribute]:
                 attribute.numbers += 1
             elif value is not None:
                 attribute.others += 1
+    for name, attribute in attributes.items():
+        attribute.everywhere = given_by[name] == total
     return [attributes[name] for name in sorted(attributes)]
 
 
-def collected_subcategories(content: dict) -> dict[str, tuple[str, ...]]:
+def collected_subcategories(content: dict, exported: bool = True) -> dict[str, tuple[str, ...]]:
     """Return class lists gathered from the attributes of all annotations, names and classes sorted.
 
     An attribute is a subcategory when all its values are text or true/false. Attributes that hold numbers are
-    measurements, and those in ``BOOKKEEPING`` and ``REMINDER`` are about the annotating: they are left out. To use
-    them as classes, list them under the top-level ``subcategories``.
+    measurements, and those that tools add of their own accord or whose names are ``REMINDER`` are about the annotating:
+    they are left out. To use them as classes, list them under the top-level ``subcategories``.
+
+    Args:
+        content: a file's content.
+        exported: whether an annotation tool may have added attributes of its own; with False those of its names are
+            the user's.
     """
-    return {a.name: tuple(sorted(a.values)) for a in read_attributes(content) if a.why_not() is None}
+    return {a.name: tuple(sorted(a.values)) for a in read_attributes(content) if a.why_not(exported) is None}
 
 
 def mend_categories(content: dict, known: Collection[str] | None = None) -> list[Fault]:

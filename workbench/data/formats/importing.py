@@ -89,7 +89,7 @@ def import_dataset(
     imported = READERS[detect_source(source) if format is None else FORMATS[format]](source)
     for name, image in imported.files.items():
         _place(image, output / "images" / name, copy)
-    collected = collected_subcategories(imported.content)
+    collected = collected_subcategories(imported.content, exported=False)  # readers leave out what tools add
     subcategories = [{"name": n, "classes": list(c)} for n, c in collected.items() if len(c) > 1]
     written = []
     for split, content in _by_split(imported.content).items():
