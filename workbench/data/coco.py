@@ -124,6 +124,29 @@ class Reading:
         """Return the names of the subcategories that the file lists."""
         return declared_subcategories(self.content, self.entry.annotations) or ()
 
+    def settle(self, skip_faults: bool) -> None:
+        """Log what was mended and what is left out.
+
+        Raises:
+            DatasetError: there are broken faults, and ``skip_faults`` is False or nothing would be left.
+        """
+        path, stopping = self.entry.annotations, broken(self.faults)
+        if stopping and not (skip_faults and can_be_left_out(stopping)):
+            raise DatasetError(f"The dataset {path} has {report(stopping)}{self.remedy()}", stopping)
+        for line in fault_lines(mended(self.faults)):
+            logger.warning("%s, mended: %s", path, line.strip())
+        for sentence in brush_masks(self.content):
+            logger.warning("%s: %s", path, sentence)
+        if stopping:
+            images, annotations = _sound(self.content, stopping)
+            count = len(self.content["images"]) + len(self.content["annotations"]) - len(images) - len(annotations)
+            logger.warning("%s: %d annotations and images are left out for %d faults", path, count, len(stopping))
+
+    def sound_content(self) -> dict:
+        """Return ``content`` without the images and annotations that are broken."""
+        images, annotations = _sound(self.content, broken(self.faults))
+        return {**self.content, "images": images, "annotations": annotations}
+
     @collector_paused()
     def dataset(self) -> CocoDataset:
         """Return what is not broken."""
@@ -147,6 +170,7 @@ def open_dataset(
     root: Path | str = "data",
     *,
     known: Collection[str] | None = None,
+    used: Collection[int] = (),
     crowds_are_objects: bool = False,
 ) -> Reading:
     """Read a dataset's file and class lists, without checking what they hold.
@@ -155,6 +179,7 @@ def open_dataset(
         name: catalog name or path.
         root: where named datasets lie.
         known: the names of the categories that the file is read for, where they are fixed.
+        used: ids of categories that are kept, whether annotations have them or not.
         crowds_are_objects: whether ``iscrowd`` 1 is read as 0.
 
     Raises:
@@ -162,7 +187,7 @@ def open_dataset(
     """
     entry = get_entry(name, root)
     content = read_coco_json(entry.annotations)
-    faults = mend_categories(content, known)
+    faults = mend_categories(content, known, used)
     if crowds_are_objects:
         faults += crowds_to_objects(content["annotations"])
     found = read_vocabulary(content, entry.annotations)
@@ -222,17 +247,8 @@ def load_dataset(
     dicts: list[dict] = []
     skipped = 0
     for reading in readings:
-        path, stopping = reading.entry.annotations, broken(reading.faults)
-        if stopping and not (skip_faults and can_be_left_out(stopping)):
-            raise DatasetError(f"The dataset {path} has {report(stopping)}{reading.remedy()}", stopping)
-        for line in fault_lines(mended(reading.faults)):
-            logger.warning("%s, mended: %s", path, line.strip())
-        for sentence in brush_masks(reading.content):
-            logger.warning("%s: %s", path, sentence)
+        reading.settle(skip_faults)
         part = reading.dataset()
-        if part.skipped:
-            message = "%s: %d annotations and images are left out for %d faults"
-            logger.warning(message, path, part.skipped, len(stopping))
         dicts += part.dicts
         skipped += part.skipped
     if not dicts:
@@ -244,32 +260,23 @@ def _to_dicts(
     content: dict, entry: DatasetEntry, vocabulary: Vocabulary, faults: list[Fault]
 ) -> tuple[list[dict], int]:
     """Dataset dicts of what has no fault, and how many annotations and images were left out."""
-    bad_annotations = {fault.annotation_id for fault in faults} - {None}
-    bad_images = {fault.image_id for fault in faults if fault.annotation_id is None} - {None}
+    images, annotations = _sound(content, faults)
+    skipped = len(content["images"]) + len(content["annotations"]) - len(images) - len(annotations)
     labels = {number: label for label, number in enumerate(vocabulary.category_ids)}
     classes = {name: {c: k for k, c in enumerate(values)} for name, values in vocabulary.subcategories.items()}
 
     dicts: dict[int, dict] = {}
-    skipped = 0
-    for image in content["images"]:
-        number = image.get("id") if isinstance(image, dict) else None
-        if not is_integer(number) or number in bad_images:
-            skipped += 1
-            continue
-        dicts[number] = {
+    for image in images:
+        dicts[image["id"]] = {
             "file_name": image_path(entry.images, image["file_name"]),
             "name": image["file_name"],
             "height": image["height"],
             "width": image["width"],
-            "image_id": number,
+            "image_id": image["id"],
             "subcategories": tuple(vocabulary.subcategories),
             "annotations": [],
         }
-    for annotation in content["annotations"]:
-        number = annotation.get("id") if isinstance(annotation, dict) else None
-        if not is_integer(number) or number in bad_annotations or annotation["image_id"] not in dicts:
-            skipped += 1
-            continue
+    for annotation in annotations:
         attributes = annotation.get("attributes") or {}
         subcategories = {}
         for name, numbers in classes.items():
@@ -277,7 +284,7 @@ def _to_dicts(
             subcategories[name] = UNLABELLED if value is None else numbers[value]
         dicts[annotation["image_id"]]["annotations"].append(
             {
-                "id": number,
+                "id": annotation["id"],
                 "category_id": labels[annotation["category_id"]],
                 "area": annotation.get("area"),
                 "bbox": annotation.get("bbox"),
@@ -288,6 +295,22 @@ def _to_dicts(
             }
         )
     return list(dicts.values()), skipped
+
+
+def _sound(content: dict, faults: list[Fault]) -> tuple[list[dict], list[dict]]:
+    """Return the images, and the annotations on them, that have no fault."""
+    bad_annotations = {fault.annotation_id for fault in faults} - {None}
+    bad_images = {fault.image_id for fault in faults if fault.annotation_id is None} - {None}
+    images = [i for i in content["images"] if _has_id(i) and i["id"] not in bad_images]
+    known = {image["id"] for image in images}
+    annotations = [
+        a for a in content["annotations"] if _has_id(a) and a["id"] not in bad_annotations and a["image_id"] in known
+    ]
+    return images, annotations
+
+
+def _has_id(record: object) -> bool:
+    return isinstance(record, dict) and is_integer(record.get("id"))
 
 
 def load_data(

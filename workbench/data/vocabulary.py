@@ -211,7 +211,7 @@ def collected_subcategories(content: dict, exported: bool = True) -> dict[str, t
     return {a.name: tuple(sorted(a.values)) for a in read_attributes(content) if a.why_not(exported) is None}
 
 
-def mend_categories(content: dict, known: Collection[str] | None = None) -> list[Fault]:
+def mend_categories(content: dict, known: Collection[str] | None = None, used: Collection[int] = ()) -> list[Fault]:
     """Leave categories that stand for nothing out of ``content`` and return a mended fault for each.
 
     These are categories that no annotation uses and that are the supercategory of another one (Roboflow writes the
@@ -221,8 +221,9 @@ def mend_categories(content: dict, known: Collection[str] | None = None) -> list
         content: a file's content.
         known: the names of the classes that the file is read for, where they are fixed: of these none is left out, and
             any other one is that no annotation uses.
+        used: ids that count as used by annotations.
     """
-    used = {a.get("category_id") for a in content["annotations"] if isinstance(a, dict) and _has_whole_category(a)}
+    used = {*used, *(a["category_id"] for a in content["annotations"] if _has_whole_category(a))}
     items = [item for item in content["categories"] if _is_category(item)]
     names = Counter(item["name"] for item in items)
     faults = []
@@ -248,8 +249,8 @@ def _is_category(item: object) -> bool:
     return isinstance(item, dict) and is_integer(item.get("id")) and isinstance(item.get("name"), str)
 
 
-def _has_whole_category(annotation: dict) -> bool:
-    return is_integer(annotation.get("category_id"))
+def _has_whole_category(annotation: object) -> bool:
+    return isinstance(annotation, dict) and is_integer(annotation.get("category_id"))
 
 
 def read_vocabulary(content: dict, path: object) -> Vocabulary:

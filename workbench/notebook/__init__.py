@@ -23,7 +23,8 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "notebook.evaluation": "compare_saturation open_evaluation open_evaluations query_comparison query_summary "
     "saturation_examples suggest training_beside_validation",
     "notebook.gallery": "counts_table dropped_table open_gallery",
-    "notebook.preview": "config_table contents learning_rates mapped_samples training_config training_data",
+    "notebook.preview": "config_table contents data_cautions learning_rates mapped_samples training_config "
+    "training_data",
     "ops.selftest": "build_ops",
     "runs.table": "describe_run",
     "training.schedule": "lr_arithmetic",

@@ -13,6 +13,7 @@ from workbench.config import changes, load_config
 from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
+from workbench.data.summary import cautions, shared_images
 from workbench.environment.memory import check_memory
 from workbench.training.schedule import lr_factor, scaled_lr
 from workbench.visualization.drawing import contact_sheet, draw_instances, drawables_of_targets
@@ -26,6 +27,21 @@ def training_config(config: str | Path, output: str | Path, overrides: Sequence 
 def training_data(cfg: CfgNode) -> CocoDataset:
     """Return the datasets that DATASETS.TRAIN names, checked as before training."""
     return load_data(cfg, cfg.DATASETS.TRAIN, None, for_training=True)
+
+
+def data_cautions(cfg: CfgNode, dataset: CocoDataset) -> str:
+    """Return a line for each thing to think about before training on ``dataset`` with ``cfg``.
+
+    These are :func:`workbench.data.summary.cautions`, and images of DATASETS.VAL that are in the training data too.
+
+    Raises:
+        WorkbenchError: DATASETS.VAL cannot be read, or does not fit the training data.
+    """
+    sentences = cautions(dataset, cfg)
+    if cfg.DATASETS.VAL:
+        held_out = load_data(cfg, cfg.DATASETS.VAL, dataset.vocabulary)
+        sentences += [f"{', '.join(cfg.DATASETS.VAL)}: {sentence}" for sentence in shared_images([dataset], held_out)]
+    return "\n".join(f"caution: {sentence}" for sentence in sentences) or "Nothing to think about was found."
 
 
 def config_table(cfg: CfgNode) -> pd.DataFrame:
