@@ -24,6 +24,7 @@ ORDER = (
     "ops",
     "environment",
     "losses",
+    "weights",
     "models",
     "evaluation",
     "visualization",

@@ -134,7 +134,7 @@ _MODEL = {
         matching(r"(?i)\s*(auto|cpu|cuda|cuda:\d{1,4}|mps)\s*", "one of auto, cpu, cuda, cuda:N, mps"),
         "Where the model runs; auto takes a GPU where there is one.",
     ),
-    "WEIGHTS": Key("", TEXT, "A checkpoint directory, a `.safetensors` file, or a `.pth` state dict to start from."),
+    "WEIGHTS": Key("", TEXT, "Weights to start from: a checkpoint, a file, a folder or an address (docs/weights.md)."),
     "MASK_ON": _unread(True, "Masks are always predicted."),
     "PIXEL_MEAN": Key([123.675, 116.28, 103.53], each(number(-1e6, 1e6), 3), "Mean of red, green and blue, 0-255."),
     "PIXEL_STD": Key([58.395, 57.12, 57.375], each(number(1e-6, 1e6), 3), "Standard deviation of the same."),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,16 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
 def write_json(path: Path, value: Any, **options: Any) -> None:
     """Replace a file by ``value`` as JSON; ``options`` are those of ``json.dumps``. Errors as :func:`write_text`."""
     write_text(path, json.dumps(value, ensure_ascii=False, **options) + "\n")
+
+
+def cache_folder() -> Path:
+    """Return $WORKBENCH_CACHE, else ``workbench`` in the user's cache; it may not exist."""
+    chosen = os.environ.get("WORKBENCH_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "workbench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
 
 
 def sync(path: Path) -> None:

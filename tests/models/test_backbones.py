@@ -16,7 +16,9 @@ from workbench.models.backbones import (
     measure,
 )
 from workbench.models.backbones.mobilenet import layer_table, measure_layers
-from workbench.models.weights import backbone_state, load_backbone, load_state, read_state, weights_kind
+from workbench.models.weights import load_backbone, load_state
+from workbench.weights.naming import torchvision_backbone, torchvision_kind
+from workbench.weights.reading import read_state
 
 
 def test_the_layers_of_mobilenet_are_what_torchvision_says():
@@ -97,9 +99,9 @@ def test_deeplab_weights_fit_the_backbone_exactly(deeplab, dilated):
 
 def test_classification_and_segmentation_weights_are_told_apart(deeplab):
     classifier = mobilenet_v3_large(weights=None).state_dict()
-    assert weights_kind(deeplab.state_dict()) == "segmentation"
-    assert weights_kind(classifier) == "classification"
-    assert not any(name.startswith("classifier") for name in backbone_state(classifier))
+    assert torchvision_kind(deeplab.state_dict()) == "segmentation"
+    assert torchvision_kind(classifier) == "classification"
+    assert not any(name.startswith("classifier") for name in torchvision_backbone(classifier))
     report = load_backbone(MobileNetV3Backbone(), classifier, "imagenet")
     assert not report.missing and not report.unexpected
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
+from torchvision.models import mobilenet_v3_large
 
 from tests.training.toy import ToyModel
+from tests.weights import published
 from workbench.config import load_config
+from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
+from workbench.models import build_model
 from workbench.runs.checkpoint import load_model
 from workbench.training.weights import load_weights, starting_weights
 
@@ -82,3 +88,79 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_the_start_of_a_training_is_said(overrides: list[str], said: str) -> None:
     assert starting_weights(load_config(None, overrides)) == said
+
+
+@pytest.fixture(scope="module")
+def resnet_model() -> torch.nn.Module:
+    small = ["MODEL.MASK_FORMER.NHEADS", "4", "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", "4"]
+    widths = {
+        "SEM_SEG_HEAD.CONVS_DIM": 32,
+        "SEM_SEG_HEAD.MASK_DIM": 32,
+        "SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 2,
+        "SEM_SEG_HEAD.TRANSFORMER_DIM_FEEDFORWARD": 48,
+        "MASK_FORMER.HIDDEN_DIM": 32,
+        "MASK_FORMER.NUM_OBJECT_QUERIES": 5,
+        "MASK_FORMER.DIM_FEEDFORWARD": 40,
+        "MASK_FORMER.DEC_LAYERS": 4,
+    }
+    overrides = [*small, *(part for key, value in widths.items() for part in (f"MODEL.{key}", str(value)))]
+    return build_model(load_config(None, overrides), Vocabulary((1, 2), ("a", "b"))).eval()
+
+
+def written(path: Path, state: dict[str, torch.Tensor], author: str = "") -> Path:
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": author} if author else arrays, protocol=2))
+    return path
+
+
+def test_a_file_of_the_model_zoo_for_other_classes_loses_its_head_only(
+    resnet_model: torch.nn.Module, tmp_path: Path
+) -> None:
+    zoo = published.mask2former(published.resnet((3, 4, 6, 3)), (256, 512, 1024, 2048), classes=4)
+    file = written(tmp_path / "model_final.pkl", published.random_state(zoo), "somebody")
+    report = load_weights(resnet_model, file)
+    assert [name for name, _, _ in report.mismatched] == [
+        f"transformer_decoder.class_embed.{kind}" for kind in ("weight", "bias")
+    ]
+    assert not report.missing and not report.unexpected
+    parts = report.parts()
+    assert all(loaded == total for part, (loaded, total) in parts.items() if part != "transformer_decoder")
+    loaded, total = parts["transformer_decoder"]
+    assert total - loaded == 2
+    assert f"backbone 265 of 265, pixel_decoder 53 of 53, transformer_decoder {loaded} of {total} tensors" in str(
+        report
+    )
+    assert "of other sizes, so new: transformer_decoder.class_embed;" in str(report)
+
+
+def test_a_published_backbone_leaves_the_decoders_new(resnet_model: torch.nn.Module, tmp_path: Path) -> None:
+    state = published.random_state(published.resnet((3, 4, 6, 3)))
+    report = load_weights(resnet_model, written(tmp_path / "R-50.pkl", state, "torchvision"))
+    assert report.parts()["backbone"] == (265, 265) and report.parts()["pixel_decoder"] == (0, 53)
+    assert torch.equal(resnet_model.backbone.bn1.bias, state["stem.conv1.norm.bias"])
+
+
+def test_msra_weights_see_the_pixels_that_they_were_trained_on(resnet_model: torch.nn.Module, tmp_path: Path) -> None:
+    """BGR of 0-255 less the mean, not divided: what the published convolution makes of a picture, ours makes too."""
+    state = published.caffe2_resnet(published.random_state(published.resnet((3, 4, 6, 3))))
+    report = load_weights(resnet_model, written(tmp_path / "R-50.pkl", state))
+    assert report.parts()["backbone"] == (265, 265)
+    picture = torch.randint(0, 256, (1, 3, 32, 32)).float()
+    expected = F.conv2d(picture.flip(1) - torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1), state["conv1_w"])
+    normalised = (picture - resnet_model.pixel_mean) / resnet_model.pixel_std
+    torch.testing.assert_close(F.conv2d(normalised, resnet_model.backbone.conv1.weight), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_pixels_that_do_not_fit_are_named(
+    resnet_model: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = published.random_state(published.resnet((3, 4, 6, 3)))
+    monkeypatch.setattr(resnet_model, "pixel_std", torch.ones(3, 1, 1))
+    load_weights(resnet_model, written(tmp_path / "R-50.pkl", state, "torchvision"))
+    assert "were trained with MODEL.PIXEL_STD [58.395, 57.12, 57.375], not [1, 1, 1]" in caplog.text
+
+
+def test_another_architecture_is_refused(resnet_model: torch.nn.Module, tmp_path: Path) -> None:
+    torch.save(mobilenet_v3_large(weights=None).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WorkbenchError, match=r"w.pth \(torchvision classification\): only 0 of the backbone's 265"):
+        load_weights(resnet_model, tmp_path / "w.pth")

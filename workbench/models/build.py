@@ -26,8 +26,10 @@ from workbench.models.fpn import PyramidBackbone
 from workbench.models.mask2former import Mask2Former
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder, group_norm
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
-from workbench.models.weights import load_backbone, read_state, torchvision_state
+from workbench.models.weights import load_backbone, torchvision_state
 from workbench.registry import BACKBONES, MODELS
+from workbench.weights.download import local_weights
+from workbench.weights.reading import read_state
 
 _TIMM = "timm/<name>"  # every name that timm knows
 _NORMS = {"BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm, "FrozenBN": FrozenBatchNorm2d, "GN": group_norm}
@@ -209,6 +211,6 @@ def _timm(cfg: CfgNode, pretrained: bool) -> nn.Module:
 def _with_weights(backbone: nn.Module, network: str, weights: str, pretrained: bool) -> nn.Module:
     if pretrained and weights != "none":
         published = weights in ("imagenet", "deeplabv3")
-        state = torchvision_state(network, weights) if published else read_state(weights)
+        state = torchvision_state(network, weights) if published else read_state(local_weights(weights))
         load_backbone(backbone, state, weights)
     return backbone

@@ -22,14 +22,9 @@ from workbench.data.images import read_image
 from workbench.errors import WorkbenchError
 from workbench.models.backbones import STAGES, MobileNetV3Backbone, PyramidError, ResNetBackbone, measure
 from workbench.models.backbones.mobilenet import DEFAULT_TAPS, Layer, layer_table, measure_layers
-from workbench.models.weights import (
-    backbone_state,
-    load_backbone,
-    load_state,
-    read_state,
-    require_backbone,
-    torchvision_state,
-)
+from workbench.models.weights import load_backbone, load_state, require_backbone, torchvision_state
+from workbench.weights.naming import torchvision_backbone
+from workbench.weights.reading import read_state
 
 TAPS = dict(zip(STAGES, DEFAULT_TAPS, strict=True))  # {"res2": 3, ...}
 
@@ -154,8 +149,8 @@ def match_names(state: Mapping[str, Tensor], backbone: nn.Module) -> pd.DataFram
     """Return one row a tensor of a whole torchvision network, in the state dict's order: its name there, its name
     in the backbone, "(left out)" where the backbone has none, and its shape."""
     own = backbone.state_dict()
-    # backbone_state keeps the order and the tensors themselves, which say which came from where.
-    names = {id(tensor): name for name, tensor in backbone_state(state).items() if name in own}
+    # torchvision_backbone keeps the order and the tensors themselves, which say which came from where.
+    names = {id(tensor): name for name, tensor in torchvision_backbone(state).items() if name in own}
     rows = [(name, names.get(id(tensor), "(left out)"), tuple(tensor.shape)) for name, tensor in state.items()]
     return pd.DataFrame(rows, columns=["in the network", "in the backbone", "shape"])
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import WorkbenchError, errors_as, is_number
+from workbench.files import cache_folder
 
 CPU_FLAGS = (
     "-O3",
@@ -83,14 +84,7 @@ def cache_directory() -> Path:
     Raises:
         WorkbenchError: the folder cannot be written, or other users can write it and so plant code in it.
     """
-    chosen = os.environ.get("WORKBENCH_CACHE")
-    if chosen:
-        base = Path(chosen)
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches" / "workbench"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
-    folder = base / "ops"
+    folder = cache_folder() / "ops"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = folder.resolve()

@@ -38,8 +38,9 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, errors_as
 from workbench.files import sync, write_text
 from workbench.models import build_model
-from workbench.models.weights import read_state, require_finite
+from workbench.models.weights import require_finite
 from workbench.registry import check_parts, imported_parts
+from workbench.weights.reading import read_state
 
 WEIGHTS, DESCRIPTION, STATE = "model.safetensors", "model.json", "training_state.pt"
 FORMAT_VERSION = 1

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
-from workbench.models.weights import LoadReport, load_state, read_state, require_backbone, require_finite
-from workbench.runs.checkpoint import load_checkpoint
+from workbench.models.weights import LoadReport, backbone_part, load_state, require_backbone, require_finite
+from workbench.runs.sources import Source, open_source
+
+_log = logging.getLogger(__name__)
+
+_STEM = "backbone.conv1.weight"
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
-    """Copy into ``model`` every weight of ``path`` whose name and shape fit.
+def load_weights(model: nn.Module, name: str | Path) -> LoadReport:
+    """Copy into ``model`` every weight whose name and shape fit.
 
     A model with a method ``adapt_state(state)`` translates published state dicts to its own names first.
 
     Args:
         model: the model.
-        path: a checkpoint directory, a run directory, or a .safetensors, .pth or .pt file with a state dict,
-            bare or under "model" or "state_dict".
+        name: a path or an address, as :func:`~workbench.runs.sources.open_source` takes it.
 
     Returns:
         what was loaded, missing, unexpected and mismatched. A head for other classes is mismatched and stays
@@ -28,14 +33,60 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     Raises:
         WorkbenchError: it cannot be read, holds NaN or infinity, or holds less than nine tenths of the backbone.
     """
-    state = load_checkpoint(path).state_dict if Path(path).is_dir() else read_state(path)
-    require_finite(state, f"weights {path}")
+    source = open_source(name)
+    require_finite(source.state, f"weights {name}")
+    _fit_pixels(source, model)
     if hasattr(model, "adapt_state"):
-        state = model.adapt_state(state)
+        state = model.adapt_state(source.tensors)
+    else:
+        state = _own_state(source, model)
     report = load_state(model, state)
-    hint = "; weights of a backbone alone go into MODEL.MOBILENET.WEIGHTS or MODEL.RESNETS.WEIGHTS"
-    require_backbone(report, str(path), prefix="backbone.", hint=hint)
+    require_backbone(report, f"{name} ({source.kind})", prefix="backbone.")
     return report
+
+
+def _own_state(source: Source, model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a source for this model; warns where its norms do not keep what was folded into them."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or not any(name.startswith("backbone.") for name in source.state):
+        return source.state
+    norms = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    if source.fused and any(isinstance(module, norms) for module in backbone.modules()):
+        _log.warning(
+            "the norms of weights %s were folded into a scale and a shift, which norms that are trained do not keep: "
+            "MODEL.RESNETS.NORM FrozenBN fits them",
+            source.name,
+        )
+    rest = {name: tensor for name, tensor in source.state.items() if not name.startswith("backbone.")}
+    return {f"backbone.{name}": tensor for name, tensor in backbone_part(source.state, backbone).items()} | rest
+
+
+def _fit_pixels(source: Source, model: nn.Module) -> None:
+    """Make weights fit the model's pixel mean and deviation where that is exact, and say where they do not fit.
+
+    MSRA's ResNets were trained on pixels of 0-255 that were not divided. Dividing them is undone by the convolution
+    that reads them.
+    """
+    if source.pixel_std is None or not hasattr(model, "pixel_std"):
+        return
+    mean, std = (tensor.flatten().cpu() for tensor in (model.pixel_mean, model.pixel_std))
+    if source.pixel_std == (1.0, 1.0, 1.0) and _STEM in source.state:
+        source.state[_STEM] = source.state[_STEM] * std.view(1, 3, 1, 1)
+        source.pixel_std = tuple(std.tolist())
+        _log.info(
+            "weights %s: the first convolution was turned from BGR to RGB and now divides by PIXEL_STD", source.name
+        )
+    differing = [
+        f"{key} {_numbers(trained)}, not {_numbers(configured.tolist())}"
+        for key, trained, configured in (("PIXEL_MEAN", source.pixel_mean, mean), ("PIXEL_STD", source.pixel_std, std))
+        if trained is not None and (configured - configured.new_tensor(trained)).abs().max() > 0.01
+    ]
+    if differing:
+        _log.warning("weights %s were trained with MODEL.%s", source.name, " and MODEL.".join(differing))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:g}' for value in values)}]"
 
 
 def starting_weights(cfg: CfgNode) -> str:

@@ -1,0 +1,1 @@
+"""Weights of other programs: fetched, read without running their code, and renamed."""
