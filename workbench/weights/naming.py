@@ -124,24 +124,27 @@ _MASK2FORMER_HEAD = (
     ),
 )
 
+
+def _resnet(stem: str, stem_norm: str, stage: str, first: int, unit: Iterable[Rule]) -> list[Rule]:
+    """Return the rules of a ResNet; ``{}`` in ``stage``, the prefix of a unit, is the stage's number from ``first``."""
+    rules: list[Rule] = [("conv1.weight", stem), ("bn1.{rest}", stem_norm)]
+    for index in range(4):
+        rules += _prefixed(f"layer{index + 1}.{{i}}.", stage.replace("{}", str(first + index)), unit)
+    return rules
+
+
 # detectron2's ResNet is "stem" and "res2" to "res5", with the norms inside the convolutions.
-_DETECTRON2_RESNET = (
-    ("conv1.weight", "stem.conv1.weight"),
-    ("bn1.{rest}", "stem.conv1.norm.{rest}"),
-    *(
-        rule
-        for s in range(1, 5)
-        for rule in _prefixed(
-            f"layer{s}.{{i}}.",
-            f"res{s + 1}.{{i}}.",
-            [
-                ("downsample.0.weight", "shortcut.weight"),
-                ("downsample.1.{rest}", "shortcut.norm.{rest}"),
-                ("bn{k}.{rest}", "conv{k}.norm.{rest}"),
-                ("conv{k}.weight", "conv{k}.weight"),
-            ],
-        )
-    ),
+_DETECTRON2_RESNET = _resnet(
+    "stem.conv1.weight",
+    "stem.conv1.norm.{rest}",
+    "res{}.{i}.",
+    2,
+    [
+        ("downsample.0.weight", "shortcut.weight"),
+        ("downsample.1.{rest}", "shortcut.norm.{rest}"),
+        ("bn{k}.{rest}", "conv{k}.norm.{rest}"),
+        ("conv{k}.weight", "conv{k}.weight"),
+    ],
 )
 
 # Microsoft's Swin ends a stage with the downsampling that begins the next one in timm, whose names are used here.
@@ -155,21 +158,17 @@ _CONSTANTS = r".*\.(attn_mask|relative_position_index|empty_weight)"  # of a win
 
 # Hugging Face's Mask2Former as its files have it; transformers renames some of it in memory.
 _HF_BACKBONE = (
-    ("conv1.weight", "embedder.embedder.convolution.weight"),
-    ("bn1.{rest}", "embedder.embedder.normalization.{rest}"),
-    *(
-        rule
-        for s in range(1, 5)
-        for rule in _prefixed(
-            f"layer{s}.{{i}}.",
-            f"encoder.stages.{s - 1}.layers.{{i}}.",
-            [
-                ("downsample.0.weight", "shortcut.convolution.weight"),
-                ("downsample.1.{rest}", "shortcut.normalization.{rest}"),
-                *((f"conv{k + 1}.weight", f"layer.{k}.convolution.weight") for k in range(3)),
-                *((f"bn{k + 1}.{{rest}}", f"layer.{k}.normalization.{{rest}}") for k in range(3)),
-            ],
-        )
+    *_resnet(
+        "embedder.embedder.convolution.weight",
+        "embedder.embedder.normalization.{rest}",
+        "encoder.stages.{}.layers.{i}.",
+        0,
+        [
+            ("downsample.0.weight", "shortcut.convolution.weight"),
+            ("downsample.1.{rest}", "shortcut.normalization.{rest}"),
+            *((f"conv{k + 1}.weight", f"layer.{k}.convolution.weight") for k in range(3)),
+            *((f"bn{k + 1}.{{rest}}", f"layer.{k}.normalization.{{rest}}") for k in range(3)),
+        ],
     ),
     ("patch_embed.proj.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
     ("patch_embed.norm.{rest}", "embeddings.norm.{rest}"),
@@ -235,25 +234,31 @@ _HF_HEAD = (
 )
 
 # Caffe2's ResNets, which detectron2 publishes as MSRA's: their norms were folded into a scale and a shift.
-_CAFFE2_KINDS = (("w", "weight"), ("s", "weight"), ("b", "bias"), ("rm", "running_mean"), ("riv", "running_var"))
+_CAFFE2_NORMS = tuple(
+    (kind, f"{norm}_{short}")
+    for norm in ("bn", "gn")
+    for short, kind in (("s", "weight"), ("b", "bias"), ("rm", "running_mean"), ("riv", "running_var"))
+)
 _CAFFE2_RESNET = (
-    ("conv1.weight", "conv1_w"),
-    *((f"bn1.{kind}", f"res_conv1_{norm}_{short}") for norm in ("bn", "gn") for short, kind in _CAFFE2_KINDS[1:]),
-    *(
-        rule
-        for s in range(1, 5)
-        for convolution, norm, branch in (
-            ("downsample.0", "downsample.1", "1"),
-            *((f"conv{k}", f"bn{k}", f"2{letter}") for k, letter in enumerate("abc", start=1)),
-        )
-        for rule in _prefixed(
-            f"layer{s}.{{i}}.",
-            f"res{s + 1}_{{i}}_branch{branch}_",
-            [
-                (f"{convolution}.weight", "w"),
-                *((f"{norm}.{kind}", f"{n}_{short}") for n in ("bn", "gn") for short, kind in _CAFFE2_KINDS[1:]),
-            ],
-        )
+    *((f"bn1.{kind}", f"res_conv1_{short}") for kind, short in _CAFFE2_NORMS),
+    *_resnet(
+        "conv1_w",
+        "res_conv1_bn_{rest}",
+        "res{}_{i}_branch",
+        2,
+        [
+            rule
+            for convolution, norm, branch in (
+                ("downsample.0", "downsample.1", "1"),
+                ("conv1", "bn1", "2a"),
+                ("conv2", "bn2", "2b"),
+                ("conv3", "bn3", "2c"),
+            )
+            for rule in (
+                (f"{convolution}.weight", f"{branch}_w"),
+                *((f"{norm}.{kind}", f"{branch}_{short}") for kind, short in _CAFFE2_NORMS),
+            )
+        ],
     ),
 )
 
