@@ -25,6 +25,7 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "notebook.gallery": "counts_table dropped_table open_gallery",
     "notebook.preview": "config_table contents data_cautions learning_rates mapped_samples training_config "
     "training_data",
+    "notebook.timing": "surgery_time time_needed",
     "ops.selftest": "build_ops",
     "runs.table": "describe_run",
     "training.schedule": "lr_arithmetic",

@@ -32,12 +32,19 @@ from workbench.evaluation.thresholds import Suggestion, suggest_thresholds
 from workbench.models.postprocess import RANK_BY
 from workbench.notebook.display import Page
 from workbench.notebook.gallery import Gallery
+from workbench.notebook.timing import affordable, image_seconds
 from workbench.runs.checkpoint import check_vocabulary, load_model, load_vocabulary
 from workbench.runs.directory import report_dataset, run_of, selection_dataset
-from workbench.runs.evaluations import evaluation_directory, find_evaluated, fingerprint, saved_metrics
+from workbench.runs.evaluations import Evaluated, evaluation_directory, find_evaluated, fingerprint, saved_metrics
+from workbench.training.distributed import start_processes
 from workbench.training.weights import starting_weights
 from workbench.visualization.drawing import contact_sheet
-from workbench.workflows.evaluate import evaluate, evaluate_on_training_images
+from workbench.workflows.evaluate import (
+    evaluate,
+    evaluate_checkpoint,
+    evaluate_on_training_images,
+    random_sample,
+)
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -140,9 +147,10 @@ class Evaluation:
         ]
         return contact_sheet(pictures, columns=2)
 
-    def query_outputs(self, most: int = 200) -> QueryOutputs:
-        """Run the model on the first ``most`` images and return what every query does."""
-        some = replace(self.data, dicts=self.data.dicts[:most])
+    def query_outputs(self, max_images: int | None = None) -> QueryOutputs:
+        """Run the model on a random sample of images, see :func:`affordable`, and return what every query does."""
+        most = affordable(image_seconds(self.checkpoint, self.config, self.data), len(self.data), max_images)
+        some = random_sample(self.data, most)
         return collect_queries(self.model, build_test_loader(some, build_mapper(self.config, is_train=False)))
 
     def duplicates(self, iou: float, score_threshold: float) -> pd.DataFrame:
@@ -200,7 +208,9 @@ def query_summary(objects: pd.Series, claims: pd.Series, queries: int) -> str:
     return f"{counts} The number fits the dataset."
 
 
-def query_comparison(evaluations: Sequence[Evaluation], most: int = 200, duplicate_iou: float = 0.7) -> pd.DataFrame:
+def query_comparison(
+    evaluations: Sequence[Evaluation], max_images: int | None = None, duplicate_iou: float = 0.7
+) -> pd.DataFrame:
     """Return one row an evaluation: number of queries, key scores, how many queries claim an object in an image, and
     the share of real duplicates (percent) among the predictions above the best threshold."""
     rows = {}
@@ -213,7 +223,7 @@ def query_comparison(evaluations: Sequence[Evaluation], most: int = 200, duplica
             "AP": segm.get("AP"),
             "AP50": segm.get("AP50"),
             "AR": segm.get(f"AR@{max(each.config.TEST.MAX_DETS)}"),
-            "claims in an image": each.query_outputs(most).claims.sum(axis=1).mean(),
+            "claims in an image": each.query_outputs(max_images).claims.sum(axis=1).mean(),
             "duplicates in percent": 100 * twice,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
@@ -251,13 +261,16 @@ def _by_name(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
 
 
 def open_evaluations(
-    checkpoints: Sequence[str | Path], dataset: str | Path | None = None, output: str | Path | None = None
+    checkpoints: Sequence[str | Path],
+    dataset: str | Path | None = None,
+    output: str | Path | None = None,
+    max_images: int | None = None,
 ) -> list[Evaluation]:
     """Open the evaluations of several checkpoints, without evaluating again what is evaluated; ``output`` is the first
     one's, see :func:`open_evaluation`."""
     outputs = [output, *[None] * len(checkpoints)]
     return [
-        open_evaluation(ckpt, dataset=dataset, output=place, again=False)
+        open_evaluation(ckpt, dataset=dataset, output=place, again=False, max_images=max_images)
         for ckpt, place in zip(checkpoints, outputs, strict=False)
     ]
 
@@ -269,8 +282,12 @@ def open_evaluation(
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     again: bool = True,
+    max_images: int | None = None,
 ) -> Evaluation:
     """Evaluate a checkpoint, as `workflows.evaluate` does, and open what came out beside the ground truth.
+
+    Where all images would take minutes, a random sample of them is evaluated: its results go to a folder of their own
+    in ``evaluations/`` of the run.
 
     Args:
         ckpt: a checkpoint directory, a run (its best), or the folder of an evaluation.
@@ -281,6 +298,7 @@ def open_evaluation(
         overrides: config keys and values in turn, over the checkpoint's config, or the evaluation's.
         again: False takes metrics.json and predictions.json from there where checkpoint, settings and data are those
             that they were made with.
+        max_images: how many images are evaluated where that has to be done, see :func:`affordable`.
     """
     evaluated, place = find_evaluated(ckpt, dataset, overrides)
     path, cfg, overrides = evaluated.checkpoint, evaluated.config, evaluated.overrides
@@ -296,10 +314,31 @@ def open_evaluation(
     current = fingerprint(path, cfg, data_fingerprint(data))
     metrics = None if again else saved_metrics(directory, current)
     if metrics is None:
+        count = affordable(image_seconds(path, cfg, data), len(data), max_images)
+        if count < len(data):
+            return _open_sample(replace(evaluated, dataset=wanted), random_sample(data, count), output, again)
         metrics = evaluate(path, dataset=wanted, output=directory, overrides=overrides)
     results = load_predictions(directory / "predictions.json")
     truth = ground_truth(data)
     return Evaluation(path, directory, cfg, data.vocabulary, truth, results, metrics, data, wanted, overrides)
+
+
+def _open_sample(evaluated: Evaluated, sample: CocoDataset, output: str | Path | None, again: bool) -> Evaluation:
+    """Evaluate a sample of a dataset, or open its evaluation; never as the run's own scores."""
+    path, cfg, run = evaluated.checkpoint, evaluated.config, run_of(evaluated.checkpoint)
+    usual = evaluation_directory(evaluated)
+    name = sample.entries[0].name if usual == run else usual.name
+    directory = run / "evaluations" / f"{name}_{len(sample)}_images"
+    if output is not None and not (Path(output) / "checkpoints").is_dir():
+        directory = Path(output)
+    metrics = None if again else saved_metrics(directory, fingerprint(path, cfg, data_fingerprint(sample)))
+    if metrics is None:
+        metrics = evaluate_checkpoint(evaluated, cfg, sample, start_processes(cfg), directory)
+    results, truth = load_predictions(directory / "predictions.json"), ground_truth(sample)
+    overrides = evaluated.overrides
+    return Evaluation(
+        path, directory, cfg, sample.vocabulary, truth, results, metrics, sample, evaluated.dataset, overrides
+    )
 
 
 def open_selection(ckpt: str | Path, overrides: Sequence[str] = ()) -> Evaluation:

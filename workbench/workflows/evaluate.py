@@ -35,6 +35,8 @@ from workbench.training.distributed import Processes, rank, run_on_all, run_on_m
 from workbench.training.progress import log_machine, logging_to
 from workbench.workflows.score import scoring_options
 
+TRAINING_SAMPLE = 50  # training images that are scored beside the validation images
+
 
 def evaluate(
     ckpt: str | Path,
@@ -84,7 +86,18 @@ def evaluate_checkpoint(
     return run_on_main(lambda: evaluation.save(directory, evaluated, checkpoint.digest))
 
 
-def evaluate_on_training_images(ckpt: str | Path, *, most: int = 50) -> dict[str, Any]:
+def training_sample_directory(checkpoint: Path) -> Path:
+    """Return where :func:`evaluate_on_training_images` keeps its results."""
+    return run_of(checkpoint) / "evaluations" / "training_sample"
+
+
+def random_sample(data: CocoDataset, most: int) -> CocoDataset:
+    """Return at most ``most`` of the images, drawn at random and always the same, in their order."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data))[:most])
+    return replace(data, dicts=[data.dicts[index] for index in chosen])
+
+
+def evaluate_on_training_images(ckpt: str | Path, *, most: int = TRAINING_SAMPLE) -> dict[str, Any]:
     """Score a checkpoint on a random sample, always the same, of at most ``most`` of the images it was trained on.
 
     The results are kept in ``evaluations/training_sample`` of the run, and reused while they are current.
@@ -98,10 +111,9 @@ def evaluate_on_training_images(ckpt: str | Path, *, most: int = 50) -> dict[str
     path = resolve_checkpoint(ckpt)
     evaluated = Evaluated(path)
     cfg = evaluated.config
-    directory = run_of(path) / "evaluations" / "training_sample"
+    directory = training_sample_directory(path)
     data = load_data(cfg, cfg.DATASETS.TRAIN, load_vocabulary(path), for_training=True)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(data))[:most])
-    sample = replace(data, dicts=[data.dicts[index] for index in chosen])
+    sample = random_sample(data, most)
     saved = saved_metrics(directory, fingerprint(path, cfg, data_fingerprint(sample)))
     if saved is not None:
         return saved
