@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from PIL import Image
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_visualize.ipynb"
 PATIENCE = 180_000  # milliseconds; only a test that hangs waits so long
@@ -71,21 +72,6 @@ def wait_until_drawn(page, count: int, patience: int = PATIENCE) -> None:
     )
 
 
-def run_all_cells(page) -> None:
-    """Through the menu, until a cell says that it runs: before the kernel listens, the command does nothing."""
-    begun = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
-    for _ in range(8):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        try:
-            begun.wait_for(timeout=20_000)
-        except playwright.TimeoutError:
-            page.keyboard.press("Escape")
-            continue
-        return
-    raise AssertionError("no cell began to run")
-
-
 def settled(page, scores: list[float]) -> int:
     """How many are drawn at the score that the slider ends at: on a busy machine it still moves after the last key."""
     for _ in range(60):
@@ -100,14 +86,11 @@ def settled(page, scores: list[float]) -> int:
 
 
 def picture(page, other_than: tuple[str, ...] = ()) -> str:
-    """The pixels of the picture as the browser shows them, once they are none of those seen before."""
+    """The pixels of the predictions as the browser shows them, once they are none of those seen before."""
     return page.wait_for_function(
         """seen => {  // not async: a promise would count as true
-            const image = document.querySelector("img.workbench-picture");
-            if (!image?.complete || !image.naturalWidth) return false;
-            const canvas = document.createElement("canvas");
-            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-            canvas.getContext("2d").drawImage(image, 0, 0);
+            const canvas = [...document.querySelectorAll(".wv-root canvas")].at(-1);
+            if (!canvas?.width || !document.querySelector(".wv-root").dataset.image) return false;
             const pixels = canvas.toDataURL();
             return seen.includes(pixels) ? false : pixels;
         }""",
@@ -116,14 +99,87 @@ def picture(page, other_than: tuple[str, ...] = ()) -> str:
     ).json_value()
 
 
+def look_closely(page, before: str) -> None:
+    """Point, click, zoom and fit; ``before`` is the whole picture."""
+    canvas, root = page.locator(".wv-root canvas").last, page.locator(".wv-root")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middles = [(x / 12 + 1 / 24, y / 12 + 1 / 24) for y in range(12) for x in range(12)]
+    for x, y in middles:  # until there is an object
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        if page.locator(".wv-tip:not([hidden])").count():
+            break
+    assert "score" in page.locator(".wv-tip").inner_text() and "judged" in page.locator(".wv-tip").inner_text()
+    page.mouse.down()
+    page.mouse.up()
+    assert root.get_attribute("data-isolated").startswith("1:")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    zoomed = picture(page, other_than=(before,))
+    assert float(root.get_attribute("data-zoom")) == pytest.approx(1.25**2, abs=1e-3)
+    page.keyboard.press("ArrowRight")
+    picture(page, other_than=(before, zoomed))
+    page.keyboard.press("Escape")
+    page.keyboard.press("0")
+    page.mouse.move(0, 0)
+    page.wait_for_function("document.querySelector('.wv-root').dataset.zoom === '1.000'")
+    assert root.get_attribute("data-isolated") == ""
+
+
+def test_narrow_and_dark_windows_cut_nothing_off(page) -> None:
+    page, complaints = page
+    page.set_viewport_size({"width": 1000, "height": 1000})
+    page.locator(".jp-Notebook").wait_for()
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.get_by_text("Theme", exact=True).hover()
+    page.get_by_text("JupyterLab Dark", exact=True).first.click()
+    page.get_by_text("Python 3").first.wait_for()
+    lab.run_all_cells(page)
+    page.locator(".wv-root[data-image]").wait_for()
+    wide = page.evaluate(
+        """() => {
+            const panel = document.querySelector(".workbench-browser").closest(".jp-OutputArea-output");
+            const right = panel.getBoundingClientRect().right + 1;
+            const parts = ".wv-root canvas, .wv-toolbar *, .workbench-navigation > *, .widget-slider";
+            return [...panel.querySelectorAll(parts)]
+                .filter(part => part.getBoundingClientRect().right > right).map(part => part.outerHTML.slice(0, 80));
+        }"""
+    )
+    assert wide == []
+    contrast = page.evaluate(
+        """() => {
+            const linear = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+            const light = colour => {
+                const [r, g, b] = colour.match(/[\\d.]+/g).map(Number);
+                return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+            };
+            const behind = part => {
+                for (let p = part; p; p = p.parentElement) {
+                    const colour = getComputedStyle(p).backgroundColor;
+                    if (!/(, 0\\)|transparent)/.test(colour)) return colour;
+                }
+                return "rgb(255, 255, 255)";
+            };
+            const words = "select, label, figcaption";
+            const parts = document.querySelector(".workbench-browser").querySelectorAll(words);
+            return Math.min(...[...parts].map(part => {
+                const [a, b] = [light(getComputedStyle(part).color), light(behind(part))];
+                return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            }));
+        }"""
+    )
+    assert contrast >= 4.5
+    assert complaints == []
+
+
 def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path, tmp_path: Path) -> None:
     page, complaints = page
     page.locator(".jp-Notebook").wait_for()
     page.get_by_text("Python 3").first.wait_for()  # the kernel's name, once there is one
-    run_all_cells(page)
+    lab.run_all_cells(page)
 
     failed = page.locator("[data-mime-type='application/vnd.jupyter.error']")
-    page.locator("img.workbench-picture").or_(failed).first.wait_for()
+    page.locator(".wv-root[data-image]").or_(failed).first.wait_for()
     assert failed.count() == 0, failed.all_inner_texts()
     rows = json.loads((tiny_run / "predictions.json").read_text())
     scores = [row["score"] for row in rows if row["image_id"] == rows[0]["image_id"]]
@@ -131,6 +187,13 @@ def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path
     wait_until_drawn(page, len(scores))
     before = picture(page)
     assert page.locator(".workbench-counts th", has_text="in the ground truth").count() == 1
+    assert (
+        page.locator(".workbench-browser :is(input, select, button):not([aria-label], [title])").evaluate_all(
+            "parts => parts.filter(part => !part.labels?.length && !part.innerText.trim()).map(part => part.outerHTML)"
+        )
+        == []
+    )
+    look_closely(page, before)
 
     handle = page.locator(".workbench-score .noUi-handle")
     handle.scroll_into_view_if_needed()
@@ -147,9 +210,13 @@ def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path
 
     page.get_by_role("button", name="Next").click()
     page.get_by_text(re.compile(r"^2 of ")).wait_for()
+    page.get_by_role("button", name="Export PNG").click()
+    page.locator(".workbench-status", has_text="visualize_").wait_for()
     page.get_by_role("button", name="Save settings").click()
     page.locator(".workbench-status", has_text="filters.json").wait_for()
     assert (tmp_path / "out" / "filters.json").is_file()
+    (exported,) = (tmp_path / "out" / "figures").glob("visualize_*.png")
+    assert Image.open(exported).width > 400
 
     # every cell has run, and none has failed
     page.locator(".jp-Cell").last.scroll_into_view_if_needed()

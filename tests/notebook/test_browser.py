@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.path import Path as Path2D
 from PIL import Image
 
+from workbench.data.masks import encode_mask
 from workbench.errors import WorkbenchError
+from workbench.evaluation.analysis import suspected_label_errors
 from workbench.evaluation.filters import FilterSettings, SubcategoryFilter
+from workbench.evaluation.thresholds import Suggestion
 from workbench.notebook.browser import PredictionBrowser
 from workbench.notebook.gallery import Gallery, counts_table
+from workbench.notebook.viewer import trace
 
 spec = importlib.util.spec_from_file_location("candidates", Path(__file__).parents[1] / "evaluation" / "candidates.py")
 made = importlib.util.module_from_spec(spec)
@@ -52,10 +60,28 @@ def counts(browser: PredictionBrowser) -> dict[str, int]:
 def test_it_shows_what_the_settings_say(gallery):
     browser = PredictionBrowser(gallery, OPEN)
     assert counts(browser) == {"predictions": 3, "score": 0, "drawn": 3, "in the ground truth": 1}
-    picture = Image.open(io.BytesIO(browser._picture.value))
-    assert picture.format == "JPEG"
-    difference = np.abs(np.asarray(picture, np.int16) - browser.scene.picture(browser.settings, 17)).mean()
-    assert difference < 4  # what JPEG loses
+    viewer = browser._viewer
+    assert Image.open(io.BytesIO(viewer.picture)).format == "JPEG"
+    assert viewer.content["size"] == [64, 64]
+    assert [len(panel["objects"]) for panel in viewer.content["panels"]] == [1, 3]
+    assert viewer.shown == [[0], [0, 1, 2]]
+    assert viewer.verdicts == [{"0": "found"}, {"0": "right", "1": "wrong", "2": "wrong"}]
+    best, _, unsure = viewer.content["panels"][1]["objects"]
+    assert best["caption"][0] == "disc 0.90" and ["IoU with the ground truth", "1.00"] in best["details"]
+    assert (best["dashed"], unsure["dashed"]) == (False, True)
+    assert viewer.titles[1]["alt"].endswith("1 right, 2 wrong")
+
+
+def test_outlines_are_those_of_the_masks(gallery):
+    """Rings are filled by the even-odd rule, so a hole is a ring too."""
+    mask = np.zeros((20, 30), bool)
+    mask[0:12, 5:30] = True
+    mask[4:8, 10:15] = False
+    rings = trace(mask)
+    assert len(rings) == 2 and trace(np.zeros((4, 4), bool)) == []
+    y, x = np.mgrid[:20, :30]
+    inside = sum(Path2D(ring).contains_points(np.stack([x + 0.5, y + 0.5], -1).reshape(-1, 2)) for ring in rings) % 2
+    assert np.array_equal(inside.reshape(mask.shape).astype(bool), mask)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +98,14 @@ def test_it_shows_what_the_settings_say(gallery):
 )
 def test_every_control_redraws_and_counts(gallery, change, rule):
     browser = PredictionBrowser(gallery, OPEN)
-    before = browser._picture.value
+    before = browser._viewer.picture
+    browser._open_why.value = True
     change(browser)
     assert counts(browser)[rule] > 0
-    assert counts(browser)["drawn"] == 3 - counts(browser)[rule]
-    assert browser._picture.value != before
-    assert f"Why {counts(browser)[rule]} are not drawn" in browser._dropped.value
+    assert counts(browser)["drawn"] == 3 - counts(browser)[rule] == len(browser._viewer.shown[1])
+    assert browser._viewer.picture is before  # no picture is sent
+    assert browser._open_why.description == f"Why {counts(browser)[rule]} are not drawn"
+    assert browser._why.value.count("<li>") == counts(browser)[rule]  # it stays open
     assert gallery.scene(1).filtered(browser.settings).counts[rule] == counts(browser)[rule]
 
 
@@ -117,25 +145,28 @@ def test_the_lowest_logit_means_no_limit_and_a_new_measure_starts_there(gallery)
 def test_next_and_previous_stop_at_the_ends(gallery):
     browser = PredictionBrowser(gallery, OPEN)
     assert browser._before.disabled and not browser._after.disabled
-    before = browser._picture.value
+    before = browser._viewer.picture
     browser._after.click()
     assert (browser._image.value, browser._place.value) == (1, "2 of 2")
-    assert browser._picture.value != before
+    assert browser._viewer.picture != before and browser._viewer.content["key"] == "2"
     assert counts(browser) == {"predictions": 1, "score": 0, "drawn": 1, "in the ground truth": 0}
     assert browser._after.disabled and not browser._before.disabled
     browser.go(1)
     assert browser._image.value == 1
-    browser._before.click()
-    assert browser._picture.value == before
+    browser._receive(None, {"go": -1}, [])  # the key p
+    assert browser._viewer.picture == before
 
 
 def test_export_and_save(gallery, tmp_path):
     browser = PredictionBrowser(gallery, OPEN)
     browser._score.value = 0.5
-    browser._export.click()
+    asked = []
+    browser._viewer.send = asked.append
+    browser._export_button.click()
+    assert asked == [{"export": True}]
+    browser._receive(None, {"png": True}, [memoryview(b"the screen")])
     path = tmp_path / "run" / "figures" / "visualize_1.png"
-    assert str(path) in browser._status.value
-    assert (np.asarray(Image.open(path)) == browser.scene.picture(browser.settings)).all()
+    assert str(path) in browser._status.value and path.read_bytes() == b"the screen"
     browser._path.value = str(tmp_path / "mine.json")
     browser._save.click()
     assert FilterSettings.load(tmp_path / "mine.json") == browser.settings
@@ -170,7 +201,8 @@ def test_names_are_shown_as_text(tmp_path):
     gallery = gallery_of(tmp_path, [row(5, 5, 0.2)], None, images=1)
     words = VOCABULARY.__class__((3, 7), ("<b>disc", "box"), VOCABULARY.subcategories)
     browser = PredictionBrowser(Gallery(words, gallery.files, gallery.results, None, tmp_path))
-    assert "&lt;b&gt;disc" in browser._dropped.value and "<b>disc" not in browser._dropped.value
+    browser._open_why.value = True
+    assert "&lt;b&gt;disc" in browser._why.value and "<b>disc" not in browser._why.value
 
 
 def test_without_a_kernel_the_picture_stands(gallery):
@@ -178,6 +210,90 @@ def test_without_a_kernel_the_picture_stands(gallery):
     bundle = browser._repr_mimebundle_()
     bundle = bundle[0] if isinstance(bundle, tuple) else bundle
     assert {"application/vnd.jupyter.widget-view+json", "image/jpeg"} <= bundle.keys()
+
+
+def test_a_reset_and_the_suggestion_are_one_press_away(gallery):
+    suggested = Suggestion(FilterSettings(score=0.75), {"score": pd.DataFrame({"f1": [1.0]})}, "")
+    browser = PredictionBrowser(gallery, OPEN, suggestion=suggested)
+    browser._use.click()
+    assert browser.settings.score == 0.75 and counts(browser)["drawn"] == 1
+    browser._reset.click()
+    assert browser.settings.score == 0.0
+    assert PredictionBrowser(gallery, OPEN)._use.disabled
+
+
+def test_images_come_in_an_order_that_helps_and_by_what_they_have_in_common(gallery):
+    browser = PredictionBrowser(gallery, FilterSettings(score=0.7))
+    assert browser.images == [1, 2]
+    browser._order.value = "most errors"
+    assert browser.images == [2, 1] and browser.image_id == 2  # a false one and none in the other
+    browser._order.value = "lowest score drawn"
+    assert browser.images == [2, 1]
+    browser._only.value = "with disc"
+    assert browser.images == [2, 1]
+    browser.settings = OPEN
+    browser._list_groups_button.click()
+    assert "with box" in dict(browser._only.options).values()
+    browser._only.value = "with box"
+    assert browser.images == [1]
+    assert PredictionBrowser(gallery, OPEN, images=[2], order="most false").images == [2]
+
+
+def test_two_checkpoints_stand_beside_each_other(gallery):
+    other = replace(gallery, results=[row(5, 5, 0.4), row(20, 20, 0.8, image_id=2)], label="second")
+    browser = PredictionBrowser(gallery, OPEN, other=other)
+    assert browser._viewer.shown == [[0], [0, 1, 2], [0]]
+    assert [title["title"].split(":")[0] for title in browser._viewer.titles[1:]] == ["prediction", "second"]
+    browser._score.value = 0.5
+    assert browser._viewer.shown == [[0], [0, 1], []]
+
+
+def test_marked_images_and_suspected_errors_become_a_file_for_a_labelling_tool(gallery, tmp_path):
+    browser = PredictionBrowser(gallery, OPEN)
+    browser._receive(None, {"mark": True}, [])  # the key m
+    browser._note.value = "the disc, twice"
+    browser.go(1)
+    assert not browser._mark.value and browser._note.value == ""
+    browser.go(-1)
+    assert browser._mark.value and browser._note.value == "the disc, twice"
+    browser._save_review.click()
+    table = pd.read_csv(tmp_path / "run" / "review.csv")
+    assert table.values.tolist() == [[1, "1.png", "marked", "the disc, twice"]]
+    suspected = suspected_label_errors(gallery.truth, gallery.results, score_threshold=0.7)
+    browser.review.save(suspected)
+    content = json.loads((tmp_path / "run" / "review.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2]
+    assert [a.get("attributes", {}).get("suspected") for a in content["annotations"]] == [None, "not annotated"]
+    browser._mark.value = False
+    assert len(browser.review) == 0
+
+
+def test_it_starts_with_what_was_saved_or_else_suggested(gallery, tmp_path):
+    nothing, some = Suggestion(OPEN, {}, ""), Suggestion(FilterSettings(score=0.75), {"score": pd.DataFrame()}, "")
+    assert gallery.starting_settings(None, nothing)[0] == FilterSettings(nms="within")
+    assert gallery.starting_settings(None, some)[0].score == 0.75
+    settings, words = gallery.starting_settings(None, some, score=0.25, nms=None)
+    assert settings.score == 0.25 and words.endswith("with score as the parameters say.")
+    gallery.keep(FilterSettings(score=0.125))
+    assert gallery.starting_settings(None, some)[0].score == 0.125
+    assert "is left" in gallery.keep(FilterSettings(score=0.5))  # what was saved is not lost
+    assert FilterSettings.load(tmp_path / "run" / "filters.json").score == 0.125
+    gallery.save(FilterSettings(categories=("other",)), "filters")
+    assert "do not fit" in gallery.starting_settings(None, some)[1]
+
+
+def test_large_photos_are_shown_smaller_with_their_masks(tmp_path):
+    Image.fromarray(np.zeros((3000, 2000, 3), np.uint8)).save(tmp_path / "1.png")
+    mask = np.zeros((3000, 2000), bool)
+    mask[1000:2000, 500:1500] = True
+    rows = [row(5, 5, 0.9) | {"segmentation": encode_mask(mask)}]
+    image = {"id": 1, "height": 3000, "width": 2000}
+    there = truth() | {"images": [image], "annotations": [annotation(1, 5, 5) | {"segmentation": encode_mask(mask)}]}
+    viewer = PredictionBrowser(Gallery(VOCABULARY, {1: str(tmp_path / "1.png")}, rows, there, tmp_path))._viewer
+    assert viewer.content["size"] == [1000, 1500]
+    for panel in viewer.content["panels"]:
+        assert panel["objects"][0]["box"] == [250, 500, 750, 1000]
+    assert viewer.verdicts == [{"0": "found"}, {"0": "right"}]
 
 
 def test_all_images_at_once(gallery):

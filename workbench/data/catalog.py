@@ -58,17 +58,24 @@ def register(name: str, annotations: Path | str, images: Path | str) -> DatasetE
 
 def known_names(root: Path | str = "data") -> list[str]:
     """All names :func:`get_entry` knows, sorted; whether their files are there is not looked at."""
-    return sorted({*_REGISTERED, *_read_catalog(Path(root)), *_BUILTIN})
+    return sorted({*_REGISTERED, *_read_catalog(_data_folder(root)), *_BUILTIN})
+
+
+def _data_folder(root: Path | str) -> Path:
+    """Return ``root``; where that is relative and not here, the one in the checkout that this package is part of."""
+    here, checkout = Path(root), Path(__file__).parents[2]
+    return checkout / here if not here.exists() and (checkout / here).is_dir() else here
 
 
 def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEntry:
     """Return the dataset of that name, or at that path. No dataset file is read, but a file of another format is named.
 
     A name is looked up among the registered ones, then in ``<root>/catalog.yaml``, then among the built-in places below
-    ``root``. A path ends in ``.json``, and may be followed by ``@`` and the folder of its images
-    (``labels.json@pictures``). WorkbenchError for an unknown name, with the nearest known one.
+    ``root``; a ``root`` that is not in the working directory is that of the checkout. A path ends in ``.json``, and may
+    be followed by ``@`` and the folder of its images (``labels.json@pictures``). WorkbenchError for an unknown name,
+    with the nearest known one.
     """
-    text, root = str(name_or_path), Path(root)
+    text, root = str(name_or_path), _data_folder(root)
     annotations, at, images = text.rpartition("@")
     if at and annotations.endswith(".json"):
         return DatasetEntry(Path(annotations).stem, Path(annotations), Path(images))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,22 +44,37 @@ def read_reduced(path: str, reduction: int, rules: ImageRules | None = None) -> 
         rules: how image files are read.
     """
     rules = rules or ImageRules()
+    with _reading(path), open_image(path, rules) as opened:
+        black_and_white = depth_range(opened, rules)
+        full, (width, height) = oriented_size(opened), opened.size
+        image: Image.Image = opened
+        if reduction > 1 and opened.draft(None, reduced_size(width, height, reduction)):
+            # This comes before the image is turned: cells that are only partly image are at its right and bottom.
+            image = whole_frame(opened, (height, width), reduction)
+            reduction = 1
+        image = ImageOps.exif_transpose(image)
+        if black_and_white is not None:
+            image = Image.fromarray(scale_deep(np.asarray(image), black_and_white, rules))
+        image = image.convert("RGB")
+        if reduction > 1:
+            image = whole_frame(image.reduce(reduction), full, reduction)
+        return np.array(image), full
+
+
+def read_at_most(path: str, longest: int, rules: ImageRules | None = None) -> tuple[np.ndarray, tuple[int, int], int]:
+    """Read an image as :func:`read_reduced` does, at the least reduction that leaves at most ``longest`` pixels a side,
+    or at the largest there is. Return it with its full (H, W) and the reduction."""
+    with _reading(path), open_image(path, rules or ImageRules()) as opened:
+        largest = max(oriented_size(opened))
+    reduction = next((each for each in (1, *sorted(REDUCTIONS)) if largest <= longest * each), max(REDUCTIONS))
+    return *read_reduced(path, reduction, rules), reduction
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Raise what opening and decoding a file raises as a WorkbenchError."""
     try:
-        with open_image(path, rules) as opened:
-            black_and_white = depth_range(opened, rules)
-            full, (width, height) = oriented_size(opened), opened.size
-            image: Image.Image = opened
-            if reduction > 1 and opened.draft(None, reduced_size(width, height, reduction)):
-                # This comes before the image is turned: cells that are only partly image are at its right and bottom.
-                image = whole_frame(opened, (height, width), reduction)
-                reduction = 1
-            image = ImageOps.exif_transpose(image)
-            if black_and_white is not None:
-                image = Image.fromarray(scale_deep(np.asarray(image), black_and_white, rules))
-            image = image.convert("RGB")
-            if reduction > 1:
-                image = whole_frame(image.reduce(reduction), full, reduction)
-            return np.array(image), full
+        yield
     except FileNotFoundError:
         raise WorkbenchError(f"There is no image {path}.") from None
     except ERRORS as error:

@@ -5,7 +5,7 @@ Masks are compared, and of each image the best 100 predictions of a category cou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import hotcoco
 import numpy as np
@@ -62,6 +62,22 @@ def confusion_matrices(gt: Mapping, results: Sequence[Mapping], vocabulary: Voca
         )
         for subcategory in read_subcategories(data, vocabulary)
     }
+
+
+def confusions(gt: Mapping, results: Sequence[Mapping], vocabulary: Vocabulary) -> Iterator[tuple[int, str, str, str]]:
+    """Yield (image id, "category" or the subcategory, true class, predicted class) wherever a matched prediction has
+    another main category than its object, or another class of a subcategory that is labelled."""
+    data = read_inputs(gt, results)
+    matches = match_predictions(data, same_category=False)
+    d = np.flatnonzero(matches.object_of >= 0)
+    g = matches.object_of[d]
+    kinds = [("category", data.category_names, data.objects.category[g], data.predictions.category[d])]
+    for each in read_subcategories(data, vocabulary):
+        kinds.append((each.name, each.classes, each.truth[g], each.predicted[d]))
+    for kind, names, true, predicted in kinds:
+        for k in np.flatnonzero((true >= 0) & (true != predicted)):
+            word = names[predicted[k]] if 0 <= predicted[k] < len(names) else NO_OBJECT
+            yield data.image_ids[data.objects.image[g[k]]], kind, names[true[k]], word
 
 
 def tide_table(gt: Mapping, results: Sequence[Mapping]) -> pd.DataFrame:

@@ -56,7 +56,8 @@ def suggest_thresholds(
     The score comes first: an instance is right where it finds an object of its main category as in COCO, with
     a mask IoU of at least ``iou``. Then each subcategory in turn, with that score: here the object must have
     the subcategory's class too, where it is labelled. Everything else is as in ``settings``, other thresholds
-    of subcategories aside. A subcategory for which no threshold is better than none gets none.
+    of subcategories aside. A subcategory for which no threshold is better than none gets none. Rows without a class of
+    the subcategory are dropped where that is better still.
     """
     settings = chosen = settings or FilterSettings()
     if truth is None or all(annotation.get("iscrowd", 0) for annotation in truth["annotations"]):
@@ -82,6 +83,9 @@ def suggest_thresholds(
         curves[f"{name} {measure}"] = curve
         best = float(curve.threshold[_best(curve)])
         settings = settings.with_subcategory(name, threshold=best if np.isfinite(best) else None)
+        dropping = settings.with_subcategory(name, drop_no_object=True)
+        without = [_f1(_subcategory_counts(rows, data, each, subcategory, iou), data) for each in (settings, dropping)]
+        settings = dropping if without[1] > without[0] else settings
     suggestion = Suggestion(settings, curves, "")
     return replace(suggestion, note=_in_words(suggestion))
 
@@ -116,16 +120,28 @@ def _subcategory_curve(
     true, drawn = [], []
     for threshold in tried:
         limit = threshold if np.isfinite(threshold) else None
-        filtered = apply_filters(rows, settings.with_subcategory(name, threshold=limit), rows.vocabulary)
-        kept = np.flatnonzero(filtered.rule < 0)
-        matches = match_predictions(replace(data, predictions=data.predictions.select(kept)), iou=iou)
-        found = matches.object_of >= 0
-        wanted = subcategory.truth[matches.object_of[found]]
-        true.append(int(((wanted < 0) | (wanted == subcategory.predicted[kept[found]])).sum()))
-        drawn.append(int((~matches.ignored).sum()))
+        counts = _subcategory_counts(rows, data, settings.with_subcategory(name, threshold=limit), subcategory, iou)
+        true.append(counts[0])
+        drawn.append(counts[1])
     curve = _rates(np.array(true), np.array(drawn), data)
     curve.insert(0, "threshold", tried)
     return curve
+
+
+def _subcategory_counts(
+    rows: Candidates, data: EvaluationData, settings: FilterSettings, subcategory: Subcategory, iou: float
+) -> tuple[int, int]:
+    """Return how many instances are right, their subcategory too, and how many are drawn."""
+    kept = np.flatnonzero(apply_filters(rows, settings, rows.vocabulary).rule < 0)
+    matches = match_predictions(replace(data, predictions=data.predictions.select(kept)), iou=iou)
+    found = matches.object_of >= 0
+    wanted = subcategory.truth[matches.object_of[found]]
+    right = (wanted < 0) | (wanted == subcategory.predicted[kept[found]])
+    return int(right.sum()), int((~matches.ignored).sum())
+
+
+def _f1(counts: tuple[int, int], data: EvaluationData) -> float:
+    return float(_rates(np.array([counts[0]]), np.array([counts[1]]), data).f1[0])
 
 
 def _rates(true: np.ndarray, drawn: np.ndarray, data: EvaluationData) -> pd.DataFrame:
@@ -175,4 +191,6 @@ def _in_words(suggestion: Suggestion) -> str:
                 f"A {name} {chosen.measure} of at least {chosen.threshold:g} raises the F1 of instances whose "
                 f"{name} is right as well from {before:.1f} to {after:.1f}."
             )
+        if chosen.drop_no_object:
+            parts.append(f"Dropping rows without a {name} raises it further.")
     return " ".join(parts)

@@ -22,7 +22,7 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "notebook.display": "Page live_curves start",
     "notebook.evaluation": "compare_saturation open_evaluation open_evaluations query_comparison query_summary "
     "saturation_examples suggest training_beside_validation",
-    "notebook.gallery": "counts_table dropped_table open_gallery",
+    "notebook.gallery": "beside counts_table dropped_table open_gallery",
     "notebook.preview": "config_table contents data_cautions learning_rates mapped_samples training_config "
     "training_data",
     "notebook.timing": "surgery_time time_needed",

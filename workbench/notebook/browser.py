@@ -1,65 +1,107 @@
-"""A browser for predictions in JupyterLab: filters beside the picture, redrawn as a slider moves."""
+"""A browser for predictions in JupyterLab: filters beside a viewer, which redraws as a slider moves."""
 
 from __future__ import annotations
 
 import base64
 import html
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-from PIL import Image
 
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.filters import MEASURES, NMS, Filtered, FilterSettings, SubcategoryFilter
-from workbench.files import file_name
-from workbench.notebook.gallery import Gallery, Scene, shown_name
-from workbench.visualization.drawing import LEAST_SIDE
+from workbench.evaluation.thresholds import Suggestion
+from workbench.files import file_name, replacing
+from workbench.notebook.gallery import ORDERS, Gallery
+from workbench.notebook.review import Review
+from workbench.notebook.scene import Scene, shown_name
+from workbench.notebook.viewer import Drawn, Viewer
 from workbench.visualization.painting import encode_jpeg
 
 _NARROW = "300px"
 _STYLE = {"description_width": "80px"}
 _NMS_NAMES = {"off": "keep", "within": "drop within a category", "across": "drop across categories"}
+_ALL = "all images"
+_FEW = 50_000  # predictions whose groups are listed without being asked for
+_SCORE = "What rows are ranked by (TEST.RANK_BY); AP uses it"
+_MAIN_SCORE = "The probability of the main category alone, before subcategories and the mask's certainty change it"
 
 
 class PredictionBrowser(widgets.HBox):
     """Sliders and drop-downs beside ground truth and predictions of one image of a gallery.
 
-    ``settings`` is what the controls say, and may be set. Errors (a file that cannot be written, a
-    logit that the predictions lack) stand under the controls. Where a notebook is read without its kernel
-    the picture stands as it was first drawn.
+    ``settings`` is what the controls say, and may be set; ``images`` is which images are gone through, in which order.
+    Errors (a file that cannot be written, a logit that the predictions lack) stand under the controls. Where a notebook
+    is read without its kernel a picture stands, with the first settings.
+
+    Args:
+        gallery: images and predictions.
+        settings: filters to start with, and to go back to.
+        suggestion: thresholds that a button applies.
+        other: the gallery of another checkpoint on the same images, shown beside.
+        images: ids of the images to look at, such as ``gallery.groups(settings)["with ring"]``; None for all.
+        order: one of ``ORDERS``.
     """
 
-    def __init__(self, gallery: Gallery, settings: FilterSettings | None = None) -> None:
+    def __init__(
+        self,
+        gallery: Gallery,
+        settings: FilterSettings | None = None,
+        *,
+        suggestion: Suggestion | None = None,
+        other: Gallery | None = None,
+        images: Sequence[int] | None = None,
+        order: str = "as listed",
+    ) -> None:
         settings = settings or FilterSettings()
         settings.check(gallery.vocabulary)
-        self._gallery = gallery
-        self._scene_of = lru_cache(maxsize=4)(gallery.scene)
-        self._quiet = False
-        self._build_controls(settings)
-        self._picture = widgets.Image(format="jpeg", layout=widgets.Layout(max_width="100%", height="auto"))
-        self._picture.add_class("workbench-picture")
-        self._counts, self._dropped, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._gallery, self._other, self._start, self._suggestion = gallery, other, settings, suggestion
+        self._galleries = [gallery] if other is None else [gallery, other]
+        self._scenes_of = lru_cache(maxsize=4)(lambda key: [each.scene(key) for each in self._galleries])
+        self.review = Review(gallery)
+        self._chosen = list(gallery.image_ids if images is None else images)
+        self._ids = self._chosen
+        self._quiet = True
+        self._shown: int | None = None
+        self._build_controls(settings, order)
+        self._viewer = Viewer()
+        self._viewer.on_msg(self._receive)
+        self._counts, self._why, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._counts.add_class("workbench-counts")
         self._status.add_class("workbench-status")
-        left = widgets.VBox([*self._controls(), self._status], layout=widgets.Layout(width="316px", flex="0 0 auto"))
-        right = widgets.VBox(
-            [self._navigation(), self._picture, self._counts, self._dropped],
-            layout=widgets.Layout(flex="1 1 0", min_width="420px", padding="0 0 0 14px"),
-        )
-        super().__init__([left, right], layout=widgets.Layout(width="100%", align_items="flex-start"))
+        self._panel = widgets.VBox([*self._controls(), self._status])
+        self._panel.add_class("workbench-controls")
+        right = widgets.VBox([self._navigation(), self._viewer, self._counts, self._open_why, self._why])
+        right.add_class("workbench-look")
+        super().__init__([self._panel, right], layout=widgets.Layout(width="100%", align_items="flex-end"))
         self.add_class("workbench-browser")
         self.settings = settings
+        self._sort()
+        if len(gallery.results) <= _FEW:
+            self._list_groups()
 
     # what it shows
 
     @property
-    def scene(self) -> Scene:
+    def images(self) -> list[int]:
+        """Ids of the images that are gone through, in this order."""
+        return list(self._ids)
+
+    @property
+    def image_id(self) -> int:
         """The image that is shown."""
-        return self._scene_of(self._gallery.image_ids[self._image.value])
+        return self._ids[self._image.value]
+
+    @property
+    def scene(self) -> Scene:
+        """The image that is shown, with this gallery's predictions."""
+        return self._scenes_of(self.image_id)[0]
 
     @property
     def settings(self) -> FilterSettings:
@@ -100,17 +142,9 @@ class PredictionBrowser(widgets.HBox):
 
     def go(self, steps: int) -> None:
         """Show the image that many places further, or as far as there are images."""
-        self._image.value = min(max(self._image.value + steps, 0), len(self._gallery.files) - 1)
+        self._image.value = min(max(self._image.value + steps, 0), len(self._ids) - 1)
 
     # what its buttons do
-
-    def export(self) -> Path:
-        """Write the picture as PNG into the gallery's figures, and return its path."""
-        path = self._gallery.page.figures / f"{file_name(f'visualize_{Path(self.scene.name).stem}')}.png"
-        with errors_as(f"The picture cannot be saved as {path}", OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(self.scene.picture(self.settings)).save(path)
-        return path
 
     def save(self) -> Path:
         """Write the settings as JSON to the path in the text field, and return it."""
@@ -118,19 +152,33 @@ class PredictionBrowser(widgets.HBox):
             raise WorkbenchError("The settings need a file name.")
         return self.settings.save(self._path.value.strip())
 
-    def _press(self, action: Any) -> None:
+    def _receive(self, _: Any, content: dict[str, Any], buffers: Sequence[memoryview]) -> None:
+        """Act on a message of the viewer: a key that was pressed, or the picture on the screen."""
+        if "go" in content:
+            self.go(1 if content["go"] == 1 else -1)
+        elif "mark" in content:
+            self._mark.value = not self._mark.value
+        elif "png" in content and buffers:
+            self._press(lambda: self._export(bytes(buffers[0])))
+
+    def _export(self, png: bytes) -> Path:
+        """Write the picture on the screen into the gallery's figures, and return its path."""
+        path = self._gallery.page.figures / f"{file_name(f'visualize_{Path(self.scene.name).stem}')}.png"
+        with errors_as(f"The picture cannot be saved as {path}", OSError), replacing(path) as draft:
+            draft.write_bytes(png)
+        return path
+
+    def _press(self, action: Callable[[], object]) -> None:
         try:
             self._say(f"Wrote {action()}")
         except WorkbenchError as error:
             self._say(str(error), problem=True)
 
     def _say(self, text: str, problem: bool = False) -> None:
-        colour = "#a33c00" if problem else "#00674b"
-        self._status.value = (
-            f'<div style="color:{colour};line-height:1.35;overflow-wrap:anywhere">{html.escape(text)}</div>'
-            if text
-            else ""
-        )
+        # The text has the theme's own colour, which can be read on any background.
+        border = "#d32f2f" if problem else "#00897b"
+        style = f"border-left:4px solid {border};padding-left:6px;line-height:1.35;overflow-wrap:anywhere"
+        self._status.value = f'<div role="status" style="{style}">{html.escape(text)}</div>' if text else ""
 
     # how it is drawn
 
@@ -140,39 +188,113 @@ class PredictionBrowser(widgets.HBox):
 
     def _redraw(self) -> None:
         place = self._image.value
-        self._before.disabled, self._after.disabled = place == 0, place == len(self._gallery.files) - 1
-        self._place.value = f"{place + 1} of {len(self._gallery.files)}"
+        self._before.disabled, self._after.disabled = place == 0, place == len(self._ids) - 1
+        self._place.value = f"{place + 1} of {len(self._ids)}"
         try:
-            settings, scene = self.settings, self.scene
-            self._picture.value = encode_jpeg(scene.picture(settings, _font_size(scene)))
-            filtered = scene.filtered(settings)
+            settings, scenes = self.settings, self._scenes_of(self.image_id)
+            filtered = [scene.filtered(settings) for scene in scenes]
+            self._show(scenes, filtered)
         except WorkbenchError as error:
             self._say(str(error), problem=True)
             return
         self._say("")
-        self._counts.value = _counts_html(filtered, scene.objects)
-        self._dropped.value = _dropped_html(filtered)
+        self._counts.value = _counts_html(filtered[0], scenes[0].objects)
+        dropped = len(filtered[0].candidates) - len(filtered[0].kept)
+        self._open_why.description = f"Why {dropped} are not drawn"
+        self._open_why.layout.display = "" if dropped else "none"
+        self._why.value = _why_html(filtered[0]) if self._open_why.value else ""
+        self._quiet = True
+        self._mark.value, self._note.value = self.review.is_marked(self.image_id), self.review.note(self.image_id)
+        self._quiet = False
+
+    def _show(self, scenes: Sequence[Scene], filtered: Sequence[Filtered]) -> None:
+        first, drawn = scenes[0], []
+        for number, (scene, each) in enumerate(zip(scenes, filtered, strict=True)):
+            rows, objects = scene.judge(each.kept)
+            if number == 0 and first.annotations is not None:
+                words = f"{first.truth_words()} · ground truth"
+                drawn.append(Drawn(words, _alt(words, objects), range(len(objects)), objects))
+            words = scene.words(each.settings, each.kept)
+            if len(scenes) > 1:
+                words = f"{self._galleries[number].label}: {words}"
+            elif first.annotations is None:
+                words = f"{first.name} · {words}"
+            drawn.append(Drawn(words, _alt(words, rows), each.kept, rows))
+        if self._shown == self.image_id:
+            self._viewer.draw(drawn)
+            return
+        panels = [] if first.annotations is None else [first.outlined_objects()]
+        panels += [scene.outlined_rows() for scene in scenes]
+        self._viewer.show(str(self.image_id), first.image, panels, first.legends(), drawn)
+        self._shown = self.image_id
 
     def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
         bundle = super()._repr_mimebundle_(**how)
+        try:
+            picture = encode_jpeg(self.scene.picture(self.settings))
+        except WorkbenchError:  # stands under the controls
+            return bundle
         # shown instead where no kernel runs: on GitHub, in an HTML report
-        bundle["image/jpeg"] = base64.b64encode(self._picture.value).decode("ascii")
+        bundle["image/jpeg"] = base64.b64encode(picture).decode("ascii")
         return bundle
+
+    # which images, in which order
+
+    def _sort(self, _: Any = None) -> None:
+        """Choose the images of the group and the order again; the settings of now decide."""
+        quiet, self._quiet = self._quiet, True
+        chosen = set(self._chosen)
+        if self._only.value != _ALL:
+            chosen &= set(self._group_lists()[self._only.value])
+        ids = [key for key in self._gallery.ordered(self._order.value, self.settings) if key in chosen]
+        if ids:
+            self._ids = ids
+            names = [shown_name(self._gallery.files[key]) for key in ids]
+            self._image.options = [(name, i) for i, name in enumerate(names)]
+            self._image.value = 0
+        self._quiet = quiet
+        self._changed()
+        if not ids:
+            self._say(f"No image is in the group {self._only.value!r}.", problem=True)
+
+    def _group_lists(self) -> dict[str, list[int]]:
+        return self._gallery.groups(self.settings)
+
+    def _list_groups(self, _: Any = None) -> None:
+        """Offer the groups that there are with the settings of now."""
+        kept = self._only.value
+        quiet, self._quiet = self._quiet, True
+        groups = self._group_lists()
+        options = [(_ALL, _ALL), *((f"{name} ({len(ids)})", name) for name, ids in groups.items())]
+        self._only.options = options
+        self._only.value = kept if kept in groups else _ALL
+        self._quiet = quiet
+
+    def _mark_changed(self, _: Any = None) -> None:
+        if not self._quiet:
+            self.review.mark(self.image_id, self._mark.value, self._note.value)
 
     # its parts
 
-    def _build_controls(self, settings: FilterSettings) -> None:
+    def _build_controls(self, settings: FilterSettings, order: str) -> None:
         gallery, words = self._gallery, self._gallery.vocabulary
-        names = list(map(shown_name, gallery.files.values()))
-        self._image = widgets.Dropdown(options=[(name, i) for i, name in enumerate(names)], value=0)
-        self._before = widgets.Button(description="Previous", icon="arrow-left")
-        self._after = widgets.Button(description="Next", icon="arrow-right")
+        self._image = widgets.Dropdown(options=[("", 0)], value=0, tooltip="Image")
+        self._before = widgets.Button(description="Previous", icon="arrow-left", tooltip="Previous image (key p)")
+        self._after = widgets.Button(description="Next", icon="arrow-right", tooltip="Next image (key n)")
+        self._fold = widgets.ToggleButton(value=True, description="Filters", tooltip="Show or hide the filters")
         self._place = widgets.Label()
-        self._score, self._main_score = _slider("score"), _slider("main score")
+        self._order = _drop_down("order", [(name, name) for name in ORDERS])
+        self._order.value = order
+        self._only = _drop_down("only", [(_ALL, _ALL)])
+        self._list_groups_button = widgets.Button(
+            description="List groups", tooltip="Offer categories and confusions, as the filters of now leave them"
+        )
+        self._score, self._main_score = _slider("score", _SCORE), _slider("main score", _MAIN_SCORE)
         self._score.add_class("workbench-score")
         self._categories = widgets.SelectMultiple(
             options=words.categories,
             description="categories",
+            tooltip="Main categories that are drawn",
             style=_STYLE,
             layout=widgets.Layout(width=_NARROW, height=f"{18 * min(len(words.categories), 6) + 8}px"),
         )
@@ -186,7 +308,7 @@ class PredictionBrowser(widgets.HBox):
             drop = widgets.Checkbox(
                 description=f"drop those without {name}", indent=False, layout=widgets.Layout(margin="0 0 0 84px")
             )
-            self._subcategories[name] = (measure, _slider("at least"), drop)
+            self._subcategories[name] = (measure, _slider("at least", f"Least value of the {name}"), drop)
             measure.observe(lambda change, name=name: self._set_range(name), "value")
         largest = max((row["segmentation"]["size"] for row in gallery.results), default=(0, 0))
         self._area = widgets.FloatSlider(
@@ -199,18 +321,37 @@ class PredictionBrowser(widgets.HBox):
             layout=widgets.Layout(width=_NARROW),
         )
         self._nms = _drop_down("overlaps", [(_NMS_NAMES[each], each) for each in NMS])
-        self._nms_iou = _slider("from IoU")
+        self._nms_iou = _slider("from IoU", "Mask IoU from which a row overlaps a better one")
         self._path = widgets.Text(
-            value=_short(gallery.directory / "filters.json"), layout=widgets.Layout(width=_NARROW)
+            value=_short(gallery.directory / "filters.json"),
+            tooltip="File of the settings",
+            layout=widgets.Layout(width=_NARROW),
         )
-        self._export = widgets.Button(description="Export PNG", icon="picture-o")
-        self._save = widgets.Button(description="Save settings", icon="save")
+        self._reset = _button("Reset", "undo", "The settings that this cell began with")
+        self._use = _button("Use suggestion", "magic", "The thresholds with the best F1 on validation images")
+        self._use.disabled = self._suggestion is None or not self._suggestion.curves
+        self._export_button = _button("Export PNG", "picture-o", "The picture as it is on the screen, into figures/")
+        self._save = _button("Save settings", "save", "Write the filters as JSON")
+        self._mark = widgets.Checkbox(description="annotations look wrong (key m)", indent=False)
+        self._note = widgets.Text(placeholder="what is wrong", tooltip="Note", layout=widgets.Layout(width=_NARROW))
+        self._save_review = _button("Save review", "flag", "Write the marked images as CSV and COCO JSON")
+        self._open_why = widgets.ToggleButton(value=False, layout=widgets.Layout(width="auto"))
 
         self._before.on_click(lambda _: self.go(-1))
         self._after.on_click(lambda _: self.go(1))
-        self._export.on_click(lambda _: self._press(self.export))
+        self._reset.on_click(lambda _: setattr(self, "settings", self._start))
+        self._use.on_click(lambda _: setattr(self, "settings", self._suggestion.settings))
+        self._export_button.on_click(lambda _: self._viewer.send({"export": True}))
         self._save.on_click(lambda _: self._press(self.save))
+        self._save_review.on_click(lambda _: self._press(lambda: " and ".join(map(str, self.review.save()))))
+        self._fold.observe(lambda change: setattr(self._panel.layout, "display", "" if change.new else "none"), "value")
+        for part in (self._order, self._only):
+            part.observe(lambda _: None if self._quiet else self._sort(), "value")
+        self._list_groups_button.on_click(self._list_groups)
+        for part in (self._mark, self._note):
+            part.observe(self._mark_changed, "value")
         parts = [self._image, self._score, self._main_score, self._categories, self._area, self._nms, self._nms_iou]
+        parts.append(self._open_why)
         for part in [*parts, *(each for group in self._subcategories.values() for each in group[1:])]:
             part.observe(self._changed, "value")
 
@@ -218,15 +359,18 @@ class PredictionBrowser(widgets.HBox):
         groups = [_heading("Shown is what scores at least"), self._score, self._main_score, self._categories]
         for name, group in self._subcategories.items():
             groups += [_heading(f"Subcategory {name}"), *group]
-        groups += [_heading("Masks"), self._area, self._nms, self._nms_iou]
-        buttons = widgets.HBox([self._export, self._save], layout=widgets.Layout(width=_NARROW))
-        return [*groups, _heading("Keep"), self._path, buttons]
+        groups += [_heading("Masks"), self._area, self._nms, self._nms_iou, _row(self._reset, self._use)]
+        groups += [_heading("Images"), self._order, self._only, self._list_groups_button]
+        groups += [_heading("Keep"), self._path, _row(self._save, self._export_button)]
+        return [*groups, _heading("Review"), self._mark, self._note, self._save_review]
 
     def _navigation(self) -> widgets.HBox:
         self._image.layout.width = "auto"
-        for button in (self._before, self._after):
+        for button in (self._before, self._after, self._fold):
             button.layout.width = "100px"
-        return widgets.HBox([self._before, self._image, self._after, self._place])
+        row = widgets.HBox([self._fold, self._before, self._image, self._after, self._place])
+        row.add_class("workbench-navigation")
+        return row
 
     def _set_range(self, name: str) -> None:
         """Set the slider: probabilities run from 0 to 1, logits from just below the least; its lowest means off."""
@@ -258,23 +402,34 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _slider(name: str) -> widgets.FloatSlider:
+def _slider(name: str, tooltip: str) -> widgets.FloatSlider:
     return widgets.FloatSlider(
-        min=0, max=1, step=0.01, description=name, style=_STYLE, layout=widgets.Layout(width=_NARROW)
+        min=0, max=1, step=0.01, description=name, tooltip=tooltip, style=_STYLE, layout=widgets.Layout(width=_NARROW)
     )
 
 
 def _drop_down(name: str, options: list[tuple[str, str]]) -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, description=name, style=_STYLE, layout=widgets.Layout(width=_NARROW))
+    return widgets.Dropdown(
+        options=options, description=name, tooltip=name, style=_STYLE, layout=widgets.Layout(width=_NARROW)
+    )
+
+
+def _button(name: str, icon: str, tooltip: str) -> widgets.Button:
+    return widgets.Button(description=name, icon=icon, tooltip=tooltip)
+
+
+def _row(*parts: widgets.Widget) -> widgets.HBox:
+    return widgets.HBox(parts, layout=widgets.Layout(width=_NARROW))
+
+
+def _alt(words: str, verdicts: dict[int, str]) -> str:
+    """Return a panel's title with the number of each verdict in it."""
+    counts = Counter(verdicts.values())
+    return ", ".join([words, *(f"{count} {verdict}" for verdict, count in counts.items())])
 
 
 def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f'<b style="font-size:13px">{html.escape(text)}</b>')
-
-
-def _font_size(scene: Scene) -> int:
-    """Return a size of captions that can be read when both panels share the width of a notebook."""
-    return int(np.clip(max(LEAST_SIDE, *scene.image.shape[:2]) / 30, 14, 40))
 
 
 def _counts_html(filtered: Filtered, objects: int | None) -> str:
@@ -296,8 +451,8 @@ def _counts_html(filtered: Filtered, objects: int | None) -> str:
     return f'<table style="border-collapse:collapse"><tr>{head}</tr><tr>{body}</tr></table>'
 
 
-def _dropped_html(filtered: Filtered, most: int = 100) -> str:
-    """Return the dropped rows as a folded list, best first, each with its reason."""
+def _why_html(filtered: Filtered, most: int = 100) -> str:
+    """Return the dropped rows as a list, best first, each with its reason."""
     dropped = [int(i) for i in filtered.candidates.order if filtered.rule[i] >= 0]
     names, label = filtered.candidates.vocabulary.categories, filtered.candidates.label
     lines = "".join(
@@ -306,9 +461,4 @@ def _dropped_html(filtered: Filtered, most: int = 100) -> str:
         for i in dropped[:most]
     )
     rest = f"<p>and {len(dropped) - most} more</p>" if len(dropped) > most else ""
-    return (
-        f"<details><summary>Why {len(dropped)} are not drawn</summary>"
-        f'<ul style="margin:0;line-height:1.35;max-height:220px;overflow-y:auto">{lines}</ul>{rest}</details>'
-        if dropped
-        else ""
-    )
+    return f'<ul style="margin:0;line-height:1.35;max-height:220px;overflow-y:auto">{lines}</ul>{rest}'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,31 +23,37 @@ from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
-from workbench.evaluation.analysis import per_image_scores
+from workbench.evaluation.analysis import confusions, per_image_scores
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.results import load_predictions
+from workbench.evaluation.thresholds import Suggestion
 from workbench.notebook.display import Page
+from workbench.notebook.scene import Scene
 from workbench.runs.checkpoint import check_vocabulary, load_model, load_vocabulary
 from workbench.runs.directory import report_dataset, run_of
 from workbench.runs.evaluations import evaluation_directory, find_evaluated, fingerprint, saved_metrics
-from workbench.visualization.drawing import (
-    Drawable,
-    contact_sheet,
-    draw_instances,
-    drawables_of_annotations,
-    drawables_of_predictions,
-    titled,
-)
+from workbench.visualization.drawing import contact_sheet
 from workbench.workflows.predict import find_images
+
+ORDERS = {  # what the images are shown by: the column of per_image_scores, and 1 for lowest first
+    "as listed": ("", 1),
+    "most errors": ("errors", -1),
+    "most missed": ("missed", -1),
+    "most false": ("false", -1),
+    "lowest F1": ("f1", 1),
+    "most objects": ("n_gt", -1),
+    "lowest score drawn": ("score", 1),
+}
 
 
 @dataclass(frozen=True)
 class Gallery:
     """files: {image id: image file}, in the order they are shown. results: rows of COCO results. truth: a COCO
     dict, or None where there is no ground truth. directory: where figures and settings belong. note: a
-    sentence on what this is and what could not be had.
+    sentence on what this is and what could not be had. label: a short name of the checkpoint.
+    dataset: the name or file of the dataset, None for single images.
     """
 
     vocabulary: Vocabulary
@@ -57,6 +63,8 @@ class Gallery:
     directory: Path
     note: str = ""
     rules: ImageRules = ImageRules()  # how image files are read
+    label: str = "prediction"
+    dataset: str | Path | None = None
 
     @property
     def page(self) -> Page:
@@ -102,14 +110,99 @@ class Gallery:
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("thresholds")
 
+    def starting_settings(
+        self, path: str | Path | None, suggestion: Suggestion, **given: Any
+    ) -> tuple[FilterSettings, str]:
+        """Return the filters to start with, and in words where they are from.
+
+        They are those of the file ``path``; or those saved here before, where they fit; or the suggested ones, if there
+        are any. Whatever of ``given``, arguments of :class:`FilterSettings`, is not None comes on top.
+
+        Raises:
+            WorkbenchError: ``path`` cannot be read, or a value is wrong.
+        """
+        start, origin = FilterSettings(nms="within"), "defaults: a score of 0.5, no overlaps within a category"
+        saved = self.directory / "filters.json"
+        if path:
+            start, origin = FilterSettings.load(path), f"those of {path}"
+        elif saved.is_file():
+            try:
+                start, origin = FilterSettings.load(saved), f"those saved in {saved}"
+                start.check(self.vocabulary)
+            except WorkbenchError as error:
+                start, origin = FilterSettings(nms="within"), f"defaults, as those saved do not fit: {error}"
+        elif suggestion.curves:
+            start, origin = suggestion.settings, "those suggested in section 4"
+        changes = {name: value for name, value in given.items() if value is not None}
+        if changes:
+            origin += f", with {', '.join(changes)} as the parameters say"
+        return FilterSettings.from_dict({**start.to_dict(), **changes}, "the parameters"), f"The filters are {origin}."
+
     def save(self, settings: FilterSettings, name: str) -> Path:
         """Write settings as ``name``.json into the gallery's directory, and return the path."""
         return settings.save(self.directory / f"{name}.json")
 
+    def keep(self, settings: FilterSettings) -> str:
+        """Save the settings in use and return where, in words. Settings saved before are left as they are."""
+        saved = self.directory / "filters.json"
+        if not saved.is_file() or FilterSettings.load(saved) == settings:
+            return f"In use: {self.save(settings, 'filters')}"
+        path = self.save(settings, "filters_in_use")
+        return f"In use: {path}. {saved} holds what was saved before, and is left; Save settings replaces it."
+
     def scene(self, image_id: int) -> Scene:
         """Return one image, ready to be drawn."""
-        annotations = None if self.truth is None else self.annotations[image_id]
-        return Scene(image_id, self.files[image_id], self._rows[image_id], annotations, self.vocabulary, self.rules)
+        rows = self._rows[image_id]
+        return Scene(image_id, self.files[image_id], rows, self._truth_of(image_id), self.vocabulary, self.rules)
+
+    def _truth_of(self, image_id: int) -> dict | None:
+        if self.truth is None:
+            return None
+        image = [self._images[image_id]]
+        return {"images": image, "categories": self.truth["categories"], "annotations": self.annotations[image_id]}
+
+    @cached_property
+    def _images(self) -> dict[int, Mapping]:
+        return {image["id"]: image for image in self.truth["images"]}
+
+    def prediction(self, image_id: int, category: str, score: float) -> Mapping | None:
+        """Return the row of an image with a main category and, nearly, a score; None where there is none."""
+        wanted = self.vocabulary.category_ids[self.vocabulary.categories.index(category)]
+        rows = (row for row in self._rows[image_id] if row["category_id"] == wanted)
+        return next((row for row in rows if abs(row["score"] - score) < 1e-6), None)
+
+    def ordered(self, by: str, settings: FilterSettings) -> list[int]:
+        """Return the image ids in one of ``ORDERS``: what comes first is most, or lowest. Equal ones stay as listed."""
+        column, sign = ORDERS[by]
+        if not column:
+            return self.image_ids
+        rows = self.filtered(settings).rows
+        if column == "score":
+            least: dict[int, float] = {}
+            for row in rows:
+                least[row["image_id"]] = min(row["score"], least.get(row["image_id"], 1.0))
+            values = {image_id: least.get(image_id, 2.0) for image_id in self.image_ids}
+        elif self.truth is None:
+            drawn = Counter(row["image_id"] for row in rows)
+            values = {image_id: drawn[image_id] for image_id in self.image_ids}
+        else:
+            scores = per_image_scores(self.truth, rows, score_threshold=0.0).set_index("image_id")
+            values = scores.assign(errors=scores.missed + scores.false)[column].to_dict()
+        return sorted(self.image_ids, key=lambda image_id: sign * values[image_id])
+
+    def groups(self, settings: FilterSettings) -> dict[str, list[int]]:
+        """Return {what images have in common: their ids}: a category that is drawn or in the ground truth, or a main
+        category or class of a subcategory taken for another."""
+        images = defaultdict(set)
+        rows = self.filtered(settings).rows
+        names = dict(zip(self.vocabulary.category_ids, self.vocabulary.categories, strict=True))
+        for row in (*rows, *(self.truth or {}).get("annotations", ())):
+            images[f"with {names[row['category_id']]}"].add(row["image_id"])
+        if self.truth is not None:
+            for image_id, kind, true, predicted in confusions(self.truth, rows, self.vocabulary):
+                images[f"{kind}: {true} taken for {predicted}"].add(image_id)
+        place = {image_id: place for place, image_id in enumerate(self.image_ids)}
+        return {name: sorted(images[name], key=place.__getitem__) for name in sorted(images, key=_by_kind)}
 
     def contact_sheet(self, settings: FilterSettings, count: int = 6, columns: int = 2) -> np.ndarray:
         """Draw ground truth beside the predictions kept, of ``count`` images spread over all: (H, W, 3) uint8."""
@@ -118,72 +211,8 @@ class Gallery:
         return contact_sheet([scene.picture(settings, font_size=18) for scene in scenes], columns=columns, gap=20)
 
 
-class Scene:
-    """One image: what is read, decoded and drawn once is kept, so that the filters can be changed quickly.
-
-    rows: its COCO results. annotations: its ground truth, None where there is none.
-    """
-
-    def __init__(
-        self,
-        image_id: int,
-        file: str,
-        rows: Sequence[Mapping],
-        annotations: Sequence[Mapping] | None,
-        vocabulary: Vocabulary,
-        rules: ImageRules | None = None,
-    ) -> None:
-        self.image_id, self.name, self.vocabulary = image_id, shown_name(file), vocabulary
-        self.candidates = Candidates(rows, vocabulary)
-        self._file, self._annotations, self._rules = file, annotations, rules
-        self._drawables: dict[int, Drawable] = {}
-        self._truth: dict[int | None, np.ndarray] = {}
-
-    @cached_property
-    def image(self) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        return read_image(self._file, self._rules)
-
-    @property
-    def objects(self) -> int | None:
-        """Objects in the ground truth, crowd regions aside; None where there is none."""
-        if self._annotations is None:
-            return None
-        return sum(not annotation.get("iscrowd", 0) for annotation in self._annotations)
-
-    def filtered(self, settings: FilterSettings) -> Filtered:
-        """Return what the filters do to this image's rows."""
-        return apply_filters(self.candidates, settings, self.vocabulary)
-
-    def picture(self, settings: FilterSettings, font_size: int | None = None, title: str = "") -> np.ndarray:
-        """Draw the ground truth, where there is one, beside the predictions kept: (h, w, 3) uint8.
-
-        ``title`` replaces the file name and the number of objects.
-        """
-        kept = self.filtered(settings).kept
-        panel = draw_instances(self.image, [self._drawable(i) for i in kept], self.vocabulary, font_size=font_size)
-        predicted = f"prediction: {len(kept)} of {len(self.candidates)} rows (score ≥ {settings.score:.3g})"
-        if self._annotations is None:
-            return titled(panel, f"{title or self.name} · {predicted}")
-        count = f"{self.objects} object{'' if self.objects == 1 else 's'}"
-        truth = titled(self._truth_panel(font_size), f"{title or f'{self.name}: {count}'} · ground truth")
-        return contact_sheet([truth, titled(panel, predicted)], columns=2)
-
-    def _drawable(self, i: int) -> Drawable:
-        if i not in self._drawables:
-            self._drawables[i] = drawables_of_predictions([self.candidates.rows[i]], self.vocabulary, 0.0)[0]
-        return self._drawables[i]
-
-    def _truth_panel(self, font_size: int | None) -> np.ndarray:
-        if font_size not in self._truth:
-            there = drawables_of_annotations(self._annotations, self.vocabulary, *self.image.shape[:2])
-            self._truth[font_size] = draw_instances(self.image, there, self.vocabulary, font_size=font_size)
-        return self._truth[font_size]
-
-
-def shown_name(file: str) -> str:
-    """Return the name of a file as text; "?" stands for the bytes of a name that is not UTF-8."""
-    return Path(file).name.encode("utf-8", "replace").decode("utf-8")
+def _by_kind(name: str) -> tuple[bool, str]:
+    return not name.startswith("with "), name
 
 
 def _by_image(rows: Iterable[Mapping]) -> dict[int, list[Mapping]]:
@@ -262,7 +291,26 @@ def open_gallery(
     elif not truth["annotations"]:
         note += " The dataset has no annotations, so there is no ground truth beside them."
         truth = None
-    return Gallery(data.vocabulary, files, results, truth, directory, note, ImageRules.from_config(cfg))
+    run = run_of(path)
+    label = run.name if run != path else path.name
+    named = None if _names_images(wanted) else wanted
+    return Gallery(data.vocabulary, files, results, truth, directory, note, ImageRules.from_config(cfg), label, named)
+
+
+def beside(gallery: Gallery, ckpt: str | Path | None, *, overrides: Sequence[str] = ()) -> Gallery | None:
+    """Open what another checkpoint predicts in the images of a gallery; None where ``ckpt`` is.
+
+    Raises:
+        WorkbenchError: its classes are others, or it cannot be opened.
+    """
+    if ckpt is None:
+        return None
+    if gallery.dataset is None:
+        raise WorkbenchError("Another checkpoint can be shown beside one on a dataset, not on single images.")
+    other = open_gallery(ckpt, gallery.dataset, num_images=len(gallery.files), overrides=overrides)
+    if other.vocabulary != gallery.vocabulary:
+        raise WorkbenchError(f"{ckpt} has other classes than {gallery.label}, so they are not shown beside each other.")
+    return replace(other, label=other.label if other.label != gallery.label else str(ckpt))
 
 
 def _names_images(wanted: str | Path | Sequence[str | Path]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from workbench.data.masks import decode_mask
+from workbench.data.masks import decode_mask, mask_cover
 from workbench.data.vocabulary import Vocabulary, class_name
 from workbench.evaluation.predict import to_coco_results
 from workbench.visualization.captions import BLACK, WHITE, Colour, place_plates, plate
@@ -91,7 +91,7 @@ def draw_masks(
     canvas = paint(canvas, *painted, opacity=opacity, line=line, boxes=boxes)
     if captions is not None:
         shown = [i for i in there if captions[i]]
-        size = font_size or int(np.clip(max(height, width) / 44, 12, 24))
+        size = font_size or max(12, round(max(height, width) / 44))
         plates = [plate(captions[i], size, colours[i], width) for i in shown]
         _caption(canvas, [pieces[i] for i in there], [pieces[i] for i in shown], plates, size)
     return canvas
@@ -134,11 +134,15 @@ def as_image(image: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def drawables_of_predictions(
-    predictions: Sequence[Mapping] | Mapping, vocabulary: Vocabulary, score_threshold: float = 0.5
+    predictions: Sequence[Mapping] | Mapping,
+    vocabulary: Vocabulary,
+    score_threshold: float = 0.5,
+    reduction: int = 1,
 ) -> list[Drawable]:
     """Return what to draw of one image's predictions, rows of COCO results or the model's own, best first.
 
-    Subcategories for which no-object is the likeliest are left out.
+    Subcategories for which no-object is the likeliest are left out. ``reduction`` is the image's, see
+    :func:`workbench.data.images.read_reduced`.
     """
     if isinstance(predictions, Mapping):
         predictions = to_coco_results(predictions, 0, vocabulary)
@@ -146,7 +150,7 @@ def drawables_of_predictions(
     rows = sorted((r for r in predictions if r["score"] >= score_threshold), key=lambda r: -r["score"])
     return [
         Drawable(
-            decode_mask(row["segmentation"], *row["segmentation"]["size"]),
+            _mask(row["segmentation"], *row["segmentation"]["size"], reduction),
             label_of[row["category_id"]],
             _known(row.get("attributes"), vocabulary),
             float(row["score"]),
@@ -155,10 +159,19 @@ def drawables_of_predictions(
     ]
 
 
+def _mask(segmentation: list | dict, height: int, width: int, reduction: int) -> np.ndarray:
+    if reduction == 1:
+        return decode_mask(segmentation, height, width)
+    return mask_cover(segmentation, height, width, reduction) >= 128
+
+
 def drawables_of_annotations(
-    annotations: Sequence[Mapping], vocabulary: Vocabulary, height: int, width: int
+    annotations: Sequence[Mapping], vocabulary: Vocabulary, height: int, width: int, reduction: int = 1
 ) -> list[Drawable]:
-    """Return what to draw of one image's ground truth: annotations of a COCO file or of a dataset dict."""
+    """Return what to draw of one image's ground truth: annotations of a COCO file or of a dataset dict.
+
+    ``height`` and ``width`` are those of the file, ``reduction`` is that at which its image was read.
+    """
     label_of = {key: k for k, key in enumerate(vocabulary.category_ids)}
     drawables = []
     for annotation in annotations:
@@ -168,7 +181,7 @@ def drawables_of_annotations(
         else:
             label = label_of[annotation["category_id"]]
             attributes = _known(annotation.get("attributes"), vocabulary)
-        mask = decode_mask(annotation["segmentation"], height, width)
+        mask = _mask(annotation["segmentation"], height, width, reduction)
         drawables.append(Drawable(mask, label, attributes, crowd=bool(annotation.get("iscrowd", 0))))
     return drawables
 
@@ -215,7 +228,7 @@ def draw_instances(
 def titled(panel: np.ndarray, title: str) -> np.ndarray:
     """Return the panel with a line of text above it."""
     width = panel.shape[1]
-    text = plate(title, int(np.clip(width / 32, 11, 24)), WHITE, width)
+    text = plate(title, max(11, round(width / 40)), WHITE, width)
     strip = np.full((text.shape[0] + 4, width, 3), 255, dtype=np.uint8)
     strip[2 : 2 + text.shape[0], : text.shape[1]] = text
     return np.concatenate([strip, panel])

@@ -1,0 +1,413 @@
+// One image in one or more panels, with objects drawn over it: see viewer.py for what the model's traits hold.
+
+const STEP = 1.25; // of one press of a zoom button
+const MOST = 40; // times the size at which the image fits its panel
+const MODES = { masks: "Masks", outlines: "Outlines", boxes: "Boxes", captions: "Captions" };
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+function readable(colour) {
+  const [r, g, b] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16) / 255);
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b) > 0.179 ? "#000" : "#fff";
+}
+
+// The outlines of all objects are one buffer of pairs x, y in quarters of a pixel; rings are [start, end) of points.
+function pathsOf(content, buffer) {
+  // A copy, since a message's buffers need not begin at an even byte.
+  const points = new Int16Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength));
+  const path = (object) => {
+    const shape = new Path2D();
+    for (const [start, end] of object.rings) {
+      for (let i = start; i < end; i++) {
+        const [x, y] = [points[2 * i] / 4, points[2 * i + 1] / 4];
+        if (i === start) shape.moveTo(x, y);
+        else shape.lineTo(x, y);
+      }
+      shape.closePath();
+    }
+    return shape;
+  };
+  return content.panels.map((panel) => panel.objects.map(path));
+}
+
+function render({ model, el }) {
+  const state = { bitmap: null, paths: [], zoom: 1, x: 0, y: 0, isolated: null, hovered: null, drag: null };
+  const probe = document.createElement("canvas").getContext("2d");
+  const content = () => model.get("content");
+  const view = () => model.get("view");
+  let panels = [];
+
+  const toolbar = make("div", { class: "wv-toolbar", role: "toolbar", "aria-label": "View" });
+  const stage = make("div", { class: "wv-stage" });
+  const legend = make("div", { class: "wv-legend" });
+  const tip = make("div", { class: "wv-tip", role: "status", hidden: "" });
+  const root = make("div", { class: "wv-root", tabindex: "0", role: "group", "aria-label": "Image viewer" });
+  root.append(toolbar, stage, legend, tip);
+  el.append(root);
+
+  // the toolbar
+
+  const button = (text, label, act) => make("button", { type: "button", "aria-label": label, title: label, onclick: act }, text);
+  const setView = (changes) => {
+    model.set("view", { ...view(), ...changes });
+    model.save_changes();
+  };
+  const boxes = {};
+  for (const [name, text] of Object.entries(MODES)) {
+    boxes[name] = make("input", { type: "checkbox", "aria-label": text, onchange: () => setView({ [name]: boxes[name].checked }) });
+  }
+  const opacity = make("input", {
+    type: "range", min: "0", max: "1", step: "0.05", "aria-label": "Opacity of masks", title: "Opacity of masks",
+    oninput: () => setView({ opacity: Number(opacity.value) }),
+  });
+  const colour = make("select", { "aria-label": "Colour by", title: "Colour by", onchange: () => setView({ colour: colour.value }) });
+  toolbar.append(
+    button("−", "Zoom out (key -)", () => zoomBy(1 / STEP)),
+    button("+", "Zoom in (key +)", () => zoomBy(STEP)),
+    button("Fit", "Whole image (key 0)", fit),
+    ...Object.entries(MODES).map(([name, text]) => make("label", {}, boxes[name], ` ${text}`)),
+    make("label", {}, "opacity ", opacity),
+    make("label", {}, "colour by ", colour),
+  );
+  function showView() {
+    for (const name of Object.keys(MODES)) boxes[name].checked = view()[name];
+    opacity.value = view().opacity;
+    const modes = Object.keys(content().legends ?? {});
+    colour.replaceChildren(...modes.map((name) => make("option", { value: name }, name)));
+    colour.value = modes.includes(view().colour) ? view().colour : modes[0];
+    legend.replaceChildren(
+      ...(content().legends?.[colour.value] ?? []).map(([name, value]) => {
+        const item = make("span", { class: "wv-key" }, name);
+        item.style.setProperty("--key", value);
+        return item;
+      }),
+    );
+  }
+
+  // zoom and pan: state.x, state.y is the point of the image in the middle of each panel
+
+  const base = (canvas) => canvas.clientWidth / content().size[0];
+  const scaleOf = (canvas) => base(canvas) * state.zoom;
+  function fit() {
+    const [w, h] = content().size;
+    Object.assign(state, { zoom: 1, x: w / 2, y: h / 2 });
+    draw();
+  }
+  function zoomBy(factor, canvas = null, at = null) {
+    const zoom = Math.min(MOST, Math.max(1, state.zoom * factor));
+    if (canvas && at) {
+      const s = scaleOf(canvas);
+      const [dx, dy] = [at[0] - canvas.clientWidth / 2, at[1] - canvas.clientHeight / 2];
+      const next = base(canvas) * zoom;
+      state.x += dx / s - dx / next;
+      state.y += dy / s - dy / next;
+    }
+    state.zoom = zoom;
+    keepInside();
+    draw();
+  }
+  function keepInside() {
+    const [w, h] = content().size;
+    const [halfW, halfH] = [w / state.zoom / 2, h / state.zoom / 2];
+    state.x = Math.min(w - halfW, Math.max(halfW, state.x));
+    state.y = Math.min(h - halfH, Math.max(halfH, state.y));
+  }
+  function move(dx, dy) {
+    state.x += dx;
+    state.y += dy;
+    keepInside();
+    draw();
+  }
+
+  // drawing
+
+  // What no object has a colour for is coloured by verdict.
+  function colourOf(number, i) {
+    const own = content().panels[number].objects[i].colours[colour.value];
+    if (own) return own;
+    const verdict = model.get("verdicts")[number]?.[i];
+    return content().legends[colour.value]?.find(([name]) => name === verdict)?.[1] ?? "#969696";
+  }
+  function draw() {
+    const began = performance.now();
+    for (const [number, panel] of panels.entries()) drawPanel(number, panel);
+    root.dataset.zoom = state.zoom.toFixed(3);
+    root.dataset.milliseconds = (performance.now() - began).toFixed(1);
+    root.dataset.draws = Number(root.dataset.draws ?? 0) + 1;
+  }
+  function shownOf(number) {
+    return model.get("shown")[number] ?? [];
+  }
+  function drawPanel(number, { canvas, context }) {
+    const [w, h] = content().size;
+    const ratio = window.devicePixelRatio || 1;
+    const [cw, ch] = [canvas.clientWidth, Math.round((canvas.clientWidth * h) / w)];
+    if (!cw) return;
+    if (canvas.width !== Math.round(cw * ratio) || canvas.height !== Math.round(ch * ratio)) {
+      [canvas.width, canvas.height] = [Math.round(cw * ratio), Math.round(ch * ratio)];
+      canvas.style.aspectRatio = `${w} / ${h}`;
+    }
+    const s = scaleOf(canvas);
+    const place = () => context.setTransform(ratio * s, 0, 0, ratio * s, ratio * (cw / 2 - state.x * s), ratio * (ch / 2 - state.y * s));
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    place();
+    context.imageSmoothingEnabled = s < 4;
+    if (state.bitmap) context.drawImage(state.bitmap, 0, 0, w, h);
+    const objects = content().panels[number].objects;
+    const shown = shownOf(number);
+    const alone = state.isolated?.panel === number ? state.isolated.object : null;
+    const bySize = [...shown].sort((a, b) => objects[b].area - objects[a].area);
+    const line = 2 / s;
+    for (const i of bySize) {
+      const [object, path, tint] = [objects[i], state.paths[number][i], colourOf(number, i)];
+      const chosen = alone === null || alone === i;
+      const lit = state.hovered?.panel === number && state.hovered.object === i;
+      if (view().masks && chosen) {
+        context.globalAlpha = Math.min(1, view().opacity + (lit ? 0.2 : 0));
+        context.fillStyle = tint;
+        context.fill(path, "evenodd");
+      }
+      context.globalAlpha = chosen ? 1 : 0.35;
+      if (view().outlines || lit) {
+        context.setLineDash(object.dashed ? [6 / s, 4 / s] : []);
+        context.strokeStyle = "#000";
+        context.lineWidth = 2 * line;
+        context.stroke(path);
+        context.strokeStyle = tint;
+        context.lineWidth = line * (lit ? 1.6 : 1);
+        context.stroke(path);
+        context.setLineDash([]);
+      }
+      if (view().boxes && chosen) {
+        const [x0, y0, x1, y1] = object.box;
+        context.strokeStyle = tint;
+        context.lineWidth = line;
+        context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+      }
+    }
+    context.globalAlpha = 1;
+    if (view().captions) drawCaptions(number, context, s, [cw, ch], shown.filter((i) => alone === null || alone === i));
+  }
+  function drawCaptions(number, context, s, [cw, ch], shown) {
+    const [ratio, objects] = [window.devicePixelRatio || 1, content().panels[number].objects];
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.font = "12px sans-serif";
+    context.textBaseline = "top";
+    const taken = [];
+    let left = 0;
+    for (const i of shown) {
+      const object = objects[i];
+      const lines = object.caption;
+      const width = Math.max(...lines.map((text) => context.measureText(text).width)) + 6;
+      const height = 14 * lines.length + 4;
+      const [x0, y0, x1, y1] = object.box.map((value, k) => (value - (k % 2 ? state.y : state.x)) * s + (k % 2 ? ch : cw) / 2);
+      if (x1 < 0 || y1 < 0 || x0 > cw || y0 > ch) continue; // out of sight
+      const spots = [[x0, y0 - height], [x0, y1], [x0, y0], [x1 - width, y1 - height], [x1, y0], [x0 - width, y0]];
+      const spot = spots
+        .map(([x, y]) => [Math.min(Math.max(x, 0), cw - width), Math.min(Math.max(y, 0), ch - height)])
+        .find(([x, y]) => !taken.some(([a, b, c, d]) => x < c && a < x + width && y < d && b < y + height));
+      if (!spot) {
+        left++;
+        continue;
+      }
+      taken.push([spot[0], spot[1], spot[0] + width, spot[1] + height]);
+      const tint = colourOf(number, i);
+      context.fillStyle = tint;
+      context.fillRect(spot[0], spot[1], width, height);
+      context.fillStyle = readable(tint);
+      lines.forEach((text, k) => context.fillText(text, spot[0] + 3, spot[1] + 3 + 14 * k));
+    }
+    if (left) {
+      const text = `${left} captions left out`;
+      const width = context.measureText(text).width + 8;
+      context.fillStyle = "#000";
+      context.fillRect(cw - width, ch - 18, width, 18);
+      context.fillStyle = "#fff";
+      context.fillText(text, cw - width + 4, ch - 14);
+    }
+  }
+
+  // The panels as they are on the screen, with their titles above, as one PNG for Python to keep.
+  function save() {
+    const widths = panels.map(({ canvas }) => canvas.width);
+    const ratio = window.devicePixelRatio || 1;
+    const band = 22 * ratio;
+    const sheet = make("canvas");
+    sheet.width = widths.reduce((a, b) => a + b, 8 * ratio * (panels.length - 1));
+    sheet.height = band + Math.max(...panels.map(({ canvas }) => canvas.height));
+    const context = sheet.getContext("2d");
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, sheet.width, sheet.height);
+    context.fillStyle = "#000";
+    context.font = `${13 * ratio}px sans-serif`;
+    context.textBaseline = "middle";
+    let x = 0;
+    for (const { canvas, title } of panels) {
+      context.fillText(title.textContent, x + 2 * ratio, band / 2, canvas.width - 4 * ratio);
+      context.drawImage(canvas, x, band);
+      x += canvas.width + 8 * ratio;
+    }
+    sheet.toBlob(async (blob) => model.send({ png: true }, undefined, [await blob.arrayBuffer()]), "image/png");
+  }
+
+  // pointing
+
+  function imagePoint(event, canvas) {
+    const box = canvas.getBoundingClientRect();
+    const s = scaleOf(canvas);
+    const at = [event.clientX - box.left, event.clientY - box.top];
+    return { at, x: state.x + (at[0] - canvas.clientWidth / 2) / s, y: state.y + (at[1] - canvas.clientHeight / 2) / s };
+  }
+  function objectAt(number, { x, y }) {
+    const objects = content().panels[number].objects;
+    const hits = shownOf(number).filter((i) => probe.isPointInPath(state.paths[number][i], x, y, "evenodd"));
+    hits.sort((a, b) => objects[a].area - objects[b].area);
+    return hits.length ? { panel: number, object: hits[0] } : null;
+  }
+  function showTip(event, target) {
+    if (!target) {
+      tip.hidden = true;
+      return;
+    }
+    const object = content().panels[target.panel].objects[target.object];
+    const verdict = model.get("verdicts")[target.panel]?.[target.object];
+    const rows = [...object.details, ...(verdict ? [["judged", verdict]] : [])];
+    tip.replaceChildren(...rows.map(([name, value]) => make("div", {}, make("b", {}, `${name} `), String(value))));
+    tip.hidden = false;
+    const box = root.getBoundingClientRect();
+    tip.style.left = `${Math.max(0, Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${event.clientY - box.top + 14}px`;
+  }
+  const same = (a, b) => a?.panel === b?.panel && a?.object === b?.object;
+  function listen(canvas, number) {
+    canvas.addEventListener("pointerdown", (event) => {
+      state.drag = { x: event.clientX, y: event.clientY, moved: false };
+      canvas.setPointerCapture(event.pointerId);
+      root.focus({ preventScroll: true });
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (state.drag) {
+        const [dx, dy] = [event.clientX - state.drag.x, event.clientY - state.drag.y];
+        if (!state.drag.moved && Math.hypot(dx, dy) < 4) return;
+        state.drag = { x: event.clientX, y: event.clientY, moved: true };
+        move(-dx / scaleOf(canvas), -dy / scaleOf(canvas));
+        return;
+      }
+      const target = objectAt(number, imagePoint(event, canvas));
+      showTip(event, target);
+      if (!same(target, state.hovered)) {
+        state.hovered = target;
+        draw();
+      }
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      const moved = state.drag?.moved;
+      state.drag = null;
+      if (moved) return;
+      const target = objectAt(number, imagePoint(event, canvas));
+      state.isolated = same(target, state.isolated) ? null : target;
+      root.dataset.isolated = state.isolated ? `${state.isolated.panel}:${state.isolated.object}` : "";
+      draw();
+    });
+    canvas.addEventListener("pointerleave", () => {
+      tip.hidden = true;
+      if (state.hovered) {
+        state.hovered = null;
+        draw();
+      }
+    });
+    canvas.addEventListener("dblclick", fit);
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && !event.metaKey && document.activeElement !== root) return; // the page scrolls
+      event.preventDefault();
+      zoomBy(Math.exp(-event.deltaY / 300), canvas, imagePoint(event, canvas).at);
+    }, { passive: false });
+  }
+  root.addEventListener("keydown", (event) => {
+    if (event.target !== root) return;
+    const far = content().size[0] / state.zoom / 10;
+    const keys = {
+      "+": () => zoomBy(STEP), "=": () => zoomBy(STEP), "-": () => zoomBy(1 / STEP), 0: fit,
+      ArrowLeft: () => move(-far, 0), ArrowRight: () => move(far, 0), ArrowUp: () => move(0, -far), ArrowDown: () => move(0, far),
+      n: () => model.send({ go: 1 }), p: () => model.send({ go: -1 }), m: () => model.send({ mark: true }),
+      Escape: () => { state.isolated = null; root.dataset.isolated = ""; draw(); },
+    };
+    if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
+    event.preventDefault();
+    event.stopPropagation(); // JupyterLab has commands on single letters
+    keys[event.key]();
+  });
+
+  // what Python changes
+
+  function rebuild() {
+    Object.assign(state, { isolated: null, hovered: null, paths: pathsOf(content(), model.get("outlines")) });
+    tip.hidden = true;
+    panels = content().panels.map((panel, number) => {
+      const canvas = make("canvas", { role: "img" });
+      const title = make("figcaption");
+      stage.append(make("figure", {}, title, canvas));
+      listen(canvas, number);
+      return { canvas, title, context: canvas.getContext("2d") };
+    });
+    stage.replaceChildren(...panels.map(({ canvas }) => canvas.parentElement));
+    showView();
+    showTitles();
+    const key = `${content().key}`;
+    if (state.key !== key) {
+      state.key = key;
+      fit();
+    } else draw();
+    const bytes = model.get("picture");
+    createImageBitmap(new Blob([bytes], { type: "image/jpeg" })).then((bitmap) => {
+      if (state.key !== key) return;
+      state.bitmap = bitmap;
+      root.dataset.image = key;
+      draw();
+    });
+  }
+  function showTitles() {
+    for (const [number, { canvas, title }] of panels.entries()) {
+      const words = model.get("titles")[number] ?? {};
+      title.textContent = words.title ?? "";
+      canvas.setAttribute("aria-label", words.alt ?? "");
+    }
+  }
+  // Everything of a redraw arrives as one message; each trait of it raises an event of its own.
+  let waiting = 0;
+  let stale = false;
+  const later = (whole) => () => {
+    stale ||= whole;
+    waiting ||= requestAnimationFrame(() => {
+      waiting = 0;
+      if (stale) rebuild();
+      else {
+        showView();
+        showTitles();
+        draw();
+      }
+      stale = false;
+    });
+  };
+  model.on("msg:custom", (message) => {
+    if (message.export) save();
+  });
+  for (const name of ["content", "outlines", "picture"]) model.on(`change:${name}`, later(true));
+  for (const name of ["shown", "verdicts", "titles", "view"]) model.on(`change:${name}`, later(false));
+  const observer = new ResizeObserver(() => draw());
+  observer.observe(stage);
+  if (content().size) rebuild();
+  return () => observer.disconnect();
+}
+
+export default { render };
