@@ -323,7 +323,9 @@ def train(args: argparse.Namespace) -> None:
   workbench eval --ckpt outputs/demo --dataset my/val.json --output outputs/on_mine
   workbench eval --ckpt outputs/demo TEST.MAX_DETS '[1, 10, 300]' TEST.RANK_BY geometric_mean
   workbench eval --predictions predictions.json --annotations my/val.json""",
-    option("--ckpt", metavar="CKPT", help="a checkpoint directory, a run (its best is taken) or an evaluation"),
+    option(
+        "--ckpt", metavar="CKPT", help="a checkpoint directory, a run (its best), an evaluation, or what convert reads"
+    ),
     option("--predictions", metavar="R.json", help="a COCO results file to score instead"),
     option("--annotations", metavar="A.json", help="the ground truth for --predictions"),
     option("--dataset", metavar="NAME|A.json", help="the data for --ckpt (DATASETS.TEST)"),
@@ -363,12 +365,39 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 @command(
+    "convert",
+    """
+  workbench convert model_final_3c8ec9.pkl outputs/coco_r50 --dataset data/coco/annotations/instances_val2017.json
+  workbench convert hf://facebook/mask2former-swin-tiny-coco-instance outputs/coco_swin_t
+  workbench convert outputs/demo/checkpoints/best outputs/demo_hf --to huggingface
+  workbench convert outputs/demo demo.pkl --to mask2former
+  workbench convert detectron2://ImageNetPretrained/torchvision/R-50.pkl r50.safetensors""",
+    option("source", metavar="SOURCE", help="a checkpoint, a run, another program's file or folder, or an address"),
+    option("output", metavar="OUT", help="a new folder; a .pkl or .pth for Mask2Former, .safetensors for a backbone"),
+    option(
+        "--to", choices=("workbench", "huggingface", "mask2former"), default="workbench", help="the format (workbench)"
+    ),
+    option("--config", "--config-file", metavar="YAML", help="the model's config, where its files do not tell it"),
+    option("--dataset", metavar="NAME|A.json", help="the data whose categories the model was trained on"),
+    IMPORT,
+    overrides=True,
+)
+def convert(args: argparse.Namespace) -> None:
+    """Turn a model of Mask2Former, detectron2 or Hugging Face into a checkpoint, or a checkpoint into theirs."""
+    from workbench.workflows.convert import convert as workflow
+
+    import_parts(args.imports)
+    settings = {name: getattr(args, name) for name in ("to", "config", "dataset", "overrides")}
+    print(workflow(args.source, args.output, **settings))
+
+
+@command(
     "predict",
     """
   workbench predict --ckpt outputs/demo/checkpoints/best --output outputs/pictures photo.jpg
   workbench predict --ckpt outputs/demo --output outputs/pictures photos/ 'more/*.png'
   workbench predict --ckpt outputs/demo --filters settings.json --output outputs/pictures photos/""",
-    option("--ckpt", required=True, metavar="CKPT", help="a checkpoint directory, or a run"),
+    option("--ckpt", required=True, metavar="CKPT", help="a checkpoint directory, a run, or what convert reads"),
     option("--output", required=True, metavar="DIR", help="where the files go"),
     option("--score-threshold", type=float, metavar="S", help="leave out what scores less (0.5, or the filters')"),
     option("--filters", metavar="JSON", help="what is kept, as saved in notebook 06 (scores, overlaps, ...)"),

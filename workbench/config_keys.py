@@ -147,7 +147,7 @@ _MODEL = {
     "RESNETS.OUT_FEATURES": _unread(["res2", "res3", "res4", "res5"], "All four are always given."),
     "RESNETS.STEM_TYPE": _unread("basic", "The stem is torchvision's."),
     "RESNETS.STEM_OUT_CHANNELS": _unread(64, "The stem is torchvision's."),
-    "RESNETS.STRIDE_IN_1X1": _unread(False, "Strides are torchvision's, in the 3x3 convolutions."),
+    "RESNETS.STRIDE_IN_1X1": Key(False, FLAG, "Stride in the 1x1 convolutions, as MSRA's ResNets do."),
     "RESNETS.RES2_OUT_CHANNELS": _unread(256, "Channels are torchvision's."),
     "RESNETS.NUM_GROUPS": _unread(1, "No ResNeXt is built."),
     "RESNETS.WIDTH_PER_GROUP": _unread(64, "No ResNeXt is built."),

@@ -201,3 +201,9 @@ def test_the_table_marks_the_taps():
     layers = measure_layers(mobilenet_v3_large(weights=None).features)
     table = layer_table(layers, (3, 6, 10, 15)).splitlines()
     assert [line.split()[-1] for line in table if "res" in line] == ["res2", "res3", "res4", "res5"]
+
+
+def test_strides_move_into_the_1x1_convolutions():
+    backbone = ResNetBackbone(depth=50, stride_in_1x1=True)
+    assert list(measure(backbone).values()) == [(256, 4), (512, 8), (1024, 16), (2048, 32)]
+    assert [backbone.layer3[0].conv1.stride, backbone.layer3[0].conv2.stride] == [(2, 2), (1, 1)]

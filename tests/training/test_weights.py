@@ -140,11 +140,14 @@ def test_a_published_backbone_leaves_the_decoders_new(resnet_model: torch.nn.Mod
     assert torch.equal(resnet_model.backbone.bn1.bias, state["stem.conv1.norm.bias"])
 
 
-def test_msra_weights_see_the_pixels_that_they_were_trained_on(resnet_model: torch.nn.Module, tmp_path: Path) -> None:
+def test_msra_weights_see_the_pixels_that_they_were_trained_on(
+    resnet_model: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """BGR of 0-255 less the mean, not divided: what the published convolution makes of a picture, ours makes too."""
     state = published.caffe2_resnet(published.random_state(published.resnet((3, 4, 6, 3))))
     report = load_weights(resnet_model, written(tmp_path / "R-50.pkl", state))
     assert report.parts()["backbone"] == (265, 265)
+    assert "strides of stages in the 1x1 convolutions: MODEL.RESNETS.STRIDE_IN_1X1 True fits" in caplog.text
     picture = torch.randint(0, 256, (1, 3, 32, 32)).float()
     expected = F.conv2d(picture.flip(1) - torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1), state["conv1_w"])
     normalised = (picture - resnet_model.pixel_mean) / resnet_model.pixel_std

@@ -166,6 +166,7 @@ def _resnet(cfg: CfgNode, pretrained: bool) -> nn.Module:
         depth=keys.DEPTH,
         dilated=(False, keys.RES4_DILATION > 1, keys.RES5_DILATION > 1),
         norm_layer=_NORMS[keys.NORM],
+        stride_in_1x1=keys.STRIDE_IN_1X1,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
     return _with_weights(backbone, f"resnet{keys.DEPTH}", keys.WEIGHTS, pretrained)

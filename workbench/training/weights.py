@@ -57,6 +57,12 @@ def _own_state(source: Source, model: nn.Module) -> dict[str, Tensor]:
             "MODEL.RESNETS.NORM FrozenBN fits them",
             source.name,
         )
+    if source.fused and hasattr(backbone, "layer2") and backbone.layer2[0].conv1.stride == (1, 1):
+        _log.warning(
+            "weights %s were trained with the strides of stages in the 1x1 convolutions: MODEL.RESNETS.STRIDE_IN_1X1 "
+            "True fits them",
+            source.name,
+        )
     rest = {name: tensor for name, tensor in source.state.items() if not name.startswith("backbone.")}
     return {f"backbone.{name}": tensor for name, tensor in backbone_part(source.state, backbone).items()} | rest
 

@@ -66,7 +66,7 @@ class Naming:
         for name, tensor in state.items():
             for pattern, names in self._writers:
                 if match := pattern.fullmatch(name):
-                    pieces = tensor.chunk(len(names))
+                    pieces = (tensor,) if len(names) == 1 else tensor.chunk(len(names))
                     named = zip(names, pieces, strict=True)
                     tensors |= {other.format(**match.groupdict()): piece.contiguous() for other, piece in named}
                     break
@@ -276,7 +276,7 @@ MASK2FORMER = Naming(
 )
 HUGGINGFACE = Naming(
     (*_prefixed("backbone.", "model.pixel_level_module.encoder.", _HF_BACKBONE), *_HF_HEAD),
-    rf"{_CONSTANTS}|.*encoder\.layernorm\..*",
+    rf"{_CONSTANTS}|.*encoder\.(swin\.)?layernorm\..*",
 )
 
 

@@ -33,6 +33,7 @@ from workbench.runs.evaluations import (
 )
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.progress import log_machine, logging_to
+from workbench.workflows.convert import local_checkpoint
 from workbench.workflows.score import scoring_options
 
 TRAINING_SAMPLE = 50  # training images that are scored beside the validation images
@@ -48,9 +49,11 @@ def evaluate(
     """Score a checkpoint on a dataset and write metrics.json and predictions.json.
 
     Args:
-        ckpt: a checkpoint directory, a run (its best), or the folder of an evaluation, which is then repeated.
+        ckpt: a checkpoint directory, a run (its best), the folder of an evaluation, which is then repeated, or another
+            program's model.
         dataset: catalog name or path of a COCO JSON; the first of the checkpoint's DATASETS.TEST by default.
-        output: where the two files go; :func:`workbench.runs.evaluations.evaluation_directory` by default.
+        output: where the two files go; :func:`workbench.runs.evaluations.evaluation_directory` by default, or
+            ``outputs/<name>`` for another program's model.
         overrides: config keys and values in turn, over the checkpoint's config.
 
     Returns:
@@ -60,12 +63,15 @@ def evaluate(
         WorkbenchError: the checkpoint or the dataset cannot be read, the results cannot be written, or ``output`` is a
             run that this is not the own evaluation of.
     """
-    evaluated, place = find_evaluated(ckpt, dataset, overrides)
+    opened = local_checkpoint(ckpt, dataset)
+    evaluated, place = find_evaluated(opened, dataset, overrides)
     path, cfg = evaluated.checkpoint, evaluated.config
     name = evaluated.dataset or report_dataset(cfg)
     if name is None:
         raise WorkbenchError(f"checkpoint {path} names no dataset to evaluate on; name one")
     evaluated = replace(evaluated, dataset=name)
+    if output is None and opened != Path(ckpt):  # converted into the cache, where nobody looks for results
+        output = Path("outputs") / opened.name
     directory = Path(output) if output is not None else place or evaluation_directory(evaluated)
     check_output(directory, evaluated)
     processes = start_processes(cfg)

@@ -31,6 +31,7 @@ from workbench.evaluation.predict import to_coco_results
 from workbench.files import replacing, write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
 from workbench.visualization.drawing import draw_instances
+from workbench.workflows.convert import local_checkpoint
 
 _SOFTWARE = "workbench predict"
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -49,7 +50,7 @@ def predict(
     """Find objects in images: an overlay PNG for each, and one predictions.json for all.
 
     Args:
-        ckpt: a checkpoint directory, or a run (its best).
+        ckpt: a checkpoint directory, a run (its best), or another program's model.
         inputs: image files, folders (searched through) and globs.
         output: folder for the files; made, and none of the inputs may lie directly in it. Files of an earlier
             prediction are replaced there, no others.
@@ -71,7 +72,7 @@ def predict(
     if score_threshold is not None:
         settings = replace(settings, score=score_threshold)
     files = find_images(inputs)
-    path = resolve_checkpoint(ckpt)
+    path = resolve_checkpoint(local_checkpoint(ckpt))
     cfg = checkpoint_config(path, [*overrides, *(["MODEL.DEVICE", device] if device else [])])
     for file in files:
         if file.parent.resolve() == output.resolve():
