@@ -114,6 +114,7 @@ _WEIGHT = number(0, 1e6)
 _RATE = number(0, 1e3)
 _SHARE = number(0, 1)
 _NORM = one_of("BN", "SyncBN", "FrozenBN", "GN")
+_OPTIONAL_NORM = one_of("", "BN", "SyncBN", "FrozenBN", "GN")
 _FEATURES = ("res2", "res3", "res4", "res5")
 _FEATURE = one_of(*_FEATURES)
 _SEED = whole(-1, 2**63 - 1)
@@ -241,8 +242,82 @@ _MODEL = {
 _FPN = {
     "IN_FEATURES": Key(list(_FEATURES), each(_FEATURE, least=1, distinct=True), "Maps that the pyramid takes."),
     "OUT_CHANNELS": Key(256, _SIZE, "Channels of its maps."),
-    "NORM": Key("", one_of("", "BN", "GN"), "Normalisation of its convolutions."),
+    "NORM": Key("", _OPTIONAL_NORM, "Normalisation of its convolutions."),
     "FUSE_TYPE": Key("sum", one_of("sum"), "How a map joins the one above it."),
+}
+
+# Defaults are those of detectron2's Base-RCNN-FPN.yaml: there is always a pyramid here.
+_RCNN = {
+    "PROPOSAL_GENERATOR.NAME": Key("RPN", one_of("RPN"), "What proposes regions."),
+    "PROPOSAL_GENERATOR.MIN_SIZE": _unread(0, "Only empty boxes are left out."),
+    "ANCHOR_GENERATOR.NAME": Key("DefaultAnchorGenerator", one_of("DefaultAnchorGenerator"), "What makes anchors."),
+    "ANCHOR_GENERATOR.SIZES": Key(
+        [[32], [64], [128], [256], [512]],
+        each(each(number(0, 65536, above=True), least=1), least=1),
+        "Sides of the anchors in pixels, a list for each map of the pyramid, or one for all.",
+    ),
+    "ANCHOR_GENERATOR.ASPECT_RATIOS": Key(
+        [[0.5, 1.0, 2.0]],
+        each(each(number(0, 1000, above=True), least=1), least=1),
+        "Their heights over widths, a list for each map, or one for all.",
+    ),
+    "ANCHOR_GENERATOR.ANGLES": _unread([[-90, 0, 90]], "Boxes are upright."),
+    "ANCHOR_GENERATOR.OFFSET": _unread(0.0, "Anchors lie on the corners of cells, as torchvision's."),
+    "RPN.HEAD_NAME": Key("StandardRPNHead", one_of("StandardRPNHead"), "The head of the proposals."),
+    "RPN.IN_FEATURES": _unread(["p2", "p3", "p4", "p5", "p6"], "Proposals come from every map of the pyramid."),
+    "RPN.BOUNDARY_THRESH": _unread(-1, "Anchors that leave the image count."),
+    "RPN.IOU_THRESHOLDS": Key([0.3, 0.7], each(_SHARE, 2), "Below and from which IoU an anchor has no or an object."),
+    "RPN.IOU_LABELS": _unread([0, -1, 1], "The labels of RPN.IOU_THRESHOLDS are fixed."),
+    "RPN.BATCH_SIZE_PER_IMAGE": Key(256, whole(1, 10**6), "Anchors of an image that are trained on."),
+    "RPN.POSITIVE_FRACTION": Key(0.5, _SHARE, "Their largest share with an object."),
+    "RPN.BBOX_REG_LOSS_TYPE": Key("smooth_l1", one_of("smooth_l1"), "Loss of the boxes."),
+    "RPN.BBOX_REG_LOSS_WEIGHT": _unread(1.0, "Losses are not weighted."),
+    "RPN.BBOX_REG_WEIGHTS": _unread([1.0, 1.0, 1.0, 1.0], "Scales of the box regression are torchvision's."),
+    "RPN.SMOOTH_L1_BETA": _unread(0.0, "torchvision's 1/9 is taken."),
+    "RPN.LOSS_WEIGHT": _unread(1.0, "Losses are not weighted."),
+    "RPN.PRE_NMS_TOPK_TRAIN": Key(2000, whole(1, 10**6), "Proposals of a map before NMS, in training."),
+    "RPN.PRE_NMS_TOPK_TEST": Key(1000, whole(1, 10**6), "The same in evaluation."),
+    "RPN.POST_NMS_TOPK_TRAIN": Key(1000, whole(1, 10**6), "Proposals of an image after NMS, in training."),
+    "RPN.POST_NMS_TOPK_TEST": Key(1000, whole(1, 10**6), "The same in evaluation."),
+    "RPN.NMS_THRESH": Key(0.7, _SHARE, "IoU above which the worse of two proposals is dropped."),
+    "RPN.CONV_DIMS": Key([-1], each(one_of(-1), least=1), "A -1 for each convolution of the head."),
+    "ROI_HEADS.NAME": Key("StandardROIHeads", one_of("StandardROIHeads"), "The heads of regions."),
+    "ROI_HEADS.NUM_CLASSES": _unread(80, "The number of categories is the dataset's."),
+    "ROI_HEADS.IN_FEATURES": _unread(["p2", "p3", "p4", "p5"], "Regions are pooled from all maps but the last."),
+    "ROI_HEADS.IOU_THRESHOLDS": Key([0.5], each(_SHARE, 1), "From which IoU on a region has an object."),
+    "ROI_HEADS.IOU_LABELS": _unread([0, 1], "The labels of ROI_HEADS.IOU_THRESHOLDS are fixed."),
+    "ROI_HEADS.BATCH_SIZE_PER_IMAGE": Key(512, whole(1, 10**6), "Regions of an image that are trained on."),
+    "ROI_HEADS.POSITIVE_FRACTION": Key(0.25, _SHARE, "Their largest share with an object."),
+    "ROI_HEADS.SCORE_THRESH_TEST": Key(0.05, _SHARE, "Rows that score less are left out."),
+    "ROI_HEADS.NMS_THRESH_TEST": Key(0.5, _SHARE, "IoU above which the worse of two rows of a category is dropped."),
+    "ROI_HEADS.PROPOSAL_APPEND_GT": _unread(True, "Objects' own boxes are proposals in training."),
+    "ROI_HEADS.SUBCATEGORY_WEIGHT": _own(1.0, _WEIGHT, "Loss weight of each subcategory head; 0 switches it off."),
+    "ROI_HEADS.SUBCATEGORY_NO_OBJECT_WEIGHT": _own(
+        0.1, _WEIGHT, 'Weight of "no object" in the subcategories\' losses.'
+    ),
+    "ROI_BOX_HEAD.NAME": Key("FastRCNNConvFCHead", one_of("FastRCNNConvFCHead"), "The head of boxes."),
+    "ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": Key("smooth_l1", one_of("smooth_l1"), "Loss of the boxes."),
+    "ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": _unread(1.0, "Losses are not weighted."),
+    "ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _unread((10.0, 10.0, 5.0, 5.0), "Scales of the regression are torchvision's."),
+    "ROI_BOX_HEAD.SMOOTH_L1_BETA": _unread(0.0, "torchvision's 1/9 is taken."),
+    "ROI_BOX_HEAD.POOLER_RESOLUTION": Key(7, whole(1, 1024), "Cells across a region, for its box."),
+    "ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": _unread(0, "torchvision's 2 points a cell are taken."),
+    "ROI_BOX_HEAD.POOLER_TYPE": _unread("ROIAlignV2", "Regions are pooled as torchvision's detectors do."),
+    "ROI_BOX_HEAD.NUM_FC": Key(2, whole(1, 100), "Its linear layers."),
+    "ROI_BOX_HEAD.FC_DIM": Key(1024, _SIZE, "Their width."),
+    "ROI_BOX_HEAD.NUM_CONV": Key(0, whole(0, 100), "Its convolutions."),
+    "ROI_BOX_HEAD.CONV_DIM": Key(256, _SIZE, "Their channels."),
+    "ROI_BOX_HEAD.NORM": Key("", _OPTIONAL_NORM, "Their normalisation."),
+    "ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": Key(False, one_of(False), "Each category has its own box."),
+    "ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": _unread(False, "Masks are trained on proposals."),
+    "ROI_MASK_HEAD.NAME": Key("MaskRCNNConvUpsampleHead", one_of("MaskRCNNConvUpsampleHead"), "The head of masks."),
+    "ROI_MASK_HEAD.POOLER_RESOLUTION": Key(14, whole(1, 1024), "Cells across a region; its mask has twice as many."),
+    "ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": _unread(0, "torchvision's 2 points a cell are taken."),
+    "ROI_MASK_HEAD.POOLER_TYPE": _unread("ROIAlignV2", "Regions are pooled as torchvision's detectors do."),
+    "ROI_MASK_HEAD.NUM_CONV": Key(4, whole(0, 100), "Its convolutions."),
+    "ROI_MASK_HEAD.CONV_DIM": Key(256, _SIZE, "Their channels."),
+    "ROI_MASK_HEAD.NORM": Key("", _OPTIONAL_NORM, "Their normalisation."),
+    "ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": Key(False, one_of(False), "Each category has its own mask."),
 }
 
 _INPUT = {
@@ -349,6 +424,7 @@ KEYS: dict[str, Key] = {
     "VERSION": Key(2, one_of(1, 2), "Version of detectron2's keys."),
     **{f"MODEL.{name}": key for name, key in _MODEL.items()},
     **{f"MODEL.FPN.{name}": key for name, key in _FPN.items()},
+    **{f"MODEL.{name}": key for name, key in _RCNN.items()},
     **{f"INPUT.{name}": key for name, key in _INPUT.items()},
     **{f"DATASETS.{name}": key for name, key in _DATASETS.items()},
     **{f"DATALOADER.{name}": key for name, key in _DATALOADER.items()},
@@ -369,6 +445,10 @@ READERS: dict[str, tuple[str, ...]] = {
     "MODEL.MASK_FORMER.": _MASK2FORMER,
     "TEST.ONE_CLASS_PER_QUERY": _MASK2FORMER,
     "MODEL.FPN.": _WITH_PYRAMID,
+    **{
+        f"MODEL.{group}.": ("GeneralizedRCNN",)
+        for group in ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+    },
 }
 
 

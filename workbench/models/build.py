@@ -24,6 +24,7 @@ from workbench.models.backbones import (
 )
 from workbench.models.fpn import PyramidBackbone
 from workbench.models.mask2former import Mask2Former
+from workbench.models.mask_rcnn import MaskRCNN
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder, group_norm
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
 from workbench.models.weights import load_backbone, torchvision_state
@@ -144,6 +145,53 @@ def _mask2former(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> Mask
         top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
         rank_by=cfg.TEST.RANK_BY,
         one_class_per_query=cfg.TEST.ONE_CLASS_PER_QUERY,
+    )
+
+
+@MODELS.register("GeneralizedRCNN")
+def _mask_rcnn(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> MaskRCNN:
+    keys, anchors, heads = cfg.MODEL.RPN, cfg.MODEL.ANCHOR_GENERATOR, cfg.MODEL.ROI_HEADS
+    box, mask = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    return MaskRCNN(
+        build_pyramid(cfg, pretrained=pretrained),
+        num_classes=vocabulary.num_classes,
+        subcategories=vocabulary.num_subcategory_classes,
+        anchor_sizes=anchors.SIZES,
+        aspect_ratios=anchors.ASPECT_RATIOS,
+        rpn={
+            "fg_iou_thresh": keys.IOU_THRESHOLDS[1],
+            "bg_iou_thresh": keys.IOU_THRESHOLDS[0],
+            "batch_size_per_image": keys.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": keys.POSITIVE_FRACTION,
+            "pre_nms_top_n": {"training": keys.PRE_NMS_TOPK_TRAIN, "testing": keys.PRE_NMS_TOPK_TEST},
+            "post_nms_top_n": {"training": keys.POST_NMS_TOPK_TRAIN, "testing": keys.POST_NMS_TOPK_TEST},
+            "nms_thresh": keys.NMS_THRESH,
+        },
+        rpn_convs=len(keys.CONV_DIMS),
+        roi={
+            "fg_iou_thresh": heads.IOU_THRESHOLDS[0],
+            "bg_iou_thresh": heads.IOU_THRESHOLDS[0],
+            "batch_size_per_image": heads.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": heads.POSITIVE_FRACTION,
+            "score_thresh": heads.SCORE_THRESH_TEST,
+            "nms_thresh": heads.NMS_THRESH_TEST,
+            "detections_per_img": cfg.TEST.DETECTIONS_PER_IMAGE,
+        },
+        box_resolution=box.POOLER_RESOLUTION,
+        box_convs=box.NUM_CONV,
+        box_conv_dim=box.CONV_DIM,
+        box_fcs=box.NUM_FC,
+        box_fc_dim=box.FC_DIM,
+        box_norm=_NORMS.get(box.NORM),
+        mask_resolution=mask.POOLER_RESOLUTION,
+        mask_convs=mask.NUM_CONV,
+        mask_dim=mask.CONV_DIM,
+        mask_norm=_NORMS.get(mask.NORM),
+        subcategory_weight=heads.SUBCATEGORY_WEIGHT,
+        subcategory_no_object_weight=heads.SUBCATEGORY_NO_OBJECT_WEIGHT,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        rank_by=cfg.TEST.RANK_BY,
     )
 
 

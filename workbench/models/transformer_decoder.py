@@ -136,7 +136,7 @@ class MaskedTransformerDecoder(nn.Module):
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
         # Last, so that a seed gives the shared parameters the same values whatever subcategories there are.
         self.subcategory_embed = nn.ModuleDict(
-            {_module_name(name): nn.Linear(hidden_dim, classes + 1) for name, classes in subcategories.items()}
+            {module_name(name): nn.Linear(hidden_dim, classes + 1) for name, classes in subcategories.items()}
         )
         self.subcategory_names = tuple(subcategories)
 
@@ -198,13 +198,14 @@ class MaskedTransformerDecoder(nn.Module):
         }
 
     def _subcategory_head(self, name: str) -> nn.Linear:
-        return self.subcategory_embed[_module_name(name)]
+        return self.subcategory_embed[module_name(name)]
 
 
 def _shrink(maps: Tensor, shape: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(shape), mode="bilinear", align_corners=False)
 
 
-def _module_name(name: str) -> str:
+def module_name(name: str) -> str:
+    """Return the name of a subcategory's head within a ``ModuleDict``."""
     # Module names may not hold a dot, nor be those of ModuleDict's own methods ("keys", "type").
     return "head_" + name.replace("%", "%25").replace(".", "%2E")
