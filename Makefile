@@ -67,6 +67,8 @@ run_notebook = echo "notebooks/$(1).ipynb" && $(BIN)/papermill --log-output --no
     notebooks/$(1).ipynb $(DEMO)/$(1).ipynb $(2) 2>&1 | $(QUIET)
 # Of papermill's log, only what the cells print.
 QUIET := awk '!/^(Executing|Ending) Cell|^<|^(In|Out)put Notebook|^Executing notebook|IPKernelApp|^$$/ { print; fflush() }'
+# Of a run's log, the steps; a notebook writes them over one another in its own output.
+STEPS := sed -un 's/^.*INFO \(step [0-9]*\/\)/\1/p'
 
 demo: SHELL := bash
 demo: .SHELLFLAGS := -o pipefail -c
@@ -75,7 +77,8 @@ demo: env
 	@mkdir -p $(DEMO)
 	@$(call run_notebook,01_environment,-p output $(DEMO))
 	@$(call run_notebook,02_backbone_surgery,-p output $(DEMO))
-	@$(call run_notebook,03_train,-p config configs/shapes/demo.yaml -p output $(DEMO))
+	@touch $(DEMO)/log.txt; tail -n 0 -f $(DEMO)/log.txt | $(STEPS) & trap 'pkill -P $$$$' EXIT; \
+	    $(call run_notebook,03_train,-p config configs/shapes/demo.yaml -p output $(DEMO))
 	@$(call run_notebook,04_eval,-p ckpt $(DEMO)/checkpoints/best)
 	@$(call run_notebook,05_query_analysis,-p ckpt $(DEMO)/checkpoints/best)
 	@$(call run_notebook,06_visualize,-p ckpt $(DEMO)/checkpoints/best)
@@ -92,7 +95,7 @@ gpu-check: env
 	@$(BIN)/python benchmarks/deform_attn.py --device cuda
 
 lab: env
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab
 
 lint: env
 	@$(BIN)/ruff check .

@@ -8,11 +8,13 @@ import platform
 import shlex
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import TextIO, TypeVar
 
+T = TypeVar("T")
 PACKAGES = ("workbench", "torch", "torchvision", "accelerate", "numpy", "hotcoco", "pycocotools", "papermill")
 
 
@@ -70,6 +72,42 @@ def print_line(text: str) -> None:
         reason = getattr(error, "strerror", None) or error
         with suppress(OSError, ValueError):
             print(f"workbench: stdout cannot be written ({reason}); the training goes on", file=sys.stderr)
+
+
+def notebook_line() -> Callable[[str], None] | None:
+    """Return what writes a line of output in a notebook, and writes over it when it is called again; else None.
+
+    A saved notebook then holds the last state of a progress, in one line.
+    """
+    if "ipykernel" not in sys.modules:
+        return None
+    from IPython import display
+
+    handle = display.display(display.Pretty(""), display_id=True)
+    return None if handle is None else lambda text: handle.update(display.Pretty(text))
+
+
+def follow(items: Iterable[T], what: str, unit: str, *, shown: bool = True) -> Iterator[T]:
+    """Yield ``items`` and show how many were: as a bar in a terminal, in a notebook as one line.
+
+    ``unit`` is what one of them is called, such as "batch"; with ``shown`` False nothing is shown.
+    """
+    write = notebook_line() if shown else None
+    if write is None:
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=what, unit=unit, disable=None if shown else True)
+        return
+    began = written = time.monotonic()
+    total = f" of {len(items)}" if hasattr(items, "__len__") else ""
+    count = 0
+    for count, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - written >= 1:
+            written = time.monotonic()
+            write(f"{what}: {count}{total}, {written - began:.0f} s")
+    plural = {"batch": "batches"}.get(unit, f"{unit}s") if count != 1 else unit
+    write(f"{what}: {count} {plural} in {time.monotonic() - began:.1f} s")
 
 
 def report_defect(error: BaseException, command: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from tests.evaluation.scenes import VOCABULARY, add, one_hot, random_case, row, scene, square
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
-from workbench.evaluation.analysis import confusion_matrices
+from workbench.evaluation.analysis import confusion_matrices, confusions
 from workbench.evaluation.coco import coco_scores
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.scorers import SCORERS
@@ -139,6 +139,13 @@ def test_accuracy_reads_the_best_prediction_whatever_its_category():
     ]
     matrix = confusion_matrices(gt, results, COLOUR)["colour"]
     assert matrix.loc["red"].to_dict() == {"red": 0, "green": 0, "blue": 1, "no-object": 0, "missed": 0}
+    main = confusion_matrices(gt, results, COLOUR)["main category"]
+    true, predicted = main.index[0], main.columns[1]  # category 3 taken for category 7
+    assert main.loc[true, predicted] == main.to_numpy().sum() == 1 and "no-object" not in main.columns
+    assert list(confusions(gt, results, COLOUR)) == [
+        (gt["images"][0]["id"], "category", true, predicted),
+        (gt["images"][0]["id"], "colour", "red", "blue"),
+    ]
 
 
 def test_confusion_rows_sum_to_the_labelled_objects():

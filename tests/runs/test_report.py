@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -42,6 +44,31 @@ def test_words_and_pictures_in_order_without_code_and_standing_alone(tmp_path: P
         assert gone not in html
     assert "<script" not in html and "Content-Security-Policy" in html[:1024]
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(?!data:)[^\"]+", html)
+
+
+def test_it_opens_with_the_run_its_scores_and_the_contents(tmp_path: Path) -> None:
+    _notebook(tmp_path / "04_eval.ipynb", "4 · Evaluate\n\n## 2 · Precision <b>")
+    (tmp_path / "config.yaml").write_text("SEED: 7\nDATASETS:\n  TRAIN: [some_train]\n")
+    scores = {"segm": {"AP": 41.25}, "joint": {"AP": 30.0}, "dataset": "some<test>", "images": 3, "instances": 9}
+    (tmp_path / "metrics.json").write_text(json.dumps(scores | {"subcategories": {"colour": {"accuracy": 88.0}}}))
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    beginning = html[html.index("<body") : html.index('<h1 id="4')]
+    for words in ("some_train", "<td>41.2</td>", "<td>30.0</td>", "colour accuracy", "SEED", "some&lt;test&gt;"):
+        assert words in beginning
+    links = re.findall(r'<a href="#([^"]+)">([^<]+)', beginning)
+    assert [title for _, title in links] == ["4 · Evaluate", "4.2 · Precision &lt;b&gt;"]
+    assert all(f'id="{anchor}"' in html for anchor, _ in links)
+
+
+def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (600, 2400, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    _notebook(tmp_path / "04_eval.ipynb", "Evaluate", nbformat.v4.new_output("display_data", {"image/png": data}))
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    (shown,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).size == (1600, 400)
 
 
 def test_a_run_without_notebooks_or_with_a_broken_one(tmp_path: Path) -> None:

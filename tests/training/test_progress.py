@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from workbench import console
 from workbench.training import progress as module
 from workbench.training.progress import Progress, log, logging_to
 
@@ -70,6 +71,33 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.update(step, {"total_loss": 0.5}, 1e-3)
     progress.close()
     assert "4/4" in terminal.getvalue() and "loss 0.500, lr 1.00e-03" in terminal.getvalue()
+
+
+def test_a_notebook_gets_one_line_that_ends_with_how_long_it_took(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(module, "notebook_line", lambda: written.append)
+    progress = Progress(0, 3)
+    for step in (1, 2, 3):
+        clock.now = step * 0.4
+        progress.update(step, {"total_loss": 0.5}, 1e-3)
+    progress.close()
+    assert written[0] == "step 1/3: loss 0.500, lr 1.00e-03, 0.40 s/step, 00:00 left"
+    assert written[-1] == "training: step 3/3: loss 0.500, lr 1.00e-03, 0.40 s/step, 00:01 in all"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_loop_is_followed_by_one_line_in_a_notebook_and_by_nothing_in_a_file(
+    in_a_log: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert list(console.follow([1, 2], "predict", "batch")) == [1, 2]
+    written: list[str] = []
+    monkeypatch.setattr(console, "notebook_line", lambda: written.append)
+    assert list(console.follow(iter("ab"), "predict", "batch")) == ["a", "b"]
+    assert list(console.follow([1], "queries", "batch", shown=False)) == [1]
+    assert written == ["predict: 2 batches in 0.0 s"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_other_processes_show_nothing(

@@ -16,7 +16,7 @@ from workbench.evaluation.coco import COCO_LIMIT, SUMMARY, average_precision
 from workbench.evaluation.columns import EvaluationData, read_inputs
 from workbench.evaluation.matching import match_predictions
 from workbench.evaluation.scorers import accumulate, hotcoco_evaluation
-from workbench.evaluation.subcategories import MISSED, NO_OBJECT, confusion_counts, read_subcategories
+from workbench.evaluation.subcategories import MISSED, NO_OBJECT, Subcategory, confusion_counts, read_subcategories
 
 TIDE_ERRORS = {
     "Cls": "wrong category",
@@ -26,6 +26,7 @@ TIDE_ERRORS = {
     "Bkg": "background",
     "Miss": "missed",
 }
+MAIN = "main category"
 SUSPICIONS = {"wrong_label": "wrong category", "missing_annotation": "not annotated"}
 
 
@@ -46,22 +47,26 @@ def category_table(gt: Mapping, results: Sequence[Mapping]) -> pd.DataFrame:
 
 
 def confusion_matrices(gt: Mapping, results: Sequence[Mapping], vocabulary: Vocabulary) -> dict[str, pd.DataFrame]:
-    """Return {subcategory: counts}, a row for each true class.
+    """Return {"main category" or a subcategory: counts}, a row for each true class.
 
-    The columns are each predicted class, "no-object" (the object is matched, but its prediction has no class for the
-    subcategory) and "missed" (no prediction matches the object). A row sums to the number of objects labelled with its
-    class, crowd regions aside.
+    The columns are each predicted class, "no-object" (of subcategories: the object is matched, but its prediction has
+    no class there) and "missed" (no prediction matches the object). A row sums to the number of objects labelled with
+    its class, crowd regions aside.
     """
     data = read_inputs(gt, results)
     matches = match_predictions(data, same_category=False)
-    return {
-        subcategory.name: pd.DataFrame(
-            confusion_counts(data, subcategory, matches),
-            index=pd.Index(subcategory.classes, name=f"true {subcategory.name}"),
-            columns=pd.Index([*subcategory.classes, NO_OBJECT, MISSED], name=f"predicted {subcategory.name}"),
+    ones = np.ones(len(data.predictions))
+    main = Subcategory(MAIN, data.category_names, data.objects.category, data.predictions.category, ones)
+    tables = {
+        each.name: pd.DataFrame(
+            confusion_counts(data, each, matches),
+            index=pd.Index(each.classes, name=f"true {each.name}"),
+            columns=pd.Index([*each.classes, NO_OBJECT, MISSED], name=f"predicted {each.name}"),
         )
-        for subcategory in read_subcategories(data, vocabulary)
+        for each in (main, *read_subcategories(data, vocabulary))
     }
+    tables[MAIN] = tables[MAIN].drop(columns=NO_OBJECT)
+    return tables
 
 
 def confusions(gt: Mapping, results: Sequence[Mapping], vocabulary: Vocabulary) -> Iterator[tuple[int, str, str, str]]:
@@ -149,7 +154,7 @@ def compare_results(
 def per_image_scores(
     gt: Mapping, results: Sequence[Mapping], *, score_threshold: float = 0.5, iou: float = 0.5
 ) -> pd.DataFrame:
-    """Return one row an image, worst F1 first, equal ones by image id.
+    """Return one row an image, worst F1 first; of equal ones that with most errors, then that with fewest matches.
 
     Predictions that score at least ``score_threshold`` are matched as in COCO at ``iou``, within their main category;
     those on crowd regions count neither way.
@@ -174,7 +179,8 @@ def per_image_scores(
     columns = {"image_id": data.image_ids, "file_name": [names[key] for key in data.image_ids]}
     columns |= {"f1": f1, "mean_iou": mean_iou}
     columns |= {"n_gt": n_gt, "n_pred": n_pred, "matched": matched, "missed": n_gt - matched, "false": n_pred - matched}
-    return pd.DataFrame(columns).sort_values("f1", kind="stable", ignore_index=True)
+    order = np.lexsort((matched, matched * 2 - n_gt - n_pred, f1))
+    return pd.DataFrame(columns).iloc[order].reset_index(drop=True)
 
 
 def calibration_table(gt: Mapping, results: Sequence[Mapping], *, bins: int = 10, iou: float = 0.5) -> pd.DataFrame:

@@ -89,10 +89,13 @@ def metrics_frames(metrics: Mapping) -> dict[str, pd.DataFrame]:
     import pandas as pd  # half a second, which scoring a file does not need
 
     heads = {"overall": None, "per_category": "category", "subcategories": "subcategory"}
-    return {
+    frames = {
         name: pd.DataFrame.from_dict(rows, orient="index", dtype=float).rename_axis(heads[name])
         for name, rows in _rows(metrics).items()
     }
+    if "subcategories" in frames:
+        frames["subcategories"] = frames["subcategories"].astype({"labelled": int, "unmatched": int})
+    return frames
 
 
 def _rows(metrics: Mapping) -> dict[str, dict[str, Mapping]]:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import nn
-from tqdm.auto import tqdm
 
+from workbench.console import follow
 from workbench.data.masks import encode_masks
 from workbench.data.vocabulary import Vocabulary
 from workbench.evaluation.results import rounded
@@ -49,7 +49,7 @@ def run_inference(
     encoder.encode_masks = _encode
     try:
         with torch.inference_mode():
-            for batch in tqdm(loader, desc="predict", unit="batch", disable=not shown):
+            for batch in follow(loader, "predict", "batch", shown=shown):
                 for item, predictions in zip(batch, model(batch), strict=True):
                     predicted[item["image_id"]] = (
                         to_coco_results(predictions, item["image_id"], vocabulary),

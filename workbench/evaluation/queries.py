@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from workbench.console import follow
 from workbench.errors import WorkbenchError
 from workbench.evaluation.coco import coco_scores
 from workbench.evaluation.columns import read_inputs
@@ -86,7 +86,7 @@ def collect_queries(model: nn.Module, loader: Iterable[list[dict]], *, progress:
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in tqdm(loader, desc="queries", unit="batch", disable=not progress):
+            for batch in follow(loader, "queries", "batch", shown=progress):
                 model(batch)
                 probabilities = raw["pred_logits"].softmax(-1)
                 claims = probabilities.argmax(-1) < probabilities.shape[-1] - 1

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
-from tqdm.auto import tqdm
 
+from workbench.console import follow
 from workbench.data.masks import decode_mask, encode_masks
 from workbench.errors import WorkbenchError
 from workbench.evaluation.columns import read_inputs
@@ -155,7 +155,7 @@ def saturation(
     was_training = model.training
     model.eval()
     try:
-        for n in tqdm(counts, desc="saturation", unit="count", disable=not progress):
+        for n in follow(counts, "saturation", "count", shown=progress):
             for repeat in range(repeats):
                 cells = np.random.default_rng([seed, n, repeat]).permutation(GRID * GRID)[:n]
                 canvas, masks = draw_grid(tiles, cells)

@@ -18,10 +18,12 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -314,10 +316,27 @@ def versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
     return {
         "workbench": __version__,
+        **({"commit": commit} if (commit := _commit()) else {}),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),  # importing it takes seconds
     }
+
+
+@cache
+def _commit() -> str:
+    """Return the commit of the checkout that this package is part of, with + where files differ; empty elsewhere."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return ""
+    try:
+        said = [
+            subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, timeout=10, check=True)
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said[0].stdout.strip() + "+" * bool(said[1].stdout.strip())
 
 
 def read_description(directory: Path) -> dict[str, Any]:

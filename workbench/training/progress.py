@@ -13,7 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from workbench.console import print_line
+from workbench.console import notebook_line, print_line
 from workbench.runs.checkpoint import versions
 from workbench.training.distributed import Processes, gather, precision, rank
 
@@ -24,7 +24,8 @@ class _Console(logging.Handler):
     """Prints to the present stdout, which notebooks replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_line(self.format(record))
+        if not getattr(record, "only_in_file", False):
+            print_line(self.format(record))
 
 
 class _LogFile(logging.FileHandler):
@@ -65,25 +66,18 @@ def logging_to(path: Path | None) -> Iterator[None]:
 class Progress:
     """Steps done, total loss, learning rate, speed and time left.
 
-    A terminal and a notebook get a bar. Otherwise it is a log line every ten seconds, or every fiftieth of the elapsed
-    time where that is longer.
+    A terminal gets a bar and a notebook a line that is written over. Otherwise, and in the log.txt of a notebook's run,
+    it is a log line every ten seconds, or every fiftieth of the elapsed time where that is longer.
     """
 
     def __init__(self, start: int, total: int) -> None:
         self.start, self.total, self.enabled = start, total, rank() == 0
-        self.began = self.last_line = time.monotonic()
-        self.bar = None
-        notebook = "ipykernel" in sys.modules
-        if self.enabled and (notebook or (sys.stderr is not None and sys.stderr.isatty())):
+        self.began = self.last_line = self.last_shown = time.monotonic()
+        self.bar, self.words = None, ""
+        self.write = notebook_line() if self.enabled else None
+        if self.enabled and self.write is None and sys.stderr is not None and sys.stderr.isatty():
             self.bar = tqdm(
-                total=total,
-                initial=start,
-                desc="training",
-                unit="step",
-                mininterval=5.0 if notebook else 0.5,  # each update is saved with a notebook
-                file=sys.stdout if notebook else sys.stderr,
-                ncols=100 if notebook else None,
-                dynamic_ncols=not notebook,
+                total=total, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True
             )
 
     def update(self, step: int, losses: dict[str, float], lr: float) -> None:
@@ -96,16 +90,23 @@ class Progress:
             self.bar.update(1)  # ignores the error of a terminal that was closed
             return
         now = time.monotonic()
-        due = now - self.last_line >= max(10.0, (now - self.began) / 50)
-        if due or step in (self.start + 1, self.total):
+        rate = (now - self.began) / (step - self.start)
+        self.words = f"step {step}/{self.total}: {summary}, {rate:.2f} s/step"
+        text = f"{self.words}, {tqdm.format_interval(rate * (self.total - step))} left"
+        ends = step in (self.start + 1, self.total)
+        if self.write is not None and (ends or now - self.last_shown >= 1.0):
+            self.last_shown = now
+            self.write(text)
+        if ends or now - self.last_line >= max(10.0, (now - self.began) / 50):
             self.last_line = now
-            rate = (now - self.began) / (step - self.start)
-            left = tqdm.format_interval(rate * (self.total - step))
-            log.info(f"step {step}/{self.total}: {summary}, {rate:.2f} s/step, {left} left")
+            log.info(text, extra={"only_in_file": self.write is not None})
 
     def close(self) -> None:
+        """Leave the last step, and how long all took, in a notebook."""
         if self.bar is not None:
             self.bar.close()
+        if self.write is not None and self.words:
+            self.write(f"training: {self.words}, {tqdm.format_interval(time.monotonic() - self.began)} in all")
 
 
 def log_machine(cfg: CfgNode, processes: Processes) -> None:
