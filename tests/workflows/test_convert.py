@@ -89,6 +89,67 @@ def test_a_model_of_transformers_computes_the_same_here(peer: Path, tmp_path: Pa
             assert (values - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
+@pytest.fixture
+def converted(peer: Path, tmp_path: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Our model and transformers', with the same weights."""
+    convert(peer, tmp_path / "converted")
+    reference = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(peer)
+    return load_model(tmp_path / "converted")[0], reference.eval()
+
+
+def test_all_losses_are_those_of_transformers_at_the_same_points(
+    converted: tuple[torch.nn.Module, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reference = converted
+    candidates, extra, matched = 3 * 12544, 12544 - 9408, 12544
+    points = torch.rand(candidates + extra, 2)
+    # Both draw the points of all masks by torch.rand; each mask now gets the same ones.
+    parts = {candidates + extra: points, candidates: points[:candidates], extra: points[candidates:]}
+    parts[matched] = points[:matched]
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: parts[shape[1]].expand(*shape).clone())
+    model.train()
+    reference.train()
+    model.backbone.eval()  # norms of transformers' ResNet are not frozen, and Swin drops paths
+    reference.model.pixel_level_module.encoder.eval()
+    images = torch.randn(2, 3, 96, 160)
+    masks = [torch.zeros(2, 96, 160, dtype=torch.bool), torch.zeros(1, 96, 160, dtype=torch.bool)]
+    masks[0][0, 10:40, 20:90] = masks[0][1, 50:90, 5:50] = masks[1][0, :70, 100:] = True
+    labels = [torch.tensor([2, 0]), torch.tensor([1])]
+    targets = [{"masks": m, "labels": n, "subcategories": {}} for m, n in zip(masks, labels, strict=True)]
+    losses = model.criterion(model.raw_outputs(images), targets)
+    floats = [mask.float() for mask in masks]
+    outputs = reference(pixel_values=images, mask_labels=floats, class_labels=labels, output_auxiliary_logits=True)
+    wanted = reference.get_loss_dict(
+        outputs.masks_queries_logits, outputs.class_queries_logits, floats, labels, outputs.auxiliary_logits
+    )
+    assert len(losses) == len(wanted) == 9
+    for name, loss in losses.items():
+        other = wanted[name.replace("loss_ce", "loss_cross_entropy")]
+        assert abs(loss - other) < 1e-4 * abs(other)
+    assert abs(sum(losses.values()) - outputs.loss) < 1e-4 * outputs.loss
+
+
+def test_instances_are_those_of_transformers(converted: tuple[torch.nn.Module, torch.nn.Module]) -> None:
+    """At 384 x 384, to which transformers enlarges the masks of every model."""
+    model, reference = converted
+    picture = torch.randint(0, 256, (3, 384, 384)).float()
+    model.top_k = 7
+    with torch.no_grad():
+        rows = model([{"image": picture}])[0]
+        outputs = reference(pixel_values=((picture - model.pixel_mean) / model.pixel_std)[None])
+    processor = transformers.Mask2FormerImageProcessor()
+    result = processor.post_process_instance_segmentation(outputs, threshold=0.0, return_binary_maps=True)[0]
+    kept = rows["masks"].flatten(1).any(1)
+    assert len(result["segments_info"]) == kept.sum() > 0
+    order = rows["scores"][kept].argsort(descending=True)
+    segments = sorted(result["segments_info"], key=lambda segment: -segment["score"])
+    for row, segment in zip(order.tolist(), segments, strict=True):
+        assert segment["label_id"] == rows["labels"][kept][row]
+        assert segment["score"] == pytest.approx(rows["scores"][kept][row].item(), abs=2e-6)
+        differing = rows["masks"][kept][row] != result["segmentation"][segment["id"]].bool()
+        assert differing.float().mean() < 1e-4  # pixels whose logit is zero up to rounding
+
+
 def test_a_model_of_transformers_comes_back_bit_by_bit(peer: Path, tmp_path: Path) -> None:
     convert(peer, tmp_path / "converted")
     convert(tmp_path / "converted", tmp_path / "back", to="huggingface")

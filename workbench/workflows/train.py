@@ -37,6 +37,7 @@ from workbench.training.loop import Trainer, check_batch_size
 from workbench.training.progress import log, log_machine, logging_to
 from workbench.training.schedule import lr_arithmetic
 from workbench.training.weights import load_weights, starting_weights
+from workbench.weights.download import local_weights
 from workbench.workflows.evaluate import DatasetEvaluation, evaluate_checkpoint
 
 
@@ -86,6 +87,8 @@ def _train(run: RunDirectory, cfg: CfgNode, processes: Processes, accept_data: b
         prints = run_on_main(lambda: _check_data(run, data, accept_data))
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         torch.manual_seed(cfg.SEED)
+        if cfg.MODEL.WEIGHTS and not continued:  # downloaded once, and found in the cache by the other processes
+            run_on_main(lambda: local_weights(cfg.MODEL.WEIGHTS) and None)
         model = run_on_all(lambda: _initial_model(cfg, data.train.vocabulary, continued))
         log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for part in imported_parts():
