@@ -80,9 +80,17 @@ def test_what_is_broken_is_left_out_with_its_reason(dataset: Path, tmp_path: Pat
     content = json.loads(train.read_text())
     del content["annotations"][0]["segmentation"]
     train.write_text(json.dumps(content))
+    next((dataset / "val").iterdir()).unlink()
     path, text = init(str(train), out=tmp_path / "mine.yaml", minutes=1)
     assert load_config(path).DATASETS.SKIP_FAULTS is True
-    assert "left out: 1 fault: 1 box without a mask; `workbench validate` says where" in text
+    assert "left out: 2 faults: 1 box without a mask, 1 missing image; `workbench validate` says where" in text
+
+
+def test_images_that_are_nowhere_are_told(dataset: Path, tmp_path: Path) -> None:
+    train = dataset / "annotations" / "train.json"
+    moved = Path(shutil.copy(train, tmp_path / "alone.json"))
+    with pytest.raises(WorkbenchError, match="are in none of the folders.*name the folder after an @"):
+        init(str(moved), out=tmp_path / "mine.yaml")
 
 
 def test_copies_are_kept_of_photos_that_take_long_to_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from workbench.config import load_config
 from workbench.data.coco import CocoDataset, Reading, common_vocabulary, open_dataset
 from workbench.data.crowds import crowds_to_objects
-from workbench.data.faults import Fault, broken, heading
+from workbench.data.faults import Fault, broken, can_be_left_out, heading
 from workbench.data.mapper import build_mapper
 from workbench.data.summary import relative_sizes
 from workbench.data.vocabulary import Vocabulary
@@ -158,9 +158,12 @@ def _datasets(dataset: str, val: str | None) -> tuple[Lines, CocoDataset]:
 
 
 def _without_faults(reading: Reading, vocabulary: Vocabulary) -> tuple[CocoDataset, list[Fault]]:
-    """Return what is not broken in a dataset, and what is."""
-    reading.check(vocabulary, check_images=False)
-    return reading.dataset(), broken(reading.faults)
+    """Return what is not broken in a dataset, and what is. DatasetError where nothing of it could be used."""
+    reading.check(vocabulary)
+    faults = broken(reading.faults)
+    if not can_be_left_out(faults):
+        reading.settle(skip_faults=True)
+    return reading.dataset(), faults
 
 
 def _start(machine: _Machine) -> Lines:
