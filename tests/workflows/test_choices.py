@@ -37,6 +37,12 @@ def test_queries_follow_the_objects_of_an_image(objects: list[int], value: int) 
     assert f"{max(objects)} at most" in choice.reason
 
 
+def test_objects_too_small_for_a_machine_are_told_with_a_remedy() -> None:
+    assert choices.across(np.full(20, 0.05), 192).endswith("at least 10 pixels across")
+    said = choices.across(np.full(20, 0.01), 192)
+    assert "2 pixels across, too few" in said and "parts, about 5 a side" in said
+
+
 @pytest.mark.parametrize(("free", "value"), [(100 * GB, 8), (10 * GB, 4), (4 * GB, 1), (GB, 1)])
 def test_the_batch_fits_the_memory(free: float, value: int) -> None:
     assert choices.batch(8, kept=1.2 * GB, fixed=0.5 * GB, free=free).value == value

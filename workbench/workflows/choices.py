@@ -45,8 +45,13 @@ def image_size(relative: np.ndarray, edges: np.ndarray, largest: int) -> Choice:
 
 
 def across(relative: np.ndarray, size: int) -> str:
-    """Return how large objects are at an image size, in words; arguments as of :func:`image_size`."""
-    return f"nine of ten objects are then at least {_small(relative) * size:.0f} pixels across"
+    """Return how large objects are at an image size, in words, and what to do where that is too small to be learnt;
+    arguments as of :func:`image_size`."""
+    pixels = _small(relative) * size
+    text = f"nine of ten objects are then at least {pixels:.0f} pixels across"
+    if pixels >= _CELL:
+        return text
+    return f"{text}, too few to be learnt well: cut images into parts, about {math.ceil(2 * _CELL / pixels)} a side"
 
 
 def _small(relative: np.ndarray) -> float:
