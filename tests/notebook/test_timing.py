@@ -15,13 +15,13 @@ from workbench.notebook.timing import affordable, surgery_time, time_needed
 
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(timing, "image_seconds", lambda *_: 100.0)
+    monkeypatch.setattr(timing, "image_seconds", lambda *_: 20.0)
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
     ("seconds", "images", "most", "count"),
-    [(0.1, 300, None, 300), (0.1, 5000, None, 2000), (4.0, 5000, None, 50), (60.0, 5000, None, 20), (60.0, 9, None, 9)]
+    [(0.1, 300, None, 300), (0.1, 5000, None, 2000), (4.0, 5000, None, 50), (90.0, 5000, None, 5), (90.0, 3, None, 3)]
     + [(60.0, 5000, 700, 700), (0.1, 300, 700, 300)],
 )
 def test_all_images_or_as_many_as_five_minutes_allow(seconds: float, images: int, most: int, count: int) -> None:
@@ -32,8 +32,8 @@ def test_the_time_is_that_of_what_is_not_predicted_yet(run: Path) -> None:
     done = time_needed(run, dataset="shapes_val")
     assert done.startswith("About 10 s on this machine: all predictions are there already")
     said = time_needed(run, dataset="shapes_train", max_images=9, training=True)
-    assert "9 images of shapes_train (a random sample of 16; all would take 26.7 minutes), 50 training images" in said
-    assert said.startswith(f"About {(10 + 59 * 100) / 60:.3g} minutes")
+    assert "9 images of shapes_train (a random sample of 16; all would take 5.33 minutes), 10 training images" in said
+    assert said.startswith(f"About {(10 + 19 * 20) / 60:.3g} minutes")
     assert "6 pictures of the saturation experiment" in time_needed(run, "shapes_val", counts=[1, 2, 3], repeats=1)
     assert time_needed(run / "nothing").startswith("How long this will take is unknown: ")
 

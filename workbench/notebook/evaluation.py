@@ -40,6 +40,7 @@ from workbench.training.distributed import start_processes
 from workbench.training.weights import starting_weights
 from workbench.visualization.drawing import contact_sheet
 from workbench.workflows.evaluate import (
+    TRAINING_SAMPLE,
     evaluate,
     evaluate_checkpoint,
     evaluate_on_training_images,
@@ -386,7 +387,8 @@ def training_beside_validation(ckpt: str | Path) -> tuple[pd.DataFrame | None, s
     """
     try:
         validation = open_selection(ckpt)
-        training = evaluate_on_training_images(validation.checkpoint)
+        seconds = image_seconds(validation.checkpoint, validation.config, validation.data)
+        training = evaluate_on_training_images(validation.checkpoint, most=affordable(seconds, TRAINING_SAMPLE))
     except WorkbenchError as error:
         return None, f"Training and validation cannot be compared: {error}"
     rows = {}

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.data.catalog import get_entry
 from workbench.data.coco import load_data
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
+from workbench.data.reading import read_coco_json
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.evaluation.predict import run_inference
@@ -30,9 +32,10 @@ if TYPE_CHECKING:
     from workbench.data.coco import CocoDataset
 
 LONGEST = 300.0  # seconds that predicting images may take; where all would take longer, a sample is taken
-_FEWEST = 20
+_FEWEST = 5
 _FIGURES = 10.0  # seconds that the figures and tables of a notebook take
 _NETWORKS = 6  # times that a network takes, for those that the surgery notebook makes and runs
+_QUICK = 50e6  # bytes of an annotation file that is read within a second or two
 _measured: dict[tuple, float] = {}
 
 
@@ -86,14 +89,15 @@ def _time_needed(
         images = len(data if name == wanted else load_data(cfg, [name], data.vocabulary))
         count = affordable(seconds, images, max_images)
         total += count * seconds
-        sample = f" (a random sample of {images:,}; all would take {duration(images * seconds)})" * (count < images)
-        parts.append(f"{count:,} images of {name}{sample}")
+        part = f" (a random sample of {images:,}; all would take {duration(images * seconds)})" * (count < images)
+        parts.append(f"{count:,} images of {name}{part}")
     runs = 1 + len(compare) if counts else 0
     looked_at = affordable(seconds, len(data), max_images)
-    if training and _is_evaluated(evaluated, training_sample_directory(path)):
-        training = False
+    sample = 0
+    if training and not _is_evaluated(evaluated, training_sample_directory(path)):
+        sample = affordable(seconds, min(TRAINING_SAMPLE, _training_images(cfg)))
     for count, what in (
-        (TRAINING_SAMPLE * training, "training images"),
+        (sample, "training images"),
         (more, "images"),
         (looked_at * (runs + bool(runs)), "times an image's queries"),
     ):
@@ -144,6 +148,14 @@ def _grid_seconds(checkpoint: Path, cfg: CfgNode) -> float:
     with torch.inference_mode():
         model.eval()(batch)
     return 2 * (time.perf_counter() - began)
+
+
+def _training_images(cfg: CfgNode) -> int:
+    """Return how many images the training data list, if that is read soon; else as many as a sample has."""
+    entries = [get_entry(name, cfg.DATASETS.ROOT) for name in cfg.DATASETS.TRAIN]
+    if not all(entry.annotations.is_file() and entry.annotations.stat().st_size < _QUICK for entry in entries):
+        return TRAINING_SAMPLE
+    return sum(len(read_coco_json(entry.annotations)["images"]) for entry in entries)
 
 
 def surgery_time(size: int) -> str:
