@@ -250,8 +250,11 @@ def test_weight_zero_means_off() -> None:
 
 
 def test_a_batch_without_objects_is_trained_on() -> None:
-    model = _build()
+    model = _build(MODEL__ROI_MASK_HEAD__NORM="BN")
+    counts: list[int] = []
+    model.roi_heads.mask_head.register_forward_pre_hook(lambda head, inputs: counts.append(len(inputs[0])))
     losses = _losses(model, _inputs([], [], []), _inputs([], [], []))
+    assert counts[0] > 0  # of which batch norms of several processes take the mean
     assert losses["loss_mask"] == 0 and losses["loss_box_reg"] == 0 and losses["loss_classifier"] > 0
     assert [name for name, each in model.named_parameters() if each.grad is None] == []
     _losses(model, _inputs(*TWO), _inputs([], [], []))

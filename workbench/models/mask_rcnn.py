@@ -282,13 +282,13 @@ class SubcategoryRoIHeads(RoIHeads):
         positive = [each > 0 for each in labels]
         boxes = [each[chosen] for each, chosen in zip(proposals, positive, strict=True)]
         objects = [each[chosen] for each, chosen in zip(matched, positive, strict=True)]
-        mask_logits = self.mask_logits(features, boxes, sizes)
         masks, classes = ([each[key] for each in targets] for key in ("masks", "labels"))
-        losses = {
-            "loss_classifier": classifier,
-            "loss_box_reg": box_reg,
-            "loss_mask": maskrcnn_loss(mask_logits, boxes, masks, classes, objects),
-        }
+        if any(map(len, boxes)):
+            loss_mask = maskrcnn_loss(self.mask_logits(features, boxes, sizes), boxes, masks, classes, objects)
+        else:  # any region, without a loss: batch norms cannot take none, and other processes may wait for this one's
+            regions = [each[:1] for each in proposals]
+            loss_mask = 0 * self.mask_logits(features, regions, sizes).sum()
+        losses = {"loss_classifier": classifier, "loss_box_reg": box_reg, "loss_mask": loss_mask}
         if self.subcategory_weight:
             for name, logits in subcategory_logits.items():
                 values = [each["subcategories"][name] for each in targets]
