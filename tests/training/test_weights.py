@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torchvision.models import mobilenet_v3_large
+from torchvision.models import mobilenet_v3_large, resnet18
 
 from tests.training.toy import ToyModel
 from tests.weights import published
@@ -167,3 +167,13 @@ def test_another_architecture_is_refused(resnet_model: torch.nn.Module, tmp_path
     torch.save(mobilenet_v3_large(weights=None).state_dict(), tmp_path / "w.pth")
     with pytest.raises(WorkbenchError, match=r"w.pth \(torchvision classification\): only 0 of the backbone's 265"):
         load_weights(resnet_model, tmp_path / "w.pth")
+
+
+def test_a_published_backbone_goes_below_a_feature_pyramid(tmp_path: Path) -> None:
+    overrides = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.RESNETS.DEPTH", "18"]
+    model = build_model(load_config(None, overrides), Vocabulary((1, 2), ("a", "b")))
+    state = resnet18(weights=None).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    report = load_weights(model, tmp_path / "w.pth")
+    assert not any(name.startswith("backbone.body.") for name in report.missing) and not report.unexpected
+    assert torch.equal(model.backbone.body.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])

@@ -17,7 +17,7 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, errors_as, is_number, shown
 from workbench.runs.checkpoint import has_checkpoint, load_checkpoint
 from workbench.weights.download import local_weights
-from workbench.weights.naming import IMAGENET_MEAN, recognise
+from workbench.weights.naming import IMAGENET_MEAN, OWN_KIND, recognise
 from workbench.weights.reading import read_json, read_weights
 
 # What a file that this package wrote for another program carries, so that it comes back whole.
@@ -73,7 +73,7 @@ def open_source(name: str | Path) -> Source:
         return Source(
             str(name),
             checkpoint.path,
-            "workbench",
+            OWN_KIND,
             checkpoint.state_dict,
             checkpoint.state_dict,
             tuple(keys.PIXEL_MEAN),

@@ -9,8 +9,10 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from workbench.models.fpn import PyramidBackbone
 from workbench.models.weights import LoadReport, backbone_part, load_state, require_backbone, require_finite
 from workbench.runs.sources import Source, open_source
+from workbench.weights.naming import OWN_KIND
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ _STEM = "backbone.conv1.weight"
 def load_weights(model: nn.Module, name: str | Path) -> LoadReport:
     """Copy into ``model`` every weight whose name and shape fit.
 
-    A model with a method ``adapt_state(state)`` translates published state dicts to its own names first.
+    A model with a method ``adapt_state(state)`` translates state dicts whose names are none of the known formats'.
 
     Args:
         model: the model.
@@ -36,20 +38,19 @@ def load_weights(model: nn.Module, name: str | Path) -> LoadReport:
     source = open_source(name)
     require_finite(source.state, f"weights {name}")
     _fit_pixels(source, model)
-    if hasattr(model, "adapt_state"):
-        state = model.adapt_state(source.tensors)
+    prefix = "backbone."
+    if source.kind == OWN_KIND or not hasattr(model, "backbone"):
+        state = model.adapt_state(source.tensors) if hasattr(model, "adapt_state") else source.state
     else:
-        state = _own_state(source, model)
+        prefix = "backbone.body." if isinstance(model.backbone, PyramidBackbone) else prefix
+        state = _renamed_backbone(source, model.get_submodule(prefix[:-1]), prefix)
     report = load_state(model, state)
-    require_backbone(report, f"{name} ({source.kind})", prefix="backbone.")
+    require_backbone(report, f"{name} ({source.kind})", prefix=prefix)
     return report
 
 
-def _own_state(source: Source, model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a source for this model; warns where its norms do not keep what was folded into them."""
-    backbone = getattr(model, "backbone", None)
-    if backbone is None or not any(name.startswith("backbone.") for name in source.state):
-        return source.state
+def _renamed_backbone(source: Source, backbone: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Return the weights of a source for a model with ``backbone`` at ``prefix``; warns where its layers do not fit."""
     norms = (nn.BatchNorm2d, nn.SyncBatchNorm)
     if source.fused and any(isinstance(module, norms) for module in backbone.modules()):
         _log.warning(
@@ -64,7 +65,7 @@ def _own_state(source: Source, model: nn.Module) -> dict[str, Tensor]:
             source.name,
         )
     rest = {name: tensor for name, tensor in source.state.items() if not name.startswith("backbone.")}
-    return {f"backbone.{name}": tensor for name, tensor in backbone_part(source.state, backbone).items()} | rest
+    return {f"{prefix}{name}": tensor for name, tensor in backbone_part(source.state, backbone).items()} | rest
 
 
 def _fit_pixels(source: Source, model: nn.Module) -> None:

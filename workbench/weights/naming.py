@@ -302,6 +302,7 @@ class Recognised:
         return any(not name.startswith("backbone.") for name in self.state)
 
 
+OWN_KIND = "workbench"  # and of any other names that no format here has
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -329,7 +330,7 @@ def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
     if some(r"(features\.0\.0\.|layer1\.0\.conv1\.)") or (some(r"backbone\.") and some(r"(aux_)?classifier\.")):
         state = {f"backbone.{name}": tensor for name, tensor in torchvision_backbone(tensors).items()}
         return Recognised(f"torchvision {torchvision_kind(tensors)}", state, IMAGENET_STD)
-    return Recognised("workbench", dict(tensors))
+    return Recognised(OWN_KIND, dict(tensors))
 
 
 def _from_caffe2(tensors: Mapping[str, Tensor]) -> Recognised:

@@ -32,7 +32,7 @@ from workbench.runs.evaluations import (
     saved_metrics,
 )
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
-from workbench.training.progress import log_machine, logging_to
+from workbench.training.progress import log, log_machine, logging_to
 from workbench.workflows.convert import local_checkpoint
 from workbench.workflows.score import scoring_options
 
@@ -77,6 +77,8 @@ def evaluate(
     processes = start_processes(cfg)
     with logging_to(None):
         log_machine(cfg, processes)
+        if opened != Path(ckpt):
+            log.info(f"the results go to {directory}")
         # Files are read in every process, each perhaps on a machine of its own.
         data = run_on_all(lambda: load_data(cfg, [name], load_vocabulary(path)))
         return evaluate_checkpoint(evaluated, cfg, data, processes, directory)
