@@ -58,11 +58,12 @@ class LoadReport:
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     """Copy every tensor whose name and shape fit into ``module`` and return what happened to each."""
     own = module.state_dict()
-    report = LoadReport(unexpected=[name for name in state if name not in own])
+    counter = "num_batches_tracked"  # of batches, which older weights and frozen norms lack
+    report = LoadReport(unexpected=[name for name in state if name not in own and not name.endswith(counter)])
     fitting = {}
     for name, tensor in own.items():
         if name not in state:
-            if not name.endswith("num_batches_tracked"):  # an unused counter that older weights lack
+            if not name.endswith(counter):
                 report.missing.append(name)
         elif state[name].shape != tensor.shape:
             report.mismatched.append((name, tuple(tensor.shape), tuple(state[name].shape)))

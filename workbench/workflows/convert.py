@@ -185,10 +185,7 @@ def _vocabulary(source: Source, cfg: CfgNode, dataset: str | Path | None) -> tup
 def _fitted(source: Source, cfg: CfgNode, vocabulary: Vocabulary) -> tuple[dict[str, Tensor], LoadReport]:
     """Return the weights of the model that a config describes; WorkbenchError unless each of them is in the source."""
     model = build_model(cfg, vocabulary, pretrained=False)
-    own = model.state_dict()
-    # A norm counts its batches where it is trained; a frozen one has no such tensor.
-    given = {n: tensor for n, tensor in source.state.items() if n in own or not n.endswith("num_batches_tracked")}
-    report = load_state(model, given)
+    report = load_state(model, source.state)
     if report.missing or report.mismatched or report.unexpected:
         raise WorkbenchError(
             f"weights {source.name} ({source.kind}) are not those of the model that the config describes: {report}"
