@@ -17,6 +17,7 @@ ORDER = (
     "console",
     "files",
     "yaml_files",
+    "typed_files",
     "registry",
     "config_keys",
     "config",

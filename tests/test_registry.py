@@ -22,7 +22,7 @@ from workbench.config import keys_without_effect, load_config
 from workbench.data.mapper import build_mapper
 from workbench.errors import WorkbenchError
 from workbench.models import build_model
-from workbench.registry import BACKBONES, MAPPERS, MODELS, Registry, check_parts, import_parts, imported_parts
+from workbench.registry import BACKBONES, MAPPERS, MODELS, Part, Registry, check_parts, import_parts, imported_parts
 from workbench.runs.checkpoint import load_model, save_checkpoint
 from workbench.runs.directory import RunDirectory, read_metrics
 
@@ -111,11 +111,11 @@ def test_a_file_is_imported_once_and_again_when_it_changes(tmp_path: Path) -> No
     import_parts(["parts/mine.py"])
     import_parts([str(file)])
     assert builtins.times_imported == 1
-    assert imported_parts() == [{"name": "parts/mine.py", "sha256": _sha256(file)}]
+    assert imported_parts() == [Part("parts/mine.py", _sha256(file))]
     file.write_text(count + "builtins.times_imported += 10\n")
     import_parts(["parts/mine.py"])
     assert builtins.times_imported == 12
-    assert imported_parts() == [{"name": "parts/mine.py", "sha256": _sha256(file)}]
+    assert imported_parts() == [Part("parts/mine.py", _sha256(file))]
     del builtins.times_imported
 
 
@@ -127,7 +127,7 @@ def test_a_module_is_imported_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     import_parts(["my_package.parts"])
     assert "narrow" in BACKBONES
-    assert imported_parts() == [{"name": "my_package.parts", "sha256": _sha256(package / "parts.py")}]
+    assert imported_parts() == [Part("my_package.parts", _sha256(package / "parts.py"))]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_garbled_list_of_imports_is_named(garbled: object, tiny_run: Path, tmp
     copy = shutil.copytree(tiny_run / "checkpoints" / "best", tmp_path / "c")
     description = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(description | {"imports": garbled}))
-    with pytest.raises(WorkbenchError, match="garbled list of imports"):
+    with pytest.raises(WorkbenchError, match="model.json: .*imports"):
         load_model(copy)
 
 

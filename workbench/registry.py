@@ -22,7 +22,8 @@ import importlib.util
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,17 @@ from workbench.errors import WorkbenchError, nearest
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 _log = logging.getLogger(__name__)
-_imported: dict[str, dict[str, str]] = {}  # by module: {"name": as it was given, "sha256": of its file}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file or module of the user's: its name as it was given, and the SHA-256 of the file."""
+
+    name: str
+    sha256: str
+
+
+_imported: dict[str, Part] = {}  # by module
 
 
 class Registry:
@@ -101,7 +112,7 @@ def import_parts(names: Sequence[str]) -> None:
     for name in names:
         module, path = _locate(name)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if _imported.get(module, {}).get("sha256") == digest:
+        if module in _imported and _imported[module].sha256 == digest:
             continue
         try:
             if module in _imported:
@@ -112,15 +123,15 @@ def import_parts(names: Sequence[str]) -> None:
             lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
             line = f", line {lines[-1]}" if lines else ""
             raise WorkbenchError(f"{name}{line} cannot be imported: {type(error).__name__}: {error}") from error
-        _imported[module] = {"name": name, "sha256": digest}
+        _imported[module] = Part(name, digest)
 
 
-def imported_parts() -> list[dict[str, str]]:
-    """Return what :func:`import_parts` has imported: ``[{"name": ..., "sha256": ...}]``, as runs record it."""
-    return [dict(part) for part in _imported.values()]
+def imported_parts() -> list[Part]:
+    """Return what :func:`import_parts` has imported; runs and checkpoints record it."""
+    return list(_imported.values())
 
 
-def check_parts(recorded: Sequence[Mapping[str, str]], made: str) -> None:
+def check_parts(recorded: Sequence[Part], made: str) -> None:
     """Compare the parts that ``made`` (a run or checkpoint, in words) was made with to what has been imported.
 
     Nothing is imported here. A part is recognised by its hash or its module's name; one that has changed since is
@@ -130,23 +141,19 @@ def check_parts(recorded: Sequence[Mapping[str, str]], made: str) -> None:
         WorkbenchError: a part has not been imported. The message says what to pass.
     """
     here, missing = imported_parts(), []
-    try:
-        for part in recorded:
-            name, digest = str(part["name"]), str(part["sha256"])
-            known = [own for own in here if own["sha256"] == digest or _module(own["name"]) == _module(name)]
-            if not known:
-                missing.append((name, digest))
-            elif digest not in [own["sha256"] for own in known]:
-                _log.warning(
-                    "%s was made with %s of sha256 %s; the file imported now has sha256 %s, so results may differ",
-                    *(made, name, digest, known[0]["sha256"]),
-                )
-    except (TypeError, KeyError):
-        raise WorkbenchError(f"{made} has a garbled list of imports") from None
+    for part in recorded:
+        known = [own for own in here if own.sha256 == part.sha256 or _module(own.name) == _module(part.name)]
+        if not known:
+            missing.append(part)
+        elif part.sha256 not in [own.sha256 for own in known]:
+            _log.warning(
+                "%s was made with %s of sha256 %s; the file imported now has sha256 %s, so results may differ",
+                *(made, part.name, part.sha256, known[0].sha256),
+            )
     if missing:
-        files = " and ".join(f"{name} (sha256 {digest})" for name, digest in missing)
+        files = " and ".join(f"{part.name} (sha256 {part.sha256})" for part in missing)
         raise WorkbenchError(
-            f"{made} was made with parts of {files}: pass {' '.join(f'--import {name}' for name, _ in missing)}"
+            f"{made} was made with parts of {files}: pass {' '.join(f'--import {part.name}' for part in missing)}"
         )
 
 

@@ -203,13 +203,6 @@ def test_dataset_dicts_are_detectron2s(write, content) -> None:
     assert (found["bbox_mode"], found["bbox"], found["iscrowd"], found["id"]) == (1, [2, 2, 8, 8], 0, 1)
 
 
-def test_vocabulary_round_trip() -> None:
-    vocabulary = Vocabulary((0, 9), ("a", "b"), {"ripe": ("false", "true")})
-    assert Vocabulary.from_coco(json.loads(json.dumps(vocabulary.to_coco()))) == vocabulary
-    with pytest.raises(TypeError):
-        Vocabulary.from_coco({"categories": ["a"], "subcategories": []})
-
-
 @pytest.mark.parametrize(
     ("value", "name"),
     [

@@ -220,20 +220,23 @@ def test_what_is_left_out_has_its_default_and_a_number_is_a_probability():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"scor": 0.5}', r"unknown key 'scor' \(did you mean 'score'\?\); there are "),
-        ('{"subcategories": {"colour": {"treshold": 1}}}', "'colour' of .*did you mean 'threshold'?"),
-        ('{"score": "0.5"}', "\"score\" in .* is '0.5', not a number between 0 and 1"),
-        ('{"score": 1.5}', "between 0 and 1"),
-        ('{"score": NaN}', "between 0 and 1"),
-        ('{"score": true}', "between 0 and 1"),
-        ('{"min_area": -1}', "of 0 or more"),
-        ('{"nms": "on"}', "not one of off, within, across"),
-        ('{"categories": "disc"}', "not a list of names"),
-        ('{"subcategories": ["colour"]}', "name: settings"),
+        ('{"scor": 0.5}', r"unknown key 'scor' \(did you mean 'score'\?\)"),
+        (
+            '{"subcategories": {"colour": {"treshold": 1}}}',
+            r"'treshold' in subcategories.colour \(did you mean 'threshold'\?\)",
+        ),
+        ('{"score": "0.5"}', "score is '0.5'; it must be a finite number"),
+        ('{"score": 1.5}', "at most 1"),
+        ('{"score": NaN}', "score is nan; it must be a finite number"),
+        ('{"score": true, "min_area": []}', "a finite number .the first of 2 faults"),
+        ('{"min_area": -1}', "at least 0"),
+        ('{"nms": "on"}', "'off', 'within' or 'across'"),
+        ('{"categories": "disc"}', "categories is 'disc'; it must be a list"),
+        ('{"subcategories": ["colour"]}', "must be keys and values"),
         ('{"subcategories": {"colour": {"threshold": 3}}}', "a probability between 0 and 1"),
-        ('{"subcategories": {"colour": {"measure": "odds"}}}', "probability, logit"),
-        ('{"subcategories": {"colour": {"drop_no_object": 1}}}', "neither true nor false"),
-        ("[]", "must be an object"),
+        ('{"subcategories": {"colour": {"measure": "odds"}}}', "'probability' or 'logit'"),
+        ('{"subcategories": {"colour": {"drop_no_object": 1}}}', "must be true or false"),
+        ("[]", "the content is .*; it must be keys and values"),
         ("{", "not valid JSON"),
     ],
 )
@@ -246,7 +249,7 @@ def test_settings_that_are_wrong_are_named(text, message, tmp_path):
 
 
 def test_missing_settings_are_named(tmp_path):
-    with pytest.raises(WorkbenchError, match=r"nowhere\.json do not exist"):
+    with pytest.raises(WorkbenchError, match=r"nowhere\.json cannot be read: No such file"):
         FilterSettings.load(tmp_path / "nowhere.json")
 
 

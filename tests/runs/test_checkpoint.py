@@ -209,7 +209,7 @@ def test_a_description_without_a_key_is_refused(tmp_path: Path, key: str) -> Non
     description = json.loads((place / "model.json").read_text())
     del description[key]
     (place / "model.json").write_text(json.dumps(description))
-    with pytest.raises(WorkbenchError, match=f"a key: '{key}'"):
+    with pytest.raises(WorkbenchError, match=f"model.json: the key {key} is missing"):
         load_checkpoint(place)
 
 
@@ -243,7 +243,7 @@ def test_a_file_without_its_checksum_is_refused(tmp_path: Path) -> None:
     description = json.loads((place / "model.json").read_text())
     (place / "model.json").write_text(json.dumps({**description, "files": {}}))
     for read in (load_checkpoint, load_state, weights_digest):
-        with pytest.raises(WorkbenchError, match="lacks or garbles a key"):
+        with pytest.raises(WorkbenchError, match="records no size and checksum of"):
             read(place)
 
 
@@ -289,7 +289,7 @@ def test_nothing_is_unpickled_blindly(tmp_path: Path) -> None:
     place = save(tmp_path / "last")  # model.json knows no checksum of the training state
     torch.save({"model": Trap()}, place / "training_state.pt")
     description = json.loads((place / "model.json").read_text())
-    description["files"]["training_state.pt"] = module._measure(place / "training_state.pt")
+    description["files"]["training_state.pt"] = vars(module._measure(place / "training_state.pt"))
     (place / "model.json").write_text(json.dumps(description))
     with pytest.raises(WorkbenchError, match="training_state.pt is garbled, or holds more than tensors"):
         load_state(place)

@@ -129,9 +129,13 @@ def test_a_garbled_record_is_one_sentence(run: Path) -> None:
     folder = run / "evaluations" / "x"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text('{"evaluation": {"changed": 3}}')
-    with pytest.raises(WorkbenchError, match="lacks or garbles what was evaluated"):
+    with pytest.raises(WorkbenchError, match="metrics.json: the key evaluation.dataset is missing"):
+        find_evaluated(folder)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "evaluation": {**metrics["evaluation"], "changed": 3}}))
+    with pytest.raises(WorkbenchError, match="metrics.json: evaluation.changed is 3; it must be keys and values"):
         find_evaluated(folder)
     (folder / "metrics.json").write_text("[")
-    with pytest.raises(WorkbenchError, match="neither a checkpoint"):
+    with pytest.raises(WorkbenchError, match="metrics.json is not valid JSON"):
         find_evaluated(folder)
     assert saved_metrics(folder, fingerprint(run / "checkpoints" / "best", Evaluated(run).config, {})) is None

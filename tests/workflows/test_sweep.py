@@ -95,13 +95,15 @@ def test_a_sweep_keeps_failures_resumes_and_ends_in_a_table(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        pytest.param("grid:", "gird:", "must hold notebook, output and grid", id="misspelt key"),
-        pytest.param("[0.001, 0.002]", "0.001", "a list of values", id="one value"),
-        pytest.param("[0.001, 0.002]", "[]", "a list of values", id="no value"),
+        pytest.param("grid:", "gird:", "the key grid is missing", id="misspelt key"),
+        pytest.param("[0.001, 0.002]", "0.001", "it must be a list", id="one value"),
+        pytest.param("[0.001, 0.002]", "[]", "it must be not empty", id="no value"),
         pytest.param("[0.001, 0.002]", "[0.1, 0.1]", "same settings twice", id="one value twice"),
         pytest.param("[0.001, 0.002]", "[0.001", "not readable YAML", id="open bracket"),
+        pytest.param("[0.001, 0.002]", f"{[*range(10_001)]}", "more than 10000 cells", id="no end"),
+        pytest.param("SOLVER.BASE_LR", "7", "a key of grid is 7; it must be text", id="a number for a key"),
         pytest.param("trial.ipynb", "gone.ipynb", "which is not there", id="missing notebook"),
-        pytest.param("overrides: [SEED, 3]", "overrides: SEED", "overrides is a list", id="no list"),
+        pytest.param("overrides: [SEED, 3]", "overrides: SEED", "overrides is 'SEED'; it must be a list", id="no list"),
     ],
 )
 def test_a_bad_sweep_file(old: str, new: str, message: str, sweep_file: Path) -> None:

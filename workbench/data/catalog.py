@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from workbench.data.reading import image_path, refuse_other_file
 from workbench.errors import WorkbenchError, nearest
@@ -23,6 +24,15 @@ class DatasetEntry:
     name: str
     annotations: Path
     images: Path | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An entry of the catalog; a folder may be called by a number, such as 2017."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "coerce_numbers_to_str": True}
+    annotations: str
+    images: str
 
 
 def _builtin() -> dict[str, tuple[str, str]]:
@@ -106,17 +116,15 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     path = root / CATALOG_FILE
     if not os.path.exists(path):
         return {}
-    content = read_yaml(path, f"The catalog {path}")
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise WorkbenchError(f"The catalog {path} must map names to {{annotations: ..., images: ...}}.")
-    entries = {}
-    for name, value in content.items():
-        if not (isinstance(value, dict) and set(value) == {"annotations", "images"}):
-            raise WorkbenchError(f"The entry {name!r} of {path} must be {{annotations: a JSON, images: a folder}}.")
-        entries[str(name)] = DatasetEntry(str(name), root / str(value["annotations"]), root / str(value["images"]))
-    return entries
+    from workbench.typed_files import Text, check_type  # a quarter of a second, which few commands need
+
+    title = f"The catalog {path}"
+    content = read_yaml(path, title)
+    places = check_type(dict[Text | int, _Place], {} if content is None else content, title)
+    return {
+        str(name): DatasetEntry(str(name), root / place.annotations, root / place.images)
+        for name, place in places.items()
+    }
 
 
 def find_images(annotations: Path, content: dict) -> Path:

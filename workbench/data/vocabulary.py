@@ -60,16 +60,6 @@ class Vocabulary:
             "subcategories": [{"name": n, "classes": list(c)} for n, c in self.subcategories.items()],
         }
 
-    @classmethod
-    def from_coco(cls, content: dict) -> Vocabulary:
-        """Return the inverse of :meth:`to_coco`; KeyError, TypeError or ValueError where ``content`` is garbled."""
-        categories = content["categories"]
-        return cls(
-            category_ids=tuple(int(item["id"]) for item in categories),
-            categories=tuple(str(item["name"]) for item in categories),
-            subcategories={str(item["name"]): tuple(map(str, item["classes"])) for item in content["subcategories"]},
-        )
-
 
 def name_problem(name: str) -> str | None:
     """Return why text is not the name of a category, subcategory or class, to follow "it"; None where it can be."""

@@ -103,7 +103,7 @@ def _rows(metrics: Mapping) -> dict[str, dict[str, Mapping]]:
     overall = {"masks": metrics.get("segm"), "boxes": metrics.get("bbox"), "joint": metrics.get("joint")}
     tables = {
         "overall": {name: scores for name, scores in overall.items() if scores is not None},
-        "per_category": {name: {"AP": value} for name, value in metrics["per_category"].items()},
+        "per_category": {name: {"AP": value} for name, value in metrics.get("per_category", {}).items()},
     }
     return tables | ({"subcategories": metrics["subcategories"]} if metrics.get("subcategories") else {})
 
@@ -116,10 +116,11 @@ def metrics_table(metrics: Mapping) -> str:
     if "subcategories" in tables:
         parts.append(_text(tables["subcategories"], "subcategory"))
     parts.append(_text(tables["per_category"], "category"))
-    line = f"{metrics['images']} images, {metrics['instances']} objects, ranked by {metrics['rank_by']}"
+    images, objects, rank_by = (metrics.get(key, "-") for key in ("images", "instances", "rank_by"))
+    line = f"{images} images, {objects} objects, ranked by {rank_by}"
     if metrics.get("no_object_fraction") is not None:
         line += f", {100 * metrics['no_object_fraction']:.1f} % of the queries say no object"
-    parts.append(f"{line}, {metrics['seconds']:.1f} s")
+    parts.append(f"{line}, {metrics.get('seconds', 0.0):.1f} s")
     return "\n\n".join(parts)
 
 

@@ -6,26 +6,29 @@ is dropped by exactly one. Overlap comes last: a row that is not drawn must not 
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from workbench.data.masks import mask_areas, to_rle
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, is_number, nearest
 from workbench.evaluation.predict import to_coco_results
 from workbench.files import write_json
+from workbench.typed_files import OWN, Flag, Number, Text, check_type, load_typed
 
-MEASURES = ("probability", "logit")
-NMS = ("off", "within", "across")
+Measure = Literal["probability", "logit"]
+Overlap = Literal["off", "within", "across"]
+MEASURES: tuple[str, ...] = get_args(Measure)
+NMS: tuple[str, ...] = get_args(Overlap)
+_Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,23 @@ class SubcategoryFilter:
     drop_no_object: drop rows for which no-object is likelier than every class.
     """
 
-    threshold: float | None = None
-    measure: str = "probability"
-    drop_no_object: bool = False
+    __pydantic_config__: ClassVar = OWN
+    threshold: Number | None = None
+    measure: Measure = "probability"
+    drop_no_object: Flag = False
+
+
+def _number_alone(value: Any) -> Any:
+    return {"threshold": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _threshold_in_range(chosen: SubcategoryFilter) -> SubcategoryFilter:
+    if chosen.measure == "probability" and chosen.threshold is not None and not 0 <= chosen.threshold <= 1:
+        raise ValueError("its threshold must be a probability between 0 and 1")
+    return chosen
+
+
+_Chosen = Annotated[SubcategoryFilter, BeforeValidator(_number_alone), AfterValidator(_threshold_in_range)]
 
 
 @dataclass(frozen=True)
@@ -52,55 +69,32 @@ class FilterSettings:
     better one's with at least the IoU nms_iou, "within" its main category or "across" all.
     """
 
-    score: float = 0.5
-    main_score: float = 0.0
-    categories: tuple[str, ...] | None = None
-    subcategories: Mapping[str, SubcategoryFilter] = field(default_factory=dict)
-    min_area: float = 0.0
-    nms: str = "off"
-    nms_iou: float = 0.7
+    __pydantic_config__: ClassVar = OWN
+    score: _Share = 0.5
+    main_score: _Share = 0.0
+    categories: tuple[Text, ...] | None = None
+    subcategories: dict[Text, _Chosen] = field(default_factory=dict)
+    min_area: Annotated[Number, Field(ge=0)] = 0.0
+    nms: Overlap = "off"
+    nms_iou: _Share = 0.7
 
     @classmethod
     def from_dict(cls, values: object, source: str = "the filter settings") -> FilterSettings:
-        """Settings from plain values, as JSON holds them; what is left out has its default. A subcategory may
-        be a number alone, its least probability. WorkbenchError names the key at fault and the nearest known.
+        """Return settings from plain values, as JSON holds them; what is left out has its default.
+
+        A subcategory may be a number alone, its least probability. WorkbenchError names the key at fault and the
+        nearest known.
         """
-        values = dict(_known_keys(values, cls, source))
-        _check_number(values, "score", source, 0, 1)
-        _check_number(values, "main_score", source, 0, 1)
-        _check_number(values, "nms_iou", source, 0, 1)
-        _check_number(values, "min_area", source, 0, math.inf)
-        _check_choice(values, "nms", source, NMS)
-        shown = values.get("categories")
-        if shown is not None:
-            if not isinstance(shown, (list, tuple)) or not all(isinstance(name, str) for name in shown):
-                raise WorkbenchError(f'"categories" in {source} is {shown!r}, not a list of names or null.')
-            values["categories"] = tuple(shown)
-        chosen = values.get("subcategories", {})
-        if not isinstance(chosen, Mapping):
-            raise WorkbenchError(f'"subcategories" in {source} is {chosen!r}, not {{name: settings}}.')
-        values["subcategories"] = {
-            str(name): _subcategory_filter(value, f"{name!r} of {source}") for name, value in chosen.items()
-        }
-        return cls(**values)
+        return check_type(cls, values, source)
 
     @classmethod
     def load(cls, path: str | Path) -> FilterSettings:
-        """Settings saved by `save`, or written by hand. WorkbenchError where they cannot be read."""
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise WorkbenchError(f"The filter settings {path} do not exist.") from None
-        except OSError as error:
-            raise WorkbenchError(f"The filter settings {path} cannot be read: {error.strerror}.") from None
-        except (ValueError, RecursionError) as error:
-            raise WorkbenchError(f"The filter settings {path} are not valid JSON: {error}.") from None
-        return cls.from_dict(values, str(path))
+        """Return settings saved by :meth:`save`, or written by hand; WorkbenchError where they cannot be read."""
+        return load_typed(cls, Path(path), f"The filter settings {path}")
 
     @classmethod
     def choose(cls, path: str | Path | None, **values: Any) -> FilterSettings:
-        """The settings in the file `path`, or where that is None or empty those of the keyword arguments."""
+        """Return the settings in the file ``path``, or where that is None or empty those of the keyword arguments."""
         return cls.load(path) if path else cls.from_dict(values, "the parameters")
 
     def save(self, path: str | Path) -> Path:
@@ -148,45 +142,6 @@ class FilterSettings:
             )
         )
         return ("score", "main score", "category", *of_subcategories, "area", "overlap")
-
-
-def _known_keys(values: object, kind: type, source: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise WorkbenchError(f"{source[:1].upper()}{source[1:]} must be an object with keys, as in JSON's {{}}.")
-    known = [each.name for each in fields(kind)]
-    for key in values:
-        if key not in known:
-            raise WorkbenchError(
-                f"{source[:1].upper()}{source[1:]} has the unknown key {key!r}{nearest(str(key), known)}; there are "
-                f"{', '.join(known)}."
-            )
-    return values
-
-
-def _check_number(values: Mapping, key: str, source: str, least: float, most: float) -> None:
-    if key in values and not (is_number(values[key]) and least <= values[key] <= most):
-        wanted = f"between {least:g} and {most:g}" if most < math.inf else f"of {least:g} or more"
-        raise WorkbenchError(f'"{key}" in {source} is {values[key]!r}, not a number {wanted}.')
-
-
-def _check_choice(values: Mapping, key: str, source: str, choices: Sequence[str]) -> None:
-    if key in values and values[key] not in choices:
-        raise WorkbenchError(f'"{key}" in {source} is {values[key]!r}, not one of {", ".join(choices)}.')
-
-
-def _subcategory_filter(value: object, source: str) -> SubcategoryFilter:
-    if isinstance(value, SubcategoryFilter):
-        return value
-    values = {"threshold": value} if is_number(value) else dict(_known_keys(value, SubcategoryFilter, source))
-    _check_choice(values, "measure", source, MEASURES)
-    if values.get("threshold") is not None:
-        limits = (-math.inf, math.inf) if values.get("measure") == "logit" else (0, 1)
-        if not is_number(values["threshold"]) or not limits[0] <= values["threshold"] <= limits[1]:
-            wanted = "a number" if limits[1] == math.inf else "a probability between 0 and 1"
-            raise WorkbenchError(f'"threshold" in {source} is {values["threshold"]!r}, not {wanted}.')
-    if not isinstance(values.get("drop_no_object", False), bool):
-        raise WorkbenchError(f'"drop_no_object" in {source} is neither true nor false.')
-    return SubcategoryFilter(**values)
 
 
 class Candidates:

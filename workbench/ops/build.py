@@ -209,7 +209,7 @@ def _cached_note(target: Path) -> dict[str, object] | None:
         if not all(map(_private, (target, library, file))):
             return None
         note = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return note if isinstance(note, dict) and is_number(note.get("seconds")) else None
 

@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -41,12 +40,58 @@ from workbench.errors import WorkbenchError, errors_as
 from workbench.files import sync, write_text
 from workbench.models import build_model
 from workbench.models.weights import require_finite
-from workbench.registry import check_parts, imported_parts
+from workbench.registry import Part, check_parts, imported_parts
+from workbench.typed_files import Count, Text, Whole, check_type, read_json
 from workbench.weights.reading import read_state
 
 WEIGHTS, DESCRIPTION, STATE = "model.safetensors", "model.json", "training_state.pt"
 FORMAT_VERSION = 1
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Category:
+    id: Whole
+    name: Text
+
+
+@dataclass(frozen=True)
+class _Subcategory:
+    name: Text
+    classes: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    bytes: Count
+    crc32: Text
+
+
+@dataclass(frozen=True)
+class _Format:
+    format_version: Count
+
+
+@dataclass(frozen=True)
+class Description:
+    """What model.json holds; ``files`` are the size and checksum of each other file."""
+
+    step: Count
+    config: dict[Text, Any]
+    categories: tuple[_Category, ...]
+    subcategories: tuple[_Subcategory, ...]
+    files: dict[Text, _Measured]
+    versions: dict[Text, Text] = field(default_factory=dict)
+    imports: list[Part] = field(default_factory=list)
+    metrics: dict[Text, Any] | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(
+            tuple(category.id for category in self.categories),
+            tuple(category.name for category in self.categories),
+            {subcategory.name: subcategory.classes for subcategory in self.subcategories},
+        )
 
 
 @dataclass
@@ -60,7 +105,7 @@ class Checkpoint:
     step: int
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    imports: list[dict[str, str]] = field(default_factory=list)
+    imports: list[Part] = field(default_factory=list)
     digest: str = ""
 
 
@@ -109,9 +154,9 @@ def save_checkpoint(
             "step": step,
             **vocabulary.to_coco(),
             "versions": versions(),
-            "imports": imported_parts(),
+            "imports": [vars(part) for part in imported_parts()],
             "config": config,
-            "files": {file.name: _measure(file) for file in new.iterdir()},
+            "files": {file.name: vars(_measure(file)) for file in new.iterdir()},
             **(extra or {}),
         }
         write_text(new / DESCRIPTION, json.dumps(description, indent=1))  # ends in }, so that any cut is noticed
@@ -146,21 +191,20 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def _load(directory: Path) -> Checkpoint:
     description = read_description(directory)
-    _check_file(directory, WEIGHTS, description)
+    _check_file(directory, WEIGHTS)
     weights = read_state(directory / WEIGHTS)
     require_finite(weights, f"checkpoint {directory} cannot be used")
-    with _described(directory):
-        return Checkpoint(
-            directory,
-            config=config_from_dict(description["config"], source=str(directory / DESCRIPTION)),
-            vocabulary=Vocabulary.from_coco(description),
-            state_dict=weights,
-            step=int(description["step"]),
-            metrics=dict(description.get("metrics") or {}),
-            versions=description.get("versions", {}),
-            imports=description.get("imports", []),
-            digest=_digest(description),
-        )
+    return Checkpoint(
+        directory,
+        config=config_from_dict(description.config, source=str(directory / DESCRIPTION)),
+        vocabulary=description.vocabulary,
+        state_dict=weights,
+        step=description.step,
+        metrics=description.metrics or {},
+        versions=description.versions,
+        imports=description.imports,
+        digest=_read_digest(directory),
+    )
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
@@ -169,18 +213,7 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
     Raises:
         WorkbenchError: as :func:`load_checkpoint`.
     """
-    return _undisturbed(path, _read_vocabulary)
-
-
-def _read_vocabulary(directory: Path) -> Vocabulary:
-    description = read_description(directory)
-    with _described(directory):
-        return Vocabulary.from_coco(description)
-
-
-def _described(directory: Path) -> AbstractContextManager[None]:
-    sentence = f"checkpoint {directory / DESCRIPTION} lacks or garbles a key"
-    return errors_as(sentence, KeyError, TypeError, ValueError, AttributeError)
+    return _undisturbed(path, lambda directory: read_description(directory).vocabulary)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -193,7 +226,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def _read_state(directory: Path) -> dict[str, Any]:
-    _check_file(directory, STATE, read_description(directory))
+    _check_file(directory, STATE)
     sentence = f"checkpoint file {directory / STATE} is garbled, or holds more than tensors and plain data"
     with errors_as(sentence, Exception):  # torch raises many kinds for a broken file: zip, pickle, EOF, runtime
         return torch.load(directory / STATE, map_location="cpu", weights_only=True)
@@ -231,7 +264,7 @@ def saved_config(path: str | Path) -> CfgNode:
 
 
 def _read_config(directory: Path) -> CfgNode:
-    return config_from_dict(read_description(directory).get("config") or {}, source=str(directory / DESCRIPTION))
+    return config_from_dict(read_description(directory).config, source=str(directory / DESCRIPTION))
 
 
 def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
@@ -339,21 +372,17 @@ def _commit() -> str:
     return said[0].stdout.strip() + "+" * bool(said[1].stdout.strip())
 
 
-def read_description(directory: Path) -> dict[str, Any]:
+def read_description(directory: Path) -> Description:
     """Return model.json of a checkpoint directory; WorkbenchError where it is garbled or of a newer format."""
-    path = directory / DESCRIPTION
-    with errors_as(f"checkpoint file {path} cannot be read", OSError):
-        content = path.read_bytes()
-    with errors_as(f"checkpoint file {path} is garbled or cut off", ValueError):
-        description = json.loads(content)
-    if not isinstance(description, dict) or not isinstance(description.get("format_version"), int):
-        raise WorkbenchError(f"checkpoint file {path} does not describe a checkpoint: it has no format_version")
-    if description["format_version"] > FORMAT_VERSION:
+    title = f"checkpoint file {directory / DESCRIPTION}"
+    content = read_json(directory / DESCRIPTION, title)
+    version = check_type(_Format, content, title).format_version
+    if version > FORMAT_VERSION:
         raise WorkbenchError(
-            f"checkpoint {directory} has format {description['format_version']}; this version reads up to "
-            f"{FORMAT_VERSION}, so a newer workbench is needed"
+            f"checkpoint {directory} has format {version}; this version reads up to {FORMAT_VERSION}, so a newer "
+            "workbench is needed"
         )
-    return description
+    return check_type(Description, content, title)
 
 
 def weights_digest(path: str | Path) -> str:
@@ -366,40 +395,40 @@ def weights_digest(path: str | Path) -> str:
 
 
 def _read_digest(directory: Path) -> str:
-    description = read_description(directory)
-    with _described(directory):
-        return _digest(description)
+    measured = _recorded(directory, WEIGHTS)
+    return f"{measured.crc32}-{measured.bytes}"
 
 
-def _digest(description: Mapping[str, Any]) -> str:
-    measured = description["files"][WEIGHTS]
-    return f"{measured['crc32']}-{measured['bytes']}"
+def _recorded(directory: Path, name: str) -> _Measured:
+    """Return the size and checksum of a file as model.json records them."""
+    files = read_description(directory).files
+    if name not in files:
+        raise WorkbenchError(f"checkpoint file {directory / DESCRIPTION} records no size and checksum of {name}")
+    return files[name]
 
 
 def _beside(directory: Path, suffix: str) -> Path:
     return directory.with_name(f"{directory.name}.{suffix}")
 
 
-def _measure(path: Path) -> dict[str, Any]:
+def _measure(path: Path) -> _Measured:
     crc = size = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             crc, size = zlib.crc32(block, crc), size + len(block)
-    return {"bytes": size, "crc32": f"{crc:08x}"}
+    return _Measured(size, f"{crc:08x}")
 
 
-def _check_file(directory: Path, name: str, description: dict[str, Any]) -> None:
+def _check_file(directory: Path, name: str) -> None:
     """Raise WorkbenchError unless a file is there and holds what was saved."""
     path = directory / name
     if not path.is_file():
         raise WorkbenchError(f"checkpoint file {path} does not exist")
-    with _described(directory):
-        expected = description["files"][name]
-        wanted = expected["bytes"], expected["crc32"]
+    wanted = _recorded(directory, name)
     with errors_as(f"checkpoint file {path} cannot be read", OSError):
         present = _measure(path)
-    if (present["bytes"], present["crc32"]) != wanted:
-        sizes = f"{present['bytes']} bytes instead of {wanted[0]}"
+    if present != wanted:
+        sizes = f"{present.bytes} bytes instead of {wanted.bytes}"
         raise WorkbenchError(f"checkpoint file {path} is truncated or garbled: {sizes}, or other contents")
 
 

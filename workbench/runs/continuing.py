@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,12 +12,23 @@ from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_json
 from workbench.runs.checkpoint import has_checkpoint
 from workbench.runs.directory import RunDirectory
+from workbench.typed_files import Count, Text, load_typed
 
 _PURPOSES = {
     "train": "the training data",
     "selection": "the data that chooses the best checkpoint",
     "report": "the data that is reported",
 }
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    """What data.json holds of a dataset, :func:`workbench.data.fingerprint.data_fingerprint`."""
+
+    annotations: Text
+    pictures: Text
+    images: Count
+    objects: Count
 
 
 def check_checkpoints(run: RunDirectory, restart: bool) -> None:
@@ -54,13 +65,13 @@ def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any] | None], 
     """
     different: list[str] = []
     if has_checkpoint(run.last) and run.data.exists():
-        with errors_as(f"run file {run.data} is garbled or cut off", OSError, ValueError, TypeError, AttributeError):
-            recorded = json.loads(run.data.read_text(encoding="utf-8"))
-            different = [
-                f"{words}: {_compare(recorded.get(purpose), data[purpose])}"
-                for purpose, words in _PURPOSES.items()
-                if recorded.get(purpose) != data[purpose]
-            ]
+        recorded = load_typed(dict[Text, _Fingerprint | None], run.data, f"run file {run.data}")
+        here = {purpose: None if part is None else _Fingerprint(**part) for purpose, part in data.items()}
+        different = [
+            f"{words}: {_compare(recorded.get(purpose), here[purpose])}"
+            for purpose, words in _PURPOSES.items()
+            if recorded.get(purpose) != here[purpose]
+        ]
     if different and not accept:
         raise WorkbenchError(
             f"the run {run.path} was trained on other data ({'; '.join(different)}); choose another OUTPUT_DIR, or "
@@ -76,11 +87,11 @@ def choice_digest(data: Mapping[str, Mapping[str, Any] | None]) -> str:
     return digest([data["train"], data["selection"]])
 
 
-def _compare(there: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> str:
+def _compare(there: _Fingerprint | None, here: _Fingerprint | None) -> str:
     if there is None or here is None:
         return "none there" if there is None else "none here"
-    counts = [f"{each['images']} images and {each['objects']} objects" for each in (there, here)]
+    counts = [f"{each.images} images and {each.objects} objects" for each in (there, here)]
     if counts[0] != counts[1]:
         return f"{counts[0]} there, {counts[1]} here"
     names = {"annotations": "annotations", "pictures": "image files"}
-    return f"other {' and '.join(words for key, words in names.items() if there.get(key) != here.get(key))}"
+    return f"other {' and '.join(words for key, words in names.items() if getattr(there, key) != getattr(here, key))}"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from fvcore.common.config import CfgNode
 from workbench.config import changes, load_config, to_yaml
 from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_json, write_text
-from workbench.registry import check_parts, imported_parts
+from workbench.registry import Part, check_parts, imported_parts
+from workbench.typed_files import Count, Number, Text, check_type, load_typed, read_json
 
 # Keys that may change between a run and its continuation: they alter no step of the training and not which
 # images choose the best checkpoint. DATASETS.VAL is not among them, nor is DATASETS.TEST where it stands in for VAL.
@@ -72,15 +73,13 @@ def open_run(cfg: CfgNode, *, resume: bool, seed: int) -> tuple[RunDirectory, Cf
                 f"own {run.config.name}"
             )
         if run.imports.exists():
-            with errors_as(f"run file {run.imports} is garbled or cut off", ValueError):
-                recorded = json.loads(run.imports.read_text(encoding="utf-8"))
-            check_parts(recorded, f"the run {run.path}")
+            check_parts(load_typed(list[Part], run.imports, f"run file {run.imports}"), f"the run {run.path}")
     with errors_as(f"OUTPUT_DIR {run.path} cannot be written", OSError):
         for directory in (run.path / "checkpoints", run.figures):
             directory.mkdir(parents=True, exist_ok=True)
         write_text(run.config, to_yaml(cfg))
         if parts := imported_parts():
-            write_json(run.imports, parts, indent=1)
+            write_json(run.imports, [vars(part) for part in parts], indent=1)
     return run, cfg
 
 
@@ -134,13 +133,58 @@ def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
     ]
 
 
+_Scores = dict[Text, Number | None]
+
+
+@dataclass(frozen=True)
+class _EvaluationRecord:
+    """What :func:`workbench.runs.evaluations.save_evaluation` adds: what was evaluated, and the fingerprint of it.
+
+    Paths may hold bytes that are no text.
+    """
+
+    dataset: Any
+    changed: dict[Text, Any]
+    fingerprint: dict[Text, Any]
+    predictions: Text | None = None
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """What metrics.json holds: :func:`workbench.evaluation.evaluate.evaluate_results`, and of what.
+
+    A notebook of the user's, and so a sweep, may write some of it only.
+    """
+
+    segm: _Scores | None = None
+    bbox: _Scores | None = None
+    per_category: _Scores = field(default_factory=dict)
+    images: Count = 0
+    instances: Count = 0
+    rank_by: Text = "main"
+    seconds: Number = 0.0
+    subcategories: dict[Text, _Scores] = field(default_factory=dict)
+    joint: _Scores | None = None
+    no_object_fraction: Number | None = None
+    dataset: str | None = None
+    checkpoint: Any = ""
+    evaluation: _EvaluationRecord | None = None
+
+
+def load_metrics(directory: Path) -> dict[str, Any]:
+    """Return the metrics.json of a directory; WorkbenchError where it is absent or garbled."""
+    path = directory / "metrics.json"
+    content = read_json(path, str(path))
+    check_type(_Metrics, content, str(path))
+    return content
+
+
 def read_metrics_json(directory: Path) -> dict[str, Any] | None:
     """Return the metrics.json of a directory, None where there is none that can be read."""
     try:
-        metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return load_metrics(directory)
+    except WorkbenchError:
         return None
-    return metrics if isinstance(metrics, dict) else None
 
 
 def list_evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:

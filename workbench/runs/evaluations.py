@@ -23,7 +23,7 @@ from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.evaluate import save_metrics
 from workbench.evaluation.results import save_predictions
 from workbench.runs.checkpoint import DESCRIPTION, checkpoint_config, resolve_checkpoint, weights_digest
-from workbench.runs.directory import read_metrics_json, report_dataset, run_of, selection_dataset
+from workbench.runs.directory import load_metrics, read_metrics_json, report_dataset, run_of, selection_dataset
 
 # What changes the results of a checkpoint on a dataset, beside its weights.
 _SETTINGS = ("MODEL.", "INPUT.", "TEST.", "SOLVER.AMP.", "DATASETS.SKIP_FAULTS", "DATASETS.CROWDS_ARE_OBJECTS")
@@ -62,19 +62,16 @@ def find_evaluated(
         WorkbenchError: it is none of them.
     """
     folder, overrides = Path(ckpt), [*map(str, overrides)]
-    metrics = read_metrics_json(folder)
     itself = (folder / "checkpoints").is_dir() or (folder / DESCRIPTION).is_file()  # it may hold its own results
-    record = metrics.get("evaluation") if metrics and not itself else None
-    if not isinstance(record, dict):
+    metrics = load_metrics(folder) if not itself and (folder / "metrics.json").exists() else {}
+    record = metrics.get("evaluation")
+    if record is None:
         return Evaluated(resolve_checkpoint(ckpt), dataset, overrides), None
-    with errors_as(
-        f"{folder / 'metrics.json'} lacks or garbles what was evaluated", KeyError, TypeError, AttributeError
-    ):
-        # An evaluation in its run names the checkpoint of that run, wherever both were moved.
-        run, checkpoint = folder.resolve().parent.parent, Path(metrics["checkpoint"])
-        inside = run / "checkpoints" / checkpoint.name
-        kept = [part for key, value in record["changed"].items() for part in (key, str(value))]
-        of = dataset or record["dataset"]
+    # An evaluation in its run names the checkpoint of that run, wherever both were moved.
+    run, checkpoint = folder.resolve().parent.parent, Path(str(metrics.get("checkpoint", "")))
+    inside = run / "checkpoints" / checkpoint.name
+    kept = [part for key, value in record["changed"].items() for part in (key, str(value))]
+    of = dataset or str(record["dataset"])
     checkpoint = resolve_checkpoint(inside if inside.is_dir() else checkpoint)
     same = dataset is None and not overrides
     return Evaluated(checkpoint, of, [*kept, *overrides]), folder if same else None
@@ -138,7 +135,7 @@ def saved_metrics(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any] 
     """Return the metrics.json of a directory if it and predictions.json have the fingerprint ``wanted``, else None."""
     metrics = read_metrics_json(directory)
     record = (metrics or {}).get("evaluation")
-    if not isinstance(record, dict) or record.get("fingerprint") != wanted:
+    if record is None or record["fingerprint"] != wanted:
         return None
     return metrics if record.get("predictions") == _file_digest(directory / "predictions.json") else None
 

@@ -58,5 +58,11 @@ class RunLock:
         try:
             holder = json.loads(self.holder.read_text(encoding="utf-8"))
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (OSError, ValueError, KeyError, TypeError):  # it was released, or is being written, at this moment
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ):  # it was released, or is being written, at this moment
             return "another process"

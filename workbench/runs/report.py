@@ -71,8 +71,7 @@ def write_report(run: str | Path) -> Path:
     whole.metadata["title"] = f"Report on {run.name}"
     contents: list[tuple[str, str, int]] = []
     for path in paths:
-        with errors_as(f"The notebook {path} cannot be read", OSError, ValueError, KeyError, AttributeError):
-            cells = _shown_cells(nbformat.read(path, as_version=4))
+        cells = _shown_cells(_read(path))
         whole.cells += [_numbered(cell, path.name[:2].lstrip("0"), contents) for cell in cells]
     whole.cells.insert(0, nbformat.v4.new_markdown_cell(_opening(run, contents)))
     for number, cell in enumerate(whole.cells):
@@ -176,6 +175,16 @@ def _small(data: str) -> str:
     picture.save(buffer, "JPEG", quality=80)
     smaller = base64.b64encode(buffer.getvalue()).decode("ascii")
     return min(data, smaller, key=len)
+
+
+def _read(path: Path) -> NotebookNode:
+    """Return a notebook that keeps to the schema of its format."""
+    # Older versions of the format are read by looking for keys.
+    kinds = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, nbformat.ValidationError
+    with errors_as(f"The notebook {path} cannot be read", *kinds):
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    return notebook
 
 
 def _shown_cells(notebook: NotebookNode) -> list[NotebookNode]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from workbench.config import flatten, load_config, reads
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import metrics_table
-from workbench.runs.directory import RunDirectory, describe_changes, list_evaluations, read_metrics
+from workbench.runs.directory import RunDirectory, describe_changes, list_evaluations, load_metrics, read_metrics
 
 # The config keys that most often differ between the runs of a study, and their column names.
 SHOWN_KEYS = {
@@ -71,8 +70,8 @@ def _row(run: Path) -> dict[str, Any]:
         rows = read_metrics(directory.metrics)
         row |= {"step": int(rows[-1]["step"]) if rows else 0, "steps": cfg.SOLVER.MAX_ITER}
         if directory.scores.exists():
-            row |= _key_numbers(json.loads(directory.scores.read_text(encoding="utf-8")))
-    except (WorkbenchError, OSError, ValueError, AttributeError) as error:
+            row |= _key_numbers(load_metrics(run))
+    except (WorkbenchError, OSError, ValueError) as error:
         row["problem"] = str(error)
     return row
 
@@ -96,8 +95,7 @@ def describe_run(directory: str | Path) -> str:
         raise WorkbenchError(f"There is no run directory {run.path}.")
     if not run.scores.exists():
         raise WorkbenchError(f"{run.path} has no metrics.json; score it first: workbench eval --ckpt {run.best}")
-    with errors_as(f"{run.scores} cannot be read", OSError, ValueError):
-        metrics = json.loads(run.scores.read_text(encoding="utf-8"))
+    metrics = load_metrics(run.path)
     lines = []
     for folder, other in list_evaluations(run.path):
         ap = (other.get("segm") or {}).get("AP")

@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fvcore.common.config import CfgNode
@@ -17,7 +18,14 @@ from workbench.config import config_to_dict, flatten
 from workbench.data.loaders import step_seed
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, errors_as
-from workbench.runs.checkpoint import check_vocabulary, has_checkpoint, load_checkpoint, load_state, save_checkpoint
+from workbench.runs.checkpoint import (
+    STATE,
+    check_vocabulary,
+    has_checkpoint,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+)
 from workbench.runs.directory import MetricsTable, RunDirectory
 from workbench.training.batch_norm import share_batch_norms
 from workbench.training.distributed import (
@@ -37,9 +45,24 @@ from workbench.training.nonfinite import save_batch
 from workbench.training.optimizer import build_optimizer, clip_gradients, set_lr
 from workbench.training.progress import Progress, log
 from workbench.training.schedule import lr_factor, scaled_lr
+from workbench.typed_files import Count, Number, Text, Whole, check_type
 
 Batch = list[dict[str, Any]]
 _LOGGED_ROWS = 5000  # metrics.csv holds about this many rows at most
+
+
+@dataclass(frozen=True)
+class _State:
+    """What resuming needs beside the weights to use; ``model`` are the trained ones where those are an average."""
+
+    step: Count
+    best: dict[Literal["AP", "step"], Whole | Number | None]
+    pending: dict[Text, Whole | Number] | None
+    optimizer: dict[Text, Any]
+    scaler: dict[Text, Any] | None
+    average: dict[Literal["updates"], Count] | None
+    model: dict[Text, Any] | None
+    chosen_on: Text | None = ""  # empty in the checkpoints of earlier versions, which do not say
 
 
 class Trainer:
@@ -280,17 +303,17 @@ class Trainer:
         return {name: v for name, v in values if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
     def _save_last(self) -> None:
-        state = {
-            "step": self.step,
-            "best": self.best,
-            "chosen_on": self.chosen_on,
-            "pending": self.pending,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-            "average": {"updates": int(self.average.n_averaged) - 1} if self.average is not None else None,
-            "model": self.module.state_dict() if self.average is not None else None,
-        }
-        run_on_main(lambda: self._save(self.run.last, state))
+        state = _State(
+            step=self.step,
+            best=self.best,
+            pending=self.pending,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            average={"updates": int(self.average.n_averaged) - 1} if self.average is not None else None,
+            model=self.module.state_dict() if self.average is not None else None,
+            chosen_on=self.chosen_on,
+        )
+        run_on_main(lambda: self._save(self.run.last, vars(state)))
 
     def _save(self, directory: Path, state: dict[str, Any] | None = None) -> None:
         save_checkpoint(
@@ -305,27 +328,28 @@ class Trainer:
         if directory == self.run.best and self.on_best is not None:
             self.on_best()
 
-    def _resume_weights(self) -> dict[str, Any]:
+    def _resume_weights(self) -> _State:
         """Take weights, best and step from the run's last checkpoint; return its training state."""
-        checkpoint, state = load_checkpoint(self.run.last), load_state(self.run.last)
+        checkpoint = load_checkpoint(self.run.last)
+        state = check_type(_State, load_state(self.run.last), f"checkpoint file {self.run.last / STATE}")
         check_vocabulary(self.run.last, checkpoint.vocabulary, self.vocabulary)
         with self._fitting():
-            self.module.load_state_dict(checkpoint.state_dict if state["model"] is None else state["model"])
+            self.module.load_state_dict(checkpoint.state_dict if state.model is None else state.model)
             if self.average is not None:
                 self.average.module.load_state_dict(checkpoint.state_dict)
-                self.average.n_averaged.fill_(state["average"]["updates"] + 1)
-            self.step, self.best, self.pending = state["step"], state["best"], state["pending"]
+                self.average.n_averaged.fill_(state.average["updates"] + 1)
+            self.step, self.best, self.pending = state.step, state.best, state.pending
             self.metrics = checkpoint.metrics
-        if state.get("chosen_on", self.chosen_on) != self.chosen_on:
+        if state.chosen_on not in ("", self.chosen_on):
             self.best = {"AP": None, "step": None}
             log.warning("the best checkpoint is chosen anew: scores on other data cannot be compared")
         return state
 
-    def _resume_optimizer(self, state: dict[str, Any]) -> None:
+    def _resume_optimizer(self, state: _State) -> None:
         with self._fitting():
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler is not None and state["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.optimizer.load_state_dict(state.optimizer)
+            if self.accelerator.scaler is not None and state.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state.scaler)
         log.info(f"continuing from {self.run.last}, step {self.step} of {self.max_steps}")
 
     def _fitting(self) -> AbstractContextManager[None]:

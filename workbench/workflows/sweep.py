@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -28,23 +29,34 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
+from pydantic import BeforeValidator, Field
 
 from workbench.config import load_config
 from workbench.environment.system import usable_cores
 from workbench.errors import WorkbenchError
-from workbench.files import replacing, write_json, write_text
+from workbench.files import file_name, replacing, write_json, write_text
 from workbench.runs.table import runs_frame
 from workbench.training.interrupt import Interrupted, StopRequest
+from workbench.typed_files import OWN, Place, Text, check_type, load_typed
 from workbench.visualization import charts
 from workbench.yaml_files import read_yaml
 
-KEYS = ("notebook", "output", "parameters", "overrides", "grid")
 STATUS = "sweep.json"  # in each run's folder, written when it ends
 TABLE = "sweep.csv"
 SCORES = ("AP", "joint AP")  # plotted where they were measured
+_MOST_RUNS = 10_000
+_LONGEST_NAME = 200  # characters of a folder's name, in which numbers and letters are most
+
+
+@dataclass(frozen=True)
+class _Status:
+    """How a trial ended, as its sweep.json says."""
+
+    status: Literal["done", "failed", "waiting"] = "waiting"
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,25 +69,27 @@ class Trial:
 
     @property
     def done(self) -> bool:
-        return _status(self.directory) == {"status": "done", "settings": self.settings}
+        return _status(self.directory) == _Status("done", self.settings)
 
 
 @dataclass(frozen=True)
 class Sweep:
     """The contents of a sweep file."""
 
-    notebook: Path
-    output: Path
-    grid: dict[str, list[Any]]
-    parameters: dict[str, Any] = field(default_factory=dict)
-    overrides: tuple[str, ...] = ()
+    __pydantic_config__: ClassVar = OWN
+    notebook: Place
+    output: Place
+    grid: Annotated[dict[Text, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    parameters: dict[Text, Any] = field(default_factory=dict)
+    overrides: tuple[Annotated[str, BeforeValidator(str)], ...] = ()
 
     def trials(self) -> list[Trial]:
         """Return every cell of the grid, the last key varying fastest."""
         names, trials = _short_names(self.grid), []
         for values in itertools.product(*self.grid.values()):
             settings = dict(zip(self.grid, values, strict=True))
-            directory = self.output / ",".join(f"{names[key]}={_slug(value)}" for key, value in settings.items())
+            name = ",".join(f"{names[key]}={_slug(value)}" for key, value in settings.items())
+            directory = self.output / (name if len(name) <= _LONGEST_NAME else file_name(name))
             parameters, overrides = dict(self.parameters), list(self.overrides)
             for key, value in settings.items():
                 if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", key):  # a config key, not a parameter
@@ -95,16 +109,13 @@ def load_sweep(path: str | Path) -> Sweep:
             folder, or the config does not load with a cell's settings.
     """
     path = Path(path)
-    content = read_yaml(path, f"The sweep {path}")
-    if not isinstance(content, dict) or not {"notebook", "output", "grid"} <= set(content) <= set(KEYS):
-        raise WorkbenchError(f"The sweep {path} must hold notebook, output and grid, and of the rest of {KEYS}.")
-    grid = content["grid"]
-    if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
-        raise WorkbenchError(f"The grid of the sweep {path} must give each key a list of values.")
-    overrides, parameters = content.get("overrides") or [], content.get("parameters") or {}
-    if not isinstance(overrides, list) or not isinstance(parameters, dict):
-        raise WorkbenchError(f"The sweep {path}: overrides is a list of keys and values, parameters a mapping.")
-    sweep = Sweep(Path(content["notebook"]), Path(content["output"]), grid, parameters, tuple(map(str, overrides)))
+    title = f"The sweep {path}"
+    content = read_yaml(path, title)
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if value is not None}  # "overrides:" and nothing more
+    sweep = check_type(Sweep, content, title)
+    if math.prod(map(len, sweep.grid.values())) > _MOST_RUNS:
+        raise WorkbenchError(f"The grid of the sweep {path} has more than {_MOST_RUNS} cells.")
     if not sweep.notebook.is_file():
         raise WorkbenchError(f"The sweep {path} names the notebook {sweep.notebook}, which is not there.")
     trials = sweep.trials()
@@ -177,7 +188,7 @@ def sweep_table(sweep: Sweep) -> pd.DataFrame:
     """Return a row a trial: settings under short names, status (done, failed or waiting), key numbers."""
     trials, names = sweep.trials(), _short_names(sweep.grid)
     settings = pd.DataFrame([{names[key]: value for key, value in t.settings.items()} for t in trials])
-    settings["status"] = [_status(t.directory).get("status", "waiting") for t in trials]
+    settings["status"] = [_status(t.directory).status for t in trials]
     numbers = runs_frame(t.directory for t in trials).drop(columns=["problem"], errors="ignore")
     return settings.join(numbers.drop(columns=[name for name in settings if name in numbers]))
 
@@ -242,12 +253,11 @@ def _free(path: Path) -> Path:
     return free
 
 
-def _status(directory: Path) -> dict[str, Any]:
+def _status(directory: Path) -> _Status:
     try:
-        content = json.loads((directory / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return load_typed(_Status, directory / STATUS, STATUS)
+    except WorkbenchError:  # absent or garbled: the trial is run
+        return _Status()
 
 
 def _short_names(grid: Mapping[str, Any]) -> dict[str, str]:

@@ -92,7 +92,7 @@ def _train(run: RunDirectory, cfg: CfgNode, processes: Processes, accept_data: b
         model = run_on_all(lambda: _initial_model(cfg, data.train.vocabulary, continued))
         log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for part in imported_parts():
-            log.info(f"parts of {part['name']}, sha256 {part['sha256']}")
+            log.info(f"parts of {part.name}, sha256 {part.sha256}")
         run_on_all(lambda: log_cost(cfg, model, data.train, processes))
         _run_steps(cfg, run, model, data, choice_digest(prints), processes)
         if data.report is not None:

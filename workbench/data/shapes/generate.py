@@ -238,7 +238,7 @@ def _holds_same(output: Path, settings: dict) -> bool:
         return False
     try:
         there = json.loads((output / META_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         there = None
     if not isinstance(there, dict):
         raise WorkbenchError(f"{output} holds other files; name an empty or new folder for the shapes dataset.")
