@@ -73,17 +73,12 @@ class _Format:
 
 
 @dataclass(frozen=True)
-class Description:
-    """What model.json holds; ``files`` are the size and checksum of each other file."""
+class ModelRecipe:
+    """What a model is built from, as model.json and files for other programs hold it."""
 
-    step: Count
     config: dict[Text, Any]
     categories: tuple[_Category, ...]
     subcategories: tuple[_Subcategory, ...]
-    files: dict[Text, _Measured]
-    versions: dict[Text, Text] = field(default_factory=dict)
-    imports: list[Part] = field(default_factory=list)
-    metrics: dict[Text, Any] | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -92,6 +87,17 @@ class Description:
             tuple(category.name for category in self.categories),
             {subcategory.name: subcategory.classes for subcategory in self.subcategories},
         )
+
+
+@dataclass(frozen=True)
+class Description(ModelRecipe):
+    """What model.json holds; ``files`` are the size and checksum of each other file."""
+
+    step: Count
+    files: dict[Text, _Measured]
+    versions: dict[Text, Text] = field(default_factory=dict)
+    imports: list[Part] = field(default_factory=list)
+    metrics: dict[Text, Any] | None = None
 
 
 @dataclass

@@ -15,7 +15,8 @@ from torch import Tensor
 from workbench.config import config_from_dict
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, errors_as, is_number, shown
-from workbench.runs.checkpoint import has_checkpoint, load_checkpoint
+from workbench.runs.checkpoint import ModelRecipe, has_checkpoint, load_checkpoint
+from workbench.typed_files import check_type
 from workbench.weights.download import local_weights
 from workbench.weights.naming import IMAGENET_MEAN, OWN_KIND, recognise
 from workbench.weights.reading import read_json, read_weights
@@ -126,9 +127,9 @@ def _take_own(source: Source, content: Any) -> None:
     if content is None:
         return
     where = f"the part {OWN_KEY!r} of {source.path}"
-    with errors_as(f"{where} lacks or garbles a key", KeyError, TypeError, ValueError, AttributeError):
-        source.config = config_from_dict(content["config"], source=where)
-        source.vocabulary = Vocabulary.from_coco(content)
+    recipe = check_type(ModelRecipe, content, where)
+    source.config = config_from_dict(recipe.config, source=where)
+    source.vocabulary = recipe.vocabulary
     source.pixel_mean = tuple(source.config.MODEL.PIXEL_MEAN)
     source.pixel_std = tuple(source.config.MODEL.PIXEL_STD)
 
