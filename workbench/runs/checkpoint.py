@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from workbench import __version__
 from workbench.config import config_from_dict, override
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, errors_as, is_number
 from workbench.files import sync, write_text
 from workbench.models import build_model
 from workbench.models.weights import require_finite
@@ -68,11 +68,6 @@ class _Measured:
 
 
 @dataclass(frozen=True)
-class _Format:
-    format_version: Count
-
-
-@dataclass(frozen=True)
 class ModelRecipe:
     """What a model is built from, as model.json and files for other programs hold it."""
 
@@ -93,6 +88,7 @@ class ModelRecipe:
 class Description(ModelRecipe):
     """What model.json holds; ``files`` are the size and checksum of each other file."""
 
+    format_version: Count
     step: Count
     files: dict[Text, _Measured]
     versions: dict[Text, Text] = field(default_factory=dict)
@@ -382,8 +378,8 @@ def read_description(directory: Path) -> Description:
     """Return model.json of a checkpoint directory; WorkbenchError where it is garbled or of a newer format."""
     title = f"checkpoint file {directory / DESCRIPTION}"
     content = read_json(directory / DESCRIPTION, title)
-    version = check_type(_Format, content, title).format_version
-    if version > FORMAT_VERSION:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if is_number(version) and version > FORMAT_VERSION:
         raise WorkbenchError(
             f"checkpoint {directory} has format {version}; this version reads up to {FORMAT_VERSION}, so a newer "
             "workbench is needed"
