@@ -62,12 +62,6 @@ class _Subcategory:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    bytes: Count
-    crc32: Text
-
-
-@dataclass(frozen=True)
 class ModelRecipe:
     """What a model is built from, as model.json and files for other programs hold it."""
 
@@ -82,6 +76,14 @@ class ModelRecipe:
             tuple(category.name for category in self.categories),
             {subcategory.name: subcategory.classes for subcategory in self.subcategories},
         )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Size and checksum of a file."""
+
+    bytes: Count
+    crc32: Text
 
 
 @dataclass(frozen=True)
@@ -381,8 +383,7 @@ def read_description(directory: Path) -> Description:
     version = content.get("format_version") if isinstance(content, dict) else None
     if is_number(version) and version > FORMAT_VERSION:
         raise WorkbenchError(
-            f"checkpoint {directory} has format {version}; this version reads up to {FORMAT_VERSION}, so a newer "
-            "workbench is needed"
+            f"{title} has format {version}; this version reads up to {FORMAT_VERSION}, so a newer workbench is needed"
         )
     return check_type(Description, content, title)
 
