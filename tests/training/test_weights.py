@@ -77,6 +77,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("R-101.pkl", "torchvision://resnet101"),
+        ("swin_tiny_patch4_window7_224.pkl", "v1.0.0/swin_tiny_patch4_window7_224.pth"),
+    ],
+)
+def test_a_file_that_published_configs_leave_to_make_has_an_address(name: str, same: str) -> None:
+    with pytest.raises(WorkbenchError, match=f"{name} does not exist; .*{same} are the same weights"):
+        load_weights(ToyModel(), name)
+
+
+@pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["MODEL.WEIGHTS", "outputs/a"], "the weights outputs/a"),

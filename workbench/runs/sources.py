@@ -23,6 +23,9 @@ from workbench.weights.reading import read_json, read_weights
 
 # What a file that this package wrote for another program carries, so that it comes back whole.
 OWN_KEY = "workbench"
+# Files that the published configs name and leave to the user to make.
+_PUBLISHED_AS = re.compile(r"R-101\.pkl|(swin_(?:tiny|small|base|large)_patch4_window\w+)\.pkl")
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 _RESNETS = {((2, 2, 2, 2), 2): 18, ((3, 4, 6, 3), 2): 34, ((3, 4, 6, 3), 3): 50, ((3, 4, 23, 3), 3): 101}
 
 
@@ -68,6 +71,11 @@ def open_source(name: str | Path) -> Source:
         WorkbenchError: it does not exist, cannot be downloaded or read, or is no Mask2Former and no backbone.
     """
     path = local_weights(name)
+    if not path.exists() and (known := _PUBLISHED_AS.fullmatch(path.name)):
+        same = "torchvision://resnet101" if path.name.startswith("R") else f"{_SWIN}{known[1]}.pth"
+        raise WorkbenchError(
+            f"weights file {path} does not exist; {same} are the same weights, and can be named instead"
+        )
     if path.is_dir() and has_checkpoint(path):
         checkpoint = load_checkpoint(path)
         keys = checkpoint.config.MODEL
