@@ -1,8 +1,9 @@
 # make demo   from an empty folder to a trained, evaluated, visible model
 # make test   the whole test suite           make lab    JupyterLab in the same environment
 # make lint   ruff, and notebooks without outputs        make env    only set .venv up
+# make test-detectron2  the tests that need detectron2, which is installed into a folder of its own
 # make gpu-check  the tests and the benchmark that need an NVIDIA GPU
-# make clean  remove .venv and caches; data/ and outputs/ stay
+# make clean  remove .venv, .detectron2 and caches; data/ and outputs/ stay
 #
 # The Python that .venv is made from: `make env PYTHON=python3.12`.
 # For a driver older than the lock's CUDA: `make env TORCH_INDEX=<address>` installs torch and torchvision from that index
@@ -33,7 +34,7 @@ endif
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test gpu-check lab lint clean
+.PHONY: help env demo test test-detectron2 gpu-check lab lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -89,6 +90,19 @@ demo: env
 test: env
 	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
+# For tests only. PyPI has detectron2 under another name; its compiled extension is for Python 3.10, and not needed.
+DETECTRON2 := .detectron2
+DETECTRON2_NEEDS := iopath==0.1.10 omegaconf==2.4.0 hydra-core==1.3.8 antlr4-python3-runtime==4.9.3 cloudpickle==3.1.2 \
+    tabulate==0.10.0 termcolor==3.3.0 yacs==0.1.8 portalocker==4.4.2 opencv-python-headless==5.0.0.93
+
+test-detectron2: env
+	@test -f $(DETECTRON2)/.installed || { rm -rf $(DETECTRON2) \
+	    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(DETECTRON2) \
+	        --python-version 3.10 --only-binary=:all: sal-detectron2==0.7.2 \
+	    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(DETECTRON2) $(DETECTRON2_NEEDS) \
+	    && touch $(DETECTRON2)/.installed; }
+	@OMP_NUM_THREADS=1 MPLBACKEND=agg PYTHONPATH=$(DETECTRON2) $(BIN)/python -m pytest tests/detectron2 $(PYTEST_ARGS)
+
 gpu-check: env
 	@$(BIN)/python -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else "gpu-check needs an NVIDIA GPU that torch can use; workbench env says what is missing")'
 	@$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
@@ -102,5 +116,5 @@ lint: env
 	@find notebooks -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -exec $(BIN)/nbstripout --verify {} +
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(DETECTRON2) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

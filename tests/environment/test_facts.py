@@ -24,6 +24,8 @@ def test_this_machine_can_be_inspected() -> None:
     text = format_report(machine)
     for word in ("Python", "torchvision", "NVIDIA driver", "CUDA_VISIBLE_DEVICES", "detectron2"):
         assert word in text
+    if machine["detectron2"]["version"] is None:
+        assert "conda install -c conda-forge detectron2" in text
 
 
 def test_inspection_survives_a_torch_and_torchvision_that_do_not_load(

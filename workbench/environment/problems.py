@@ -12,6 +12,9 @@ from typing import Any
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 11)
 # The last builds for CUDA 12. Each runs with every driver for CUDA 12; only that for 12.8 has code for Blackwell.
 CUDA_12_BUILDS = "the newest build for it, torch 2.13 for CUDA 12.6 (for a Blackwell GPU torch 2.11 for CUDA 12.8)"
+GET_DETECTRON2 = (
+    "install it with `conda install -c conda-forge detectron2`, or from its source; docs/detectron2.md says how"
+)
 LOW_DISK_GIB, LOW_MEMORY_GIB, LOW_GPU_GIB, LOW_SHARED_GIB = 2.0, 2.0, 3.0, 0.25
 
 Problem = dict[str, str]  # {"sentence": what is wrong, "command": what mends it}
@@ -57,7 +60,11 @@ def format_report(machine: dict[str, Any]) -> str:
     if not machine["gpus"]:
         rows.append(("GPUs", "none that torch can use; everything runs on the CPU"))
     rows += [
-        ("detectron2", detectron2["error"] or _or(detectron2["version"], "not installed (optional)")),
+        (
+            "detectron2",
+            detectron2["error"]
+            or _or(detectron2["version"], f"not installed; only workbench.detectron2 needs it: {GET_DETECTRON2}"),
+        ),
         ("Packages", ", ".join(f"{name} {_or(version, 'missing')}" for name, version in packages.items())),
     ]
     width = max(len(name) for name, _ in rows)

@@ -62,13 +62,15 @@ def run_inference(
         from accelerate.utils import gather_object
 
         predicted = dict(gather_object(list(predicted.items())))
+    return collect(predicted, time.perf_counter() - start)
+
+
+def collect(predicted: Mapping[int | str, tuple[list[dict], float | None]], seconds: float) -> tuple[list[dict], dict]:
+    """Return (results, stats) of :func:`run_inference` for {image id: (rows, share of no-object queries or None)}."""
     ordered = [predicted[key] for key in sorted(predicted, key=lambda key: (isinstance(key, str), key))]
     fractions = [float(fraction) for _, fraction in ordered if fraction is not None]
-    stats = {
-        "images": len(ordered),
-        "no_object_fraction": sum(fractions) / len(fractions) if fractions else None,
-        "seconds": time.perf_counter() - start,
-    }
+    mean = sum(fractions) / len(fractions) if fractions else None
+    stats = {"images": len(ordered), "no_object_fraction": mean, "seconds": seconds}
     return [row for rows, _ in ordered for row in rows], stats
 
 

@@ -22,6 +22,7 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "notebook.display": "Page live_curves start",
     "notebook.evaluation": "compare_saturation open_evaluation open_evaluations query_comparison query_summary "
     "saturation_examples suggest training_beside_validation",
+    "notebook.hosts": "train",
     "notebook.gallery": "beside counts_table dropped_table open_gallery",
     "notebook.preview": "config_table contents data_cautions learning_rates mapped_samples training_config "
     "training_data",
@@ -29,7 +30,6 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "ops.selftest": "build_ops",
     "runs.table": "describe_run",
     "training.schedule": "lr_arithmetic",
-    "workflows.train": "train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [*_HOME_OF]
