@@ -17,6 +17,7 @@ from workbench.config import load_config
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
 from workbench.models import build_model
+from workbench.models.build import build_backbone
 from workbench.runs.checkpoint import load_model
 from workbench.training.weights import load_weights, starting_weights
 
@@ -164,6 +165,14 @@ def test_msra_weights_see_the_pixels_that_they_were_trained_on(
     expected = F.conv2d(picture.flip(1) - torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1), state["conv1_w"])
     normalised = (picture - resnet_model.pixel_mean) / resnet_model.pixel_std
     torch.testing.assert_close(F.conv2d(normalised, resnet_model.backbone.conv1.weight), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_msra_weights_are_for_model_weights(tmp_path: Path) -> None:
+    """A backbone alone knows no PIXEL_STD, which its first convolution has to be scaled with."""
+    state = published.caffe2_resnet(published.random_state(published.resnet((3, 4, 6, 3))))
+    path = written(tmp_path / "R-50.pkl", state)
+    with pytest.raises(WorkbenchError, match="name them in MODEL.WEIGHTS"):
+        build_backbone(load_config(None, ["MODEL.RESNETS.WEIGHTS", str(path)]))
 
 
 def test_pixels_that_do_not_fit_are_named(

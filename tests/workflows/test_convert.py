@@ -227,6 +227,14 @@ def test_the_dataset_names_the_categories_of_a_file_that_has_none(zoo: Path, tmp
     assert load_checkpoint(tmp_path / "converted").vocabulary == Vocabulary((2, 5, 9), ("a", "b", "c"))
 
 
+def test_a_file_of_weights_beside_its_description_stands_for_its_folder(tmp_path: Path) -> None:
+    own = own_checkpoint(tmp_path / "own")
+    assert local_checkpoint(own / "model.safetensors") == own
+    convert(own, tmp_path / "hf", to="huggingface")
+    convert(tmp_path / "hf" / "model.safetensors", tmp_path / "again")
+    assert load_checkpoint(tmp_path / "again").vocabulary == WORDS
+
+
 def test_a_backbone_alone_becomes_a_file_for_model_weights(tmp_path: Path) -> None:
     state = published.random_state(published.swin(12, (1, 1, 2, 1), (1, 2, 3, 4), 7))
     torch.save({"model": {**state, "head.weight": torch.ones(4, 96), "norm.bias": torch.ones(96)}}, tmp_path / "s.pth")

@@ -12,7 +12,7 @@ from torchvision.models import WeightsEnum
 
 from workbench.errors import WorkbenchError
 from workbench.weights.download import torchvision_entry, torchvision_file, torchvision_place
-from workbench.weights.naming import recognise
+from workbench.weights.naming import UNDIVIDED, recognise
 from workbench.weights.reading import read_state
 
 _log = logging.getLogger(__name__)
@@ -97,9 +97,15 @@ def load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], source: str)
     """Load the weights of a backbone, in any of the namings of :func:`recognise`, and log the report.
 
     Raises:
-        WorkbenchError: less than nine tenths of the backbone's tensors were loaded.
+        WorkbenchError: less than nine tenths of the backbone's tensors were loaded, or they are for pixels that are not
+            divided by a deviation.
     """
     recognised = recognise(state)
+    if recognised.pixel_std == UNDIVIDED:
+        raise WorkbenchError(
+            f"weights {source} ({recognised.kind}) are for pixels that are not divided by PIXEL_STD: name them in "
+            "MODEL.WEIGHTS, which adapts them"
+        )
     report = load_state(backbone, backbone_part(recognised.state, backbone))
     require_backbone(report, source)
     _log.info("backbone weights %s (%s): %s", source, recognised.kind, report)

@@ -15,11 +15,11 @@ from torch import Tensor
 from workbench.config import config_from_dict
 from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError, errors_as, is_number, shown
-from workbench.runs.checkpoint import ModelRecipe, has_checkpoint, load_checkpoint
+from workbench.runs.checkpoint import DESCRIPTION, ModelRecipe, has_checkpoint, load_checkpoint
 from workbench.typed_files import check_type
 from workbench.weights.download import local_weights
 from workbench.weights.naming import IMAGENET_MEAN, OWN_KIND, recognise
-from workbench.weights.reading import read_json, read_weights
+from workbench.weights.reading import INDEX, SINGLE, read_json, read_weights
 
 # What a file that this package wrote for another program carries, so that it comes back whole.
 OWN_KEY = "workbench"
@@ -70,7 +70,7 @@ def open_source(name: str | Path) -> Source:
     Raises:
         WorkbenchError: it does not exist, cannot be downloaded or read, or is no Mask2Former and no backbone.
     """
-    path = local_weights(name)
+    path = model_folder(local_weights(name))
     if not path.exists() and (known := _PUBLISHED_AS.fullmatch(path.name)):
         same = "torchvision://resnet101" if path.name.startswith("R") else f"{_SWIN}{known[1]}.pth"
         raise WorkbenchError(
@@ -97,6 +97,13 @@ def open_source(name: str | Path) -> Source:
     source.settings = settings_of_shapes(source.state)
     _take_own(source, file.extra.get(OWN_KEY))
     return source
+
+
+def model_folder(path: Path) -> Path:
+    """Return the folder of a model whose file of weights ``path`` is, where config.json or model.json is beside it;
+    any other path as it is."""
+    described = any((path.parent / name).is_file() for name in (DESCRIPTION, "config.json"))
+    return path.parent if path.name in (*SINGLE, *INDEX) and path.is_file() and described else path
 
 
 def _recognised(name: str, path: Path, tensors: Mapping[str, Tensor]) -> Source:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from workbench.models.fpn import PyramidBackbone
 from workbench.models.weights import LoadReport, backbone_part, load_state, require_backbone, require_finite
 from workbench.runs.sources import Source, open_source
-from workbench.weights.naming import OWN_KIND
+from workbench.weights.naming import OWN_KIND, UNDIVIDED
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _fit_pixels(source: Source, model: nn.Module) -> None:
     if source.pixel_std is None or not hasattr(model, "pixel_std"):
         return
     mean, std = (tensor.flatten().cpu() for tensor in (model.pixel_mean, model.pixel_std))
-    if source.pixel_std == (1.0, 1.0, 1.0) and _STEM in source.state:
+    if source.pixel_std == UNDIVIDED and _STEM in source.state:
         source.state[_STEM] = source.state[_STEM] * std.view(1, 3, 1, 1)
         source.pixel_std = tuple(std.tolist())
         _log.info(

@@ -305,6 +305,7 @@ class Recognised:
 OWN_KIND = "workbench"  # and of any other names that no format here has
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+UNDIVIDED = (1.0, 1.0, 1.0)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
@@ -345,7 +346,7 @@ def _from_caffe2(tensors: Mapping[str, Tensor]) -> Recognised:
                 stem = name.removesuffix("weight")
                 state[f"{stem}running_mean"] = torch.zeros_like(tensor)
                 state[f"{stem}running_var"] = torch.full_like(tensor, 1 - 1e-5)  # 1e-5 is added to it
-    return Recognised("detectron2 MSRA ResNet", state, (1.0, 1.0, 1.0), fused)
+    return Recognised("detectron2 MSRA ResNet", state, UNDIVIDED, fused)
 
 
 def torchvision_kind(state: Mapping[str, Tensor]) -> str:

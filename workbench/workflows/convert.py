@@ -22,7 +22,7 @@ from workbench.files import cache_folder, file_name, replacing
 from workbench.models import build_model
 from workbench.models.weights import LoadReport, load_state, require_finite
 from workbench.runs.checkpoint import DESCRIPTION, has_checkpoint, save_checkpoint
-from workbench.runs.sources import Source, open_source
+from workbench.runs.sources import Source, model_folder, open_source
 from workbench.runs.targets import write_mask2former, write_transformers
 from workbench.training.progress import logging_to
 from workbench.weights.download import is_address, local_weights
@@ -94,11 +94,11 @@ def local_checkpoint(ckpt: str | Path, dataset: str | Path | None = None) -> Pat
     Another program's model is converted into the cache, once; ``dataset`` is as for :func:`convert`.
     """
     if not is_address(str(ckpt)):
-        path = Path(ckpt)
+        path = model_folder(Path(ckpt))
         if not path.exists() or has_checkpoint(path) or not (path.is_file() or (path / "config.json").is_file()):
             return path  # whatever is wrong with it is said where it is opened
     with logging_to(None):
-        path = local_weights(ckpt)
+        path = model_folder(local_weights(ckpt))
     place = cache_folder() / "checkpoints" / f"{file_name(path.stem)}_{_identity(path, dataset)}"
     if (place / DESCRIPTION).is_file():
         return place
