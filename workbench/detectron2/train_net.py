@@ -84,7 +84,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def before_train(self) -> None:
         best = RunDirectory(self._checkpointer.save_dir).best
         if self.trainer.start_iter > 0 and has_checkpoint(best):
-            self.best_metric = (read_description(best)["metrics"].get("segm") or {}).get("AP")
+            segm = (read_description(best).metrics or {}).get("segm") or {}
+            self.best_metric = segm.get("AP")
 
 
 class MetricsWriter(EventWriter):
@@ -265,7 +266,7 @@ def train(config: CfgNode, *, resume: bool = True) -> Path:
     if has_checkpoint(directory.last):
         if not resume:
             raise WorkbenchError(f"OUTPUT_DIR {directory.path} holds a run already; resume it, or choose another")
-        finished = read_description(directory.last)["step"] == config.SOLVER.MAX_ITER and directory.scores.exists()
+        finished = read_description(directory.last).step == config.SOLVER.MAX_ITER and directory.scores.exists()
         if finished and (directory.path / "last_checkpoint").exists():
             return directory.path
     args = parser().parse_args(["--resume"])
