@@ -215,7 +215,7 @@ def query_comparison(
     """Return one row an evaluation: number of queries, key scores, how many queries claim an object in an image, and
     the share of real duplicates (percent) among the predictions above the best threshold."""
     rows = {}
-    for name, each in _by_name(evaluations).items():
+    for name, each in by_name(evaluations).items():
         drawn = find_duplicates(each.results, iou=duplicate_iou, score_threshold=each.threshold())
         twice = (drawn.duplicate == "other query, same category").mean() if len(drawn) else float("nan")
         segm = each.metrics["segm"] or {}
@@ -249,13 +249,13 @@ def compare_saturation(evaluations: Sequence[Evaluation], tiles: Sequence[Tile],
     tables = [
         each.saturation(shown, **settings).assign(experiment=experiment, run=name, queries=each.queries)
         for experiment, shown in (("the same object", tiles[:1]), ("different objects", tiles))
-        for name, each in _by_name(evaluations).items()
+        for name, each in by_name(evaluations).items()
         if shown
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _by_name(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
+def by_name(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
     """Name each evaluation by its label, or by its checkpoint where several have one label."""
     labels = [each.label for each in evaluations]
     return {each.label if labels.count(each.label) == 1 else str(each.checkpoint): each for each in evaluations}
