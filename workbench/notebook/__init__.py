@@ -28,6 +28,7 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "notebook.preview": "config_table contents data_cautions learning_rates mapped_samples training_config "
     "training_data",
     "notebook.timing": "surgery_time time_needed",
+    "notebook.typed_parameters": "parameters",
     "ops.selftest": "build_ops",
     "runs.table": "describe_run",
     "training.schedule": "lr_arithmetic",

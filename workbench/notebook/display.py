@@ -56,11 +56,16 @@ def start(run: str | Path | None = None, *, imports: Sequence[str] = ()) -> Page
     if root is not None:
         os.chdir(root)
     use_style()
+    show_errors_as_sentences()
+    import_parts([str(name) for name in imports])
+    return Page(None if run is None else Path(run))
+
+
+def show_errors_as_sentences() -> None:
+    """Make a kernel show a WorkbenchError as its sentence, without a traceback; nothing outside a kernel."""
     shell = get_ipython()
     if shell is not None:
         shell.set_custom_exc((WorkbenchError,), _show_error)
-    import_parts([str(name) for name in imports])
-    return Page(None if run is None else Path(run))
 
 
 def _show_error(shell: Any, kind: type, error: Exception, trace: Any, tb_offset: int | None = None) -> list[str]:
