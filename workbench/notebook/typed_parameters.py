@@ -61,6 +61,7 @@ class _Train(_Parameters):
     config: _Name
     output: _Name
     overrides: _Texts
+    host: _Name
     resume: Flag
     samples: _Some
     imports: list[_Name]
