@@ -115,6 +115,18 @@ class _Visualize(_Parameters):
     nms_iou: _Share | None
 
 
+@dataclass(frozen=True)
+class _Baselines(_Parameters):
+    configs: list[_Name]
+    runs: list[_Name]
+    overrides: _Texts
+    dataset: _Text | None
+    output: _Text | None
+    images: _Some
+    score_threshold: _Share | None
+    imports: list[_Name]
+
+
 NOTEBOOKS: dict[str, type] = {
     "01_environment": _Environment,
     "02_backbone_surgery": _Surgery,
@@ -122,6 +134,7 @@ NOTEBOOKS: dict[str, type] = {
     "04_eval": _Eval,
     "05_query_analysis": _Queries,
     "06_visualize": _Visualize,
+    "08_baselines": _Baselines,
 }
 
 
