@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+_NO_NUMBER = re.compile(
+    r"(?:could not convert string to float|invalid literal for int\(\) with base \d+): (.*)", re.DOTALL
+)
 
 
 class WorkbenchError(Exception):
@@ -21,8 +26,19 @@ def errors_as(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise WorkbenchError(f"{sentence}: {' '.join(reason.split())[:300]}") from error
+        raise WorkbenchError(f"{sentence}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return why something failed, in one line of at most 300 characters that needs no knowledge of Python."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, KeyError) and error.args:
+        reason = f"there is no {shown(error.args[0])}"
+    elif isinstance(error, (AttributeError, IndexError, RecursionError, TypeError)):
+        reason = "a value is missing, or is not of the kind that belongs there"
+    elif number := _NO_NUMBER.fullmatch(reason):
+        reason = f"{number[1]} is no number"
+    return " ".join(reason.split())[:300]
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:

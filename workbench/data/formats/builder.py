@@ -15,7 +15,7 @@ from workbench.data.formats.source import MOST_PIXELS, Source, reading
 from workbench.data.image_files import ERRORS, ImageRules, open_image
 from workbench.data.images import oriented_size
 from workbench.data.masks import decode_mask, encode_mask, to_rle
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason_of
 
 _ORIENTATION = 0x0112
 # What parts of a dataset are called in exports, and here.
@@ -135,6 +135,8 @@ class Frame:
     def _add(
         self, category: str, segmentation: list | dict, where: str, attributes: dict | None, group: object
     ) -> None:
+        if not isinstance(category, str):
+            raise ValueError(f"its label {str(category)[:60]} is no text")
         if category == "":
             self._builder.note("shapes without a label, left out", where)
             return
@@ -212,7 +214,7 @@ class Builder:
                 turn = int(opened.getexif().get(_ORIENTATION, 1))
                 suffix = f".{(opened.format or 'png').lower()}"
         except ERRORS as error:
-            self.note("images that cannot be read, left out with their objects", f"{path or where}: {error}")
+            self.note("images that cannot be read, left out with their objects", f"{path or where}: {reason_of(error)}")
             return None
         if shown[0] * shown[1] > MOST_PIXELS or size not in (None, shown, stored):
             said = f"{shown[1]}x{shown[0]}" + (f", not {size[1]}x{size[0]} as {where} says" if size else "")

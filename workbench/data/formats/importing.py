@@ -23,7 +23,7 @@ from workbench.data.formats.detect import (
 )
 from workbench.data.formats.labelme import read_labelme
 from workbench.data.formats.labelstudio import read_label_studio
-from workbench.data.formats.source import Source
+from workbench.data.formats.source import Source, reading
 from workbench.data.formats.supervisely import read_supervisely
 from workbench.data.formats.via import read_via
 from workbench.data.formats.voc import find_voc, read_voc
@@ -86,7 +86,8 @@ def import_dataset(
     source = Source(_unwrapped(Path(path)), None if images is None else Path(images), category)
     if format is not None and format not in FORMATS:
         raise WorkbenchError(f"There is no format {format!r}; known are {_NAMES}.")
-    imported = READERS[detect_source(source) if format is None else FORMATS[format]](source)
+    with reading(str(source.path)):
+        imported = READERS[detect_source(source) if format is None else FORMATS[format]](source)
     for name, image in imported.files.items():
         _place(image, output / "images" / name, copy)
     collected = collected_subcategories(imported.content, exported=False)  # readers leave out what tools add

@@ -21,7 +21,7 @@ from defusedxml.ElementTree import parse as parse_xml
 from PIL import Image
 
 from workbench.data.reading import read_json
-from workbench.errors import WorkbenchError, is_number
+from workbench.errors import WorkbenchError, is_number, reason_of
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 MOST_PIXELS = 2**29  # of a mask; a longer run does not fit COCO's run lengths
@@ -34,8 +34,8 @@ def reading(where: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise WorkbenchError(f"{where} has no {error.args[0]!r}.") from None
-    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
-        raise WorkbenchError(f"{where} is malformed: {error}.") from None
+    except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise WorkbenchError(f"{where} is malformed: {reason_of(error)}.") from None
 
 
 class Source:

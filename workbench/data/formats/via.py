@@ -24,7 +24,7 @@ def read_via(source: Source) -> Imported:
     builder = Builder(source)
     contents = [(path, source.read_json(path)) for path in source.files(".json")]
     contents = [(path, content) for path, content in contents if detect_format(content) == VIA]
-    records = []
+    records, names = [], set()
     for path, content in contents:
         name = source.name(path)
         if "view" in content and "_via_img_metadata" not in content:
@@ -35,19 +35,14 @@ def read_via(source: Source) -> Imported:
                 regions = entry.get("regions") or []
                 regions = list(regions.values()) if isinstance(regions, dict) else regions  # VIA 1
                 records.append((path, entry, where, regions))
-    with reading(source.name(source.path)):
-        names = {key for *_, regions in records for region in regions for key in region.get("region_attributes") or {}}
+                names |= {key for region in regions for key in region.get("region_attributes") or {}}
     key = _category_key(names, source)
     for path, entry, where, regions in records:
-        frame = builder.add_image(
-            entry["filename"].rpartition("/")[2] if "://" in entry["filename"] else entry["filename"],
-            where,
-            beside=path.parent,
-            split=path.parent.name,
-        )
-        if frame is None:
-            continue
         with reading(where):
+            image = entry["filename"].rpartition("/")[2] if "://" in entry["filename"] else entry["filename"]
+            frame = builder.add_image(image, where, beside=path.parent, split=path.parent.name)
+            if frame is None:
+                continue
             values = {name: _value(value) for name, value in (entry.get("file_attributes") or {}).items()}
         frame.record.update({"attributes": values} if values else {})
         for number, region in enumerate(regions, 1):
