@@ -2,6 +2,7 @@
 # make test   the whole test suite           make lab    JupyterLab in the same environment
 # make lint   ruff, and notebooks without outputs        make env    only set .venv up
 # make test-detectron2  the tests that need detectron2, which is installed into a folder of its own
+# make faults the long run of tests/faults: some thousand bad inputs and faults, and one table (FAULTS_ARGS="--seeds 7 3")
 # make gpu-check  the tests and the benchmark that need an NVIDIA GPU
 # make clean  remove .venv, .detectron2 and caches; data/ and outputs/ stay
 #
@@ -34,7 +35,8 @@ endif
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-detectron2 gpu-check lab lint clean
+.PHONY: help env demo test test-detectron2 gpu-check lab lint clean faults
+.PHONY: help env demo test gpu-check lab lint clean faults faults
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -102,6 +104,8 @@ test-detectron2: env
 	    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(DETECTRON2) $(DETECTRON2_NEEDS) \
 	    && touch $(DETECTRON2)/.installed; }
 	@OMP_NUM_THREADS=1 MPLBACKEND=agg PYTHONPATH=$(DETECTRON2) $(BIN)/python -m pytest tests/detectron2 $(PYTEST_ARGS)
+faults: env
+	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
 gpu-check: env
 	@$(BIN)/python -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else "gpu-check needs an NVIDIA GPU that torch can use; workbench env says what is missing")'

@@ -91,13 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("stopped by Ctrl-C.")
     except BrokenPipeError:
         return 1
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         return _fail_unexpectedly(error, argv)
     finally:
         flush_streams()
 
 
-def _fail_unexpectedly(error: Exception, argv: list[str]) -> int:
+def _fail_unexpectedly(error: BaseException, argv: list[str]) -> int:
     """Print the sentence about an error that is no WorkbenchError, and return the exit code."""
     if isinstance(error, OSError) and error.errno is not None:  # otherwise a library raised it, not the system
         return _fail(f"{error.strerror}: {error.filename or 'while reading or writing'}")
@@ -106,7 +108,7 @@ def _fail_unexpectedly(error: Exception, argv: list[str]) -> int:
         if isinstance(cause, KeyboardInterrupt):  # an import that was interrupted fails with an error of its own
             return _fail("stopped by Ctrl-C.")
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+    if isinstance(error, MemoryError) or any(word in f"{type(error).__name__}: {error}" for word in _OUT_OF_MEMORY):
         reason = "the GPU's" if type(error).__name__ == "OutOfMemoryError" else "this machine's"
         return _fail(
             f"{reason} memory is used up: lower SOLVER.IMS_PER_BATCH, raise SOLVER.ACCUMULATION_STEPS or take smaller "
@@ -116,6 +118,11 @@ def _fail_unexpectedly(error: Exception, argv: list[str]) -> int:
         with contextlib.suppress(OSError):
             traceback.print_exception(error)
     return _fail(report_defect(error, ["workbench", *argv]), code=70)
+
+
+# What torch's allocators, oneDNN, C++, the system, and Python and Rust without memory for a thread say.
+_OUT_OF_MEMORY = ("OutOfMemoryError", "can't allocate", "could not create a ", "bad_alloc", "Cannot allocate memory")
+_OUT_OF_MEMORY += ("can't start new thread", "Resource temporarily unavailable")
 
 
 def _relax_warnings() -> None:

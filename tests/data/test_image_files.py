@@ -75,6 +75,28 @@ def test_deep_images_are_scaled_from_the_depth_that_the_file_declares(tmp_path: 
     assert decimal[..., 1].ravel().tolist() == list(range(256))
 
 
+@pytest.mark.parametrize(
+    ("bits", "values", "expected"),
+    [
+        (12, np.arange(0, 4096, 16) + 15, list(range(256))),  # as a camera counts: 4095 is white
+        (12, np.arange(0, 1024, 4) + 3, [i // 4 for i in range(256)]),  # a dark image is no brighter for being dark
+        (12, np.arange(0, 65536, 256), list(range(256))),  # scaled up by a shift, as the PNG specification asks
+        (12, np.array([(v << 4) | (v >> 8) for v in range(0, 4096, 16)]), list(range(256))),  # and by replication
+        (12, np.arange(256) * 257, list(range(256))),  # more than 12 bits: the declaration is wrong
+        (200, np.arange(256) * 257, list(range(256))),
+    ],
+)
+def test_a_png_declares_its_significant_bits(tmp_path: Path, bits: int, values: np.ndarray, expected: list) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(values.astype(np.uint16).reshape(16, 16)).save(path)
+    content = path.read_bytes()
+    chunk = b"sBIT" + bytes([bits])
+    path.write_bytes(content[:33] + b"\0\0\0\1" + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:])
+    got = read_image(str(path))[..., 0].ravel().astype(int)
+    assert np.abs(got - expected).max() <= 1
+    assert describe_depth([str(path)], ImageRules())[0].startswith("1 deep images are scaled from 0..")
+
+
 def test_a_range_is_the_same_for_every_deep_image(tmp_path: Path) -> None:
     rules = ImageRules(depth_range=(-1000, 3095))
     for name, dtype in (("a.tiff", np.int32), ("b.tiff", np.float32)):

@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-SHORT = 40  # cases of a group in the short run
+SHORT = 20  # cases of a group in the short run
 
 
 def main() -> int:

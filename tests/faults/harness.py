@@ -106,7 +106,7 @@ def start_forked(function: Callable[[], int], folder: Path, memory: int = MEMORY
         _limit_memory(memory)
         code = function()
     except BaseException as error:  # of the harness itself
-        print(f"the harness failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"the harness failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
     finally:
         with suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -21,11 +21,25 @@ from safetensors.torch import load_file, save_file
 from tests.faults.workplace import RESULTS, VAL
 
 NUMBERS = re.compile(r"(?<![\w.])-?\d+\.?\d*(?![\w.])")
-PICTURES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("PNG", {}), ("JPEG", {"quality": 90}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}), ("BMP", {}),
-    ("GIF", {}), ("PNG", {"mode": "I;16"}), ("PNG", {"mode": "P"}), ("PNG", {"mode": "LA"}), ("PNG", {"mode": "1"}),
-    ("JPEG", {"mode": "CMYK"}), ("JPEG", {"exif": True}), ("TIFF", {"mode": "F"}), ("PPM", {}), ("ICO", {}), ("JPEG2000", {}),
-)  # fmt: skip
+PICTURES = [
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "TIFF lzw",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "PNG I;16",
+    "PNG P",
+    "PNG LA",
+    "PNG 1",
+    "JPEG CMYK",
+    "JPEG turned",
+    "TIFF F",
+    "PPM",
+    "ICO",
+    "JPEG2000",
+]
 SEEN_DIFFERENCE = 2  # grey levels that two decoders may differ by
 
 
@@ -71,9 +85,9 @@ def validated(path: str, check_images: bool = True) -> Callable[[str], str]:
             return f"validate passes what breaks evaluation: {type(error).__name__}: {error}"
         for row in truth["annotations"]:
             rle = row["segmentation"]
-            if isinstance(rle, dict) and isinstance(rle["counts"], str):
-                if list(coco_mask.decode(rle).shape) != rle["size"]:
-                    return "pycocotools decodes a mask of another size"
+            compressed = isinstance(rle, dict) and isinstance(rle["counts"], str)
+            if compressed and list(coco_mask.decode(rle).shape) != rle["size"]:
+                return "pycocotools decodes a mask of another size"
         return ""
 
     return check
@@ -125,21 +139,22 @@ def random_counts(seed: int) -> Any:
     return [*runs, 1024 - sum(runs)]
 
 
-def write_picture(path: str, kind: str, options: dict[str, Any], damage: Callable[[bytes], bytes]) -> None:
-    """Write a picture in a format of Pillow's, damaged."""
-    options = dict(options)
-    mode, turned = options.pop("mode", "RGB"), options.pop("exif", False)
+def write_picture(path: str, picture: str, damage: Callable[[bytes], bytes]) -> None:
+    """Write one of ``PICTURES``, damaged."""
+    kind, _, option = picture.partition(" ")
     values = np.arange(24 * 32 * 3, dtype=np.uint32).reshape(24, 32, 3) % 251
-    image = Image.fromarray(values.astype(np.uint8))
-    if mode == "I;16":
+    image, options = Image.fromarray(values.astype(np.uint8)), {}
+    if option == "I;16":
         image = Image.fromarray((values[..., 0] * 257).astype(np.uint16))
-    elif mode == "F":
+    elif option == "F":
         image = Image.fromarray((values[..., 0] / 255).astype(np.float32))
-    elif mode != "RGB":
-        image = image.convert(mode)
-    if turned:
+    elif option == "lzw":
+        options["compression"] = "tiff_lzw"
+    elif option == "turned":
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = 6
+    elif option:
+        image = image.convert(option)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     Path(path).write_bytes(damage(buffer.getvalue()))

@@ -14,6 +14,7 @@ from tests.faults.values import (
     GONE,
     TEXTS,
     THINGS,
+    YAML_VALUES,
     damages,
     places,
     put_bytes,
@@ -50,21 +51,32 @@ def config_values(seeds: range) -> Iterator[Case]:
     for key in KEYS:
         for text in TEXTS:
             yield Case(
-                key, shown(text), [("train", "--config", CONFIG, "--output", "new", *STEP, key, text)],
-                [key, key.rsplit(".", 1)[-1]], wrong=oracles.trained("new"), kept=["shapes", CONFIG, RUN],
-            )  # fmt: skip
-        for text in (".nan", ".inf", "2020-01-01", "0o17", "~", "{a: 1}", "[[[1]]]", "!!binary aGk=", "&a [*a]"):
+                key,
+                shown(text),
+                [("train", "--config", CONFIG, "--output", "new", *STEP, key, text)],
+                [key, key.rsplit(".", 1)[-1]],
+                wrong=oracles.trained("new"),
+                kept=["shapes", CONFIG, RUN],
+            )
+        for text in YAML_VALUES:
             yield Case(
-                f"{CONFIG} {key}", text, [("train", "--config", "bad.yaml", "--output", "new")],
-                [key, "bad.yaml", key.rsplit(".", 1)[-1]], break_it=_nested_yaml(key, text), wrong=oracles.trained("new"),
-            )  # fmt: skip
+                f"{CONFIG} {key}",
+                text,
+                [("train", "--config", "bad.yaml", "--output", "new")],
+                [key, "bad.yaml", key.rsplit(".", 1)[-1]],
+                break_it=_nested_yaml(key, text),
+                wrong=oracles.trained("new"),
+            )
     for key in KEYS:
         if key.startswith(("TEST.", "INPUT.", "MODEL.MASK_FORMER.", "DATALOADER.")):
             for text in TEXTS[::2]:
                 yield Case(
-                    f"eval {key}", shown(text), [("eval", "--ckpt", RUN, key, text)],
-                    [key, key.rsplit(".", 1)[-1]], kept=[f"{RUN}/{name}" for name in RUN_FILES],
-                )  # fmt: skip
+                    f"eval {key}",
+                    shown(text),
+                    [("eval", "--ckpt", RUN, key, text)],
+                    [key, key.rsplit(".", 1)[-1]],
+                    kept=[f"{RUN}/{name}" for name in RUN_FILES],
+                )
 
 
 def _nested_yaml(key: str, text: str) -> Callable[[], None]:
@@ -135,31 +147,42 @@ def command_line(seeds: range) -> Iterator[Case]:
                 if name in ("sweep", "build-ops", "env") and option[0] not in ("sweep",):
                     continue
                 yield Case(
-                    name, f"{option[0]} {shown(value)}", [(name, *base, *words)], [""],
+                    name,
+                    f"{option[0]} {shown(value)}",
+                    [(name, *base, *words)],
+                    [""],
                     kept=["shapes", RUN, CONFIG, "photos"] if name != "train" else ["shapes", CONFIG, "photos"],
-                )  # fmt: skip
+                )
 
 
 def dataset(seeds: range) -> Iterator[Case]:
     """Each field of a dataset with each hostile value: what validation passes, training and evaluation take."""
     content = json.loads(Path(VAL).read_text())
-    ways = [way for way in places(content, most=1)]
+    ways = list(places(content, most=1))
     for way in ways:
         for value in (*THINGS, GONE):
             label = "left out" if value is GONE else shown(value)
             change = put_json(VAL, way, value)
             yield Case(
-                f"val.json {_path(way)}", label, [("validate", VAL)], ["val.json"], break_it=change,
+                f"val.json {_path(way)}",
+                label,
+                [("validate", VAL)],
+                ["val.json"],
+                break_it=change,
                 wrong=oracles.validated(VAL),
-            )  # fmt: skip
+            )
     for number, (way, value) in enumerate((way, value) for way in ways for value in THINGS):
         change = put_json(VAL, way, value)
         score, split = SCORE, ("split", VAL, "--out", "parts", "--no-images")
         argv = ([score], [split])[number % 2]
         yield Case(
-            f"{argv[0][0]} val.json {_path(way)}", shown(value), argv, ["val.json", RESULTS], break_it=change,
+            f"{argv[0][0]} val.json {_path(way)}",
+            shown(value),
+            argv,
+            ["val.json", RESULTS],
+            break_it=change,
             wrong=oracles.scored if argv[0] is score else oracles.nothing,
-        )  # fmt: skip
+        )
     for name, damage in damages(seeds):
         yield Case(
             "val.json",
@@ -184,9 +207,13 @@ def results(seeds: range) -> Iterator[Case]:
         for value in (*THINGS, GONE):
             label = "left out" if value is GONE else shown(value)
             yield Case(
-                f"results {_path(way)}", label, [SCORE], [RESULTS], break_it=put_json(RESULTS, way, value),
+                f"results {_path(way)}",
+                label,
+                [SCORE],
+                [RESULTS],
+                break_it=put_json(RESULTS, way, value),
                 wrong=oracles.nothing if way[1:2] in _RANKING else oracles.scored,
-            )  # fmt: skip
+            )
     for name, damage in damages(seeds):
         yield Case("results", name, [SCORE], [RESULTS], break_it=put_bytes(RESULTS, damage), wrong=oracles.scored)
     for seed in seeds:
@@ -198,20 +225,29 @@ def results(seeds: range) -> Iterator[Case]:
 
 def images(seeds: range) -> Iterator[Case]:
     """Image files of each format, damaged; compared with Pillow's strict reading."""
-    for kind, options in oracles.PICTURES:
+    for picture in oracles.PICTURES:
         path = "photos/b.dat"
         for name, damage in (("whole", bytes), *damages(seeds)):
-            change = partial(oracles.write_picture, path, kind, options, damage)
+            change = partial(oracles.write_picture, path, picture, damage)
             yield Case(
-                f"image {kind} {options or ''}", name, [("predict", "--ckpt", BEST, "--output", "out", path)], ["b.dat"],
-                break_it=change, wrong=oracles.same_picture(path), kept=["photos", RUN],
-            )  # fmt: skip
+                f"image {picture}",
+                name,
+                [("predict", "--ckpt", BEST, "--output", "out", path)],
+                ["b.dat"],
+                break_it=change,
+                wrong=oracles.same_picture(path),
+                kept=["photos", RUN],
+            )
     annotated = "shapes/val/" + json.loads(Path(VAL).read_text())["images"][0]["file_name"]
     for name, damage in damages(seeds):
         yield Case(
-            "image of a dataset", name, [("validate", VAL)], ["val.json"], break_it=put_bytes(annotated, damage),
+            "image of a dataset",
+            name,
+            [("validate", VAL)],
+            ["val.json"],
+            break_it=put_bytes(annotated, damage),
             wrong=oracles.same_picture(annotated, "validate"),
-        )  # fmt: skip
+        )
 
 
 def checkpoints(seeds: range) -> Iterator[Case]:
@@ -236,9 +272,13 @@ def checkpoints(seeds: range) -> Iterator[Case]:
                 ways += [(name, partial(oracles.rewrite_state, path, name)) for name in oracles.STATE_CHANGES]
             for name, change in ways:
                 yield Case(
-                    f"{argv[0]} {path}", name, [argv], [file, place, RUN, *(("train.json", "config key") if file == "model.json" else ())], break_it=change,
+                    f"{argv[0]} {path}",
+                    name,
+                    [argv],
+                    [file, place, RUN, *(("train.json", "config key") if file == "model.json" else ())],
+                    break_it=change,
                     kept=[BEST, "shapes"] if argv is PREDICT else [LAST, "shapes"],
-                )  # fmt: skip
+                )
 
 
 def json_files(seeds: range) -> Iterator[Case]:
@@ -266,9 +306,13 @@ def json_files(seeds: range) -> Iterator[Case]:
         ways += [("a folder", to_folder(path)), ("a loop", to_loop(path)), ("nothing", to_nothing(path))]
         for name, change in ways:
             yield Case(
-                f"{argv[0]} {path}", name, [argv], [Path(path).name, Path(path).name.capitalize(), RUN, "sweep"], break_it=partial(_both, copy, change),
+                f"{argv[0]} {path}",
+                name,
+                [argv],
+                [Path(path).name, Path(path).name.capitalize(), RUN, "sweep"],
+                break_it=partial(_both, copy, change),
                 kept=["shapes", f"{RUN}/checkpoints/best"],
-            )  # fmt: skip
+            )
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
@@ -282,8 +326,52 @@ def _copy_run(target: str) -> None:
     shutil.copytree(RUN, target)
 
 
-YAMLS = ("", "~", "3", "[]", "x", "- 1", "{", "a: [", "a: &a [*a]", "? [1]\n: 2", "!!python/name:os.system", "a: 1\na: 2",
-         "2020-01-01: 1", "'': 1", "1: 2", "{[1]: 2}", "%YAML 9.9\n---\na", "--- 1\n--- 2", "\t", "a: \x07", "<<: {a: 1}")  # fmt: skip
+YAMLS = [
+    r"",
+    r"~",
+    r"3",
+    r"[]",
+    r"x",
+    r"- 1",
+    r"{",
+    r"a: [",
+    r"a: &a [*a]",
+    r"? [1]\n: 2",
+    r"!!python/name:os.system",
+    r"a: 1\na: 2",
+    r"2020-01-01: 1",
+    r"'': 1",
+    r"1: 2",
+    r"{[1]: 2}",
+    r"%YAML 9.9\n---\na",
+    r"--- 1\n--- 2",
+    r"\t",
+    r"a: \x07",
+    r"<<: {a: 1}",
+]
+FIELD_VALUES = [
+    r"",
+    r"~",
+    r"3",
+    r"-1",
+    r"1e400",
+    r".nan",
+    r"x",
+    r"[]",
+    r"[~]",
+    r"[1, x]",
+    r"{}",
+    r"{a: {b: 1}}",
+    r"[[1]]",
+    r"true",
+    r'"\0"',
+    r'"\uD800"',
+    r"2020-01-01",
+    r"../../x",
+    r"[gone.yaml]",
+    r"/",
+]
+FIELD_VALUES += ["9" * 200, "[" * 80 + "]" * 80, "x" * 5000]
 
 
 def yaml_files(seeds: range) -> Iterator[Case]:
@@ -307,20 +395,28 @@ def yaml_files(seeds: range) -> Iterator[Case]:
         CATALOG: ("mine", "mine.annotations", "mine.images", "x", "x.annotations"),
         CONFIG: ("MODEL", "SOLVER", "_BASE_", "X", "MODEL.BACKBONE", "INPUT"),
     }
-    values = ("", "~", "3", "-1", "1e400", ".nan", "x", "[]", "[~]", "[1, x]", "{}", "{a: {b: 1}}", "[[1]]", "true", '"\\0"', '"\\uD800"',
-              "2020-01-01", "9" * 200, "[" * 80 + "]" * 80, "../../x", "'" + "x" * 5000 + "'", "[gone.yaml]", "/")  # fmt: skip
     for path, argv in commands.items():
         name = Path(path).name
         for text in YAMLS:
-            yield Case(path, shown(text), [argv], [name], break_it=partial(_both, partial(_write, path, text), _stub_trials),
-                       kept=["shapes", RUN])  # fmt: skip
+            yield Case(
+                path,
+                shown(text),
+                [argv],
+                [name],
+                break_it=partial(_both, partial(_write, path, unescaped(text)), _stub_trials),
+                kept=["shapes", RUN],
+            )
         for field in fields[path]:
-            for value in values:
+            for value in FIELD_VALUES:
                 change = partial(_both, partial(_replace_field, path, field, value), _stub_trials)
                 yield Case(
-                    f"{path} {field}", shown(value), [argv], [name, "trial.ipynb", field.split(".")[-1], "annotation"],
-                    break_it=change, kept=["shapes", RUN],
-                )  # fmt: skip
+                    f"{path} {field}",
+                    shown(value),
+                    [argv],
+                    [name, "trial.ipynb", field.split(".")[-1], "annotation"],
+                    break_it=change,
+                    kept=["shapes", RUN],
+                )
         for label, damage in damages(seeds):
             names = [name, "val.json", "train.json", "mine"]
             change = partial(_both, put_bytes(path, damage), _stub_trials)
@@ -387,9 +483,14 @@ def imports(seeds: range) -> Iterator[Case]:
                         )
             for name, change in ways:
                 yield Case(
-                    f"import {path.relative_to('exports')}", name, argv, [path.name, export], break_it=change,
-                    wrong=oracles.imported, kept=["exports"],
-                )  # fmt: skip
+                    f"import {path.relative_to('exports')}",
+                    name,
+                    argv,
+                    [path.name, export],
+                    break_it=change,
+                    wrong=oracles.imported,
+                    kept=["exports"],
+                )
 
 
 def environment(seeds: range) -> Iterator[Case]:
@@ -397,24 +498,59 @@ def environment(seeds: range) -> Iterator[Case]:
     train = ("train", "--config", CONFIG, "--output", "new", *STEP)
     score = ("eval", "--ckpt", RUN)
     values = ("", "0", "1", "2", "-1", "x", "1.5", "9" * 30)
-    names = (
-        "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION",
-        "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU", "ACCELERATE_DYNAMO_BACKEND",
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_MEGATRON_LM", "CUDA_VISIBLE_DEVICES",
-        "WORKBENCH_OPS", "OMP_NUM_THREADS", "PYTHONWARNINGS", "TMPDIR", "HOME", "CUDA_HOME", "CC", "CXX", "MPLBACKEND",
-        "COLUMNS", "LC_ALL", "SLURM_PROCID",
-    )  # fmt: skip
+    names = [
+        "WORLD_SIZE",
+        "RANK",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "SLURM_PROCID",
+        "ACCELERATE_MIXED_PRECISION",
+        "ACCELERATE_USE_DEEPSPEED",
+        "ACCELERATE_USE_FSDP",
+        "ACCELERATE_USE_MEGATRON_LM",
+        "ACCELERATE_USE_CPU",
+        "ACCELERATE_TORCH_DEVICE",
+        "ACCELERATE_DYNAMO_BACKEND",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_HOME",
+        "WORKBENCH_OPS",
+        "OMP_NUM_THREADS",
+        "PYTHONWARNINGS",
+        "TMPDIR",
+        "HOME",
+        "CC",
+        "CXX",
+        "MPLBACKEND",
+        "COLUMNS",
+        "LC_ALL",
+    ]
     for name in names:
         for number, value in enumerate(values):
             argv = train if number % 2 else score
-            yield Case(f"{argv[0]} {name}", value, [argv], [name, "WORLD_SIZE", "accelerate"], environment={name: value},
-                       kept=["shapes", f"{RUN}/checkpoints"])  # fmt: skip
-    for broken in ({"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "5", "LOCAL_RANK": "5", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": "x"}, {"LOCAL_RANK": "3", "RANK": "3"}, {"WORLD_SIZE": "1", "RANK": "1", "LOCAL_RANK": "1",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}):  # fmt: skip
-        yield Case(
-            "train launcher", str(broken), [train], ["WORLD_SIZE", "accelerate", "RANK", "MASTER"], environment=broken
-        )
+            yield Case(
+                f"{argv[0]} {name}",
+                value,
+                [argv],
+                [name, "WORLD_SIZE", "accelerate"],
+                environment={name: value},
+                kept=["shapes", f"{RUN}/checkpoints"],
+            )
+    for text in (
+        "WORLD_SIZE=2 RANK=0",
+        "WORLD_SIZE=2 RANK=5 LOCAL_RANK=5 MASTER_ADDR=127.0.0.1 MASTER_PORT=x",
+        "LOCAL_RANK=3 RANK=3",
+        "WORLD_SIZE=1 RANK=1 LOCAL_RANK=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=29555",
+    ):
+        broken = dict(item.split("=") for item in text.split())
+        yield Case("train launcher", text, [train], ["WORLD_SIZE", "accelerate", "RANK", "MASTER"], environment=broken)
+
+
+def unescaped(text: str) -> str:
+    """Return a text of a table with its line ends and control characters."""
+    return text.replace("\\n", "\n").replace("\\t", "\t").replace("\\x07", "\x07")
 
 
 def _path(way: tuple[Any, ...]) -> str:

@@ -13,19 +13,64 @@ DEEP: Any = None
 for _ in range(200):
     DEEP = [DEEP]
 
-# On a command line and in YAML, as Python would write them.
-TEXTS = (
-    "-1", "0", "1", "2.5", "1e11", "-1e11", "1e-300", "1e400", "nan", "inf", "-inf", str(HUGE), "9" * 5000, "True", "None", "''",
-    "x", "'\\ud800'", "'\\x00'", "../..", "[]", "[0]", "[-1]", "[None]", "['x']", "[1, 'x']", "[nan]", "[[1]]", "{}",
-    "{'a': 1}", str([1] * 2000), "(" * 300, "__import__('os')", "1 if", "res9", "['res2', 'res2']", "[3, 1, 2]", "cuda:7",
-)  # fmt: skip
+# On a command line and in YAML, as Python would write them, between bars.
+TEXTS = [
+    *[
+        r"-1",
+        r"0",
+        r"1",
+        r"2.5",
+        r"1e11",
+        r"-1e11",
+        r"1e-300",
+        r"1e400",
+        r"nan",
+        r"inf",
+        r"-inf",
+        r"True",
+        r"None",
+        r"''",
+        r"x",
+        r"'\ud800'",
+        r"'\x00'",
+        r"../..",
+        r"[]",
+        r"[0]",
+        r"[-1]",
+        r"[None]",
+        r"['x']",
+        r"[1, 'x']",
+        r"[nan]",
+        r"[[1]]",
+        r"{}",
+        r"{'a': 1}",
+        r"__import__('os')",
+        r"1 if",
+        r"res9",
+        r"['res2', 'res2']",
+        r"[3, 1, 2]",
+        r"cuda:7",
+    ],
+    str(HUGE),
+    "9" * 5000,
+    "(" * 300,
+    str([1] * 2000),
+]
+YAML_VALUES = [".nan", ".inf", "2020-01-01", "0o17", "~", "{a: 1}", "[[[1]]]", "!!binary aGk=", "&a [*a]"]
 
 # In JSON.
-THINGS: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2.5, 1e11, 1e308, -0.0, HUGE, 10**400, float("nan"), float("inf"), "", "x", "1", "\ud800",
-    "a\x00b", "../../x", "<script>alert(1)</script>", "x" * 10_000, [], [0], [None], ["x"], [-1, -1, -1, -1], [1e308] * 6,
-    [float("nan")] * 6, [[1, 2], [3, 4]], {}, {"a": 1}, {"size": [32, 32], "counts": "x"}, {"counts": [1]}, DEEP,
-)  # fmt: skip
+THINGS: list[Any] = [
+    *json.loads(
+        r"""[null, true, false, -1, 0, 1, 2.5, 1e11, 1e308, -0.0, NaN, Infinity, "", "x", "1", "\ud800", "a\u0000b",
+        "../../x", "<script>alert(1)</script>", [], [0], [null], ["x"], [-1, -1, -1, -1], [[1, 2], [3, 4]], {},
+        {"a": 1}, [1e308, 1e308, 1e308, 1e308, 1e308, 1e308], [NaN, NaN, NaN, NaN, NaN, NaN], {"counts": [1]},
+        {"size": [32, 32], "counts": "x"}]"""
+    ),
+    HUGE,
+    10**400,
+    "x" * 10_000,
+    DEEP,
+]
 
 
 def shown(value: object, most: int = 40) -> str:

@@ -119,6 +119,40 @@ def test_a_misspelt_key_stops_the_sweep_before_its_first_run(sweep_file: Path, t
         load_sweep(sweep_file)
 
 
+WAITS = """
+import signal, sys
+print(1, flush=True)
+try:
+    signal.pause()
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+KILLED = """
+import subprocess, sys
+import workbench.workflows.sweep as sweep
+plain = subprocess.Popen
+def popen(*arguments, **settings):
+    return plain(*arguments, **{**settings, "stdout": sys.stdout})
+subprocess.Popen = popen
+sweep.run_sweep(sweep.load_sweep(sys.argv[1]), say=lambda line: None)
+"""
+
+
+def test_a_killed_sweep_leaves_no_trial_running(sweep_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "papermill.py").write_text(WAITS.replace("sys.exit(7)", "print('saved', flush=True)"))
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[2])))
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(sweep_file)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    with sweep:
+        assert sweep.stdout.readline() == "1\n"  # the trial has begun
+        sweep.kill()
+        assert sweep.stdout.read() == "saved\n"  # to its end: nothing that holds stdout is left
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_sweep_that_is_ended_ends_its_training(
     number: int, sweep_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -126,15 +160,19 @@ def test_a_sweep_that_is_ended_ends_its_training(
     plain, processes = subprocess.Popen, []
 
     def popen(*_: object, **settings: object) -> subprocess.Popen:
-        code = "import signal; print(1, flush=True); signal.pause()"  # a training that ends when it is asked to
-        processes.append(plain([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+        # a training that ends when it is asked to
+        command = [sys.executable, "-m", "workbench.workflows.trial"]
+        processes.append(plain(command, **{**settings, "stdout": subprocess.PIPE}))
         processes[0].stdout.readline()
         os.kill(os.getpid(), number)
         return processes[0]
 
+    (tmp_path / "papermill.py").write_text(WAITS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(Path(__file__).parents[2]))))
     monkeypatch.setattr("workbench.workflows.sweep.subprocess.Popen", popen)
     with pytest.raises(Interrupted, match=f"{signal.Signals(number).name} stopped the sweep"):
         run_sweep(load_sweep(sweep_file))
     (process,) = processes  # the second trial was not begun
-    assert process.wait() in (-signal.SIGINT, 1)
+    assert process.wait() == 7
+    process.stdout.close()
     assert not list((tmp_path / "out").glob("*/sweep.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -88,12 +89,45 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _declared_range(image: Image.Image) -> tuple[float, float] | None:
     if image.format == "PNG":
-        return 0, 65535  # the one depth above eight bits that PNG has
+        return 0, _largest_of_png(image)
     tags = getattr(image, "tag_v2", {})
     bits, kind = tags.get(_BITS_PER_SAMPLE, (0,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
     if kind == _FLOAT:
         return 0, 1
     return (0, 2**bits - 1) if kind == _UNSIGNED and 8 < bits <= 16 else None
+
+
+def _largest_of_png(image: Image.Image) -> int:
+    """Return the largest value that the samples of a 16-bit PNG can have.
+
+    A file with an sBIT chunk declares how many bits its samples had at first. They should have been scaled up to 16
+    bits (PNG specification, third edition, 13.12), which leaves the lowest bits zero or a copy of the highest. Cameras
+    and microscopes also write them unscaled: then no value has more than the declared bits, and the lowest are in use.
+    """
+    bits = _significant_bits(image)
+    if bits < 16:
+        values, largest = np.asarray(image), 2**bits - 1
+        if values.max(initial=0) <= largest and (values & (2 ** (16 - bits) - 1)).any():
+            return largest
+    return 65535
+
+
+def _significant_bits(image: Image.Image) -> int:
+    """Return the bits that the sBIT chunk of a grey 16-bit PNG declares, 16 where there is none or it is damaged."""
+    file = image.fp
+    if file is None:  # the image was decoded before
+        return 16
+    place = file.tell()
+    try:
+        file.seek(8)  # after the signature
+        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":  # sBIT comes before the pixels
+            if head[4:] == b"sBIT":
+                declared = int.from_bytes(file.read(1), "big")
+                return declared if 8 < declared < 16 else 16
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    finally:
+        file.seek(place)
+    return 16
 
 
 def scale_deep(values: np.ndarray, black_and_white: tuple[float, float], rules: ImageRules) -> np.ndarray:

@@ -21,7 +21,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -131,7 +130,8 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print
     """Run the trials that are not done, then write sweep.csv and the figures.
 
     A failed trial does not stop the others. Ctrl-C, SIGTERM and the other signals of ``STOP_SIGNALS`` stop the running
-    trials, which continue from their last checkpoint when the sweep is run again.
+    trials, which continue from their last checkpoint when the sweep is run again. Trials whose sweep was killed stop
+    themselves.
 
     Args:
         sweep: the sweep.
@@ -218,11 +218,11 @@ def _run(
     trial.directory.mkdir(parents=True, exist_ok=True)
     executed = trial.directory / notebook.name
     parameters = json.dumps(trial.parameters)  # JSON is YAML
-    command = [sys.executable, "-m", "papermill", "--log-output", "--no-progress-bar", "-y", parameters]
+    command = [sys.executable, "-m", "workbench.workflows.trial", "--log-output", "--no-progress-bar", "-y", parameters]
     with (trial.directory / "papermill.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*command, str(notebook), str(executed)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # closed when the sweep ends, see workbench.workflows.trial
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -235,13 +235,12 @@ def _run(
             return process.wait() == 0
         finally:
             processes.discard(process)
+            process.stdin.close()
 
 
 def _stop(process: subprocess.Popen) -> None:
-    if os.name == "nt":  # Windows sends no Ctrl-C to one process
-        process.terminate()
-    else:
-        process.send_signal(signal.SIGINT)
+    """Let a trial interrupt itself; Windows sends no Ctrl-C to one process."""
+    process.stdin.close()
 
 
 def _free(path: Path) -> Path:

@@ -88,6 +88,15 @@ def import_dataset(
         raise WorkbenchError(f"There is no format {format!r}; known are {_NAMES}.")
     with reading(str(source.path)):
         imported = READERS[detect_source(source) if format is None else FORMATS[format]](source)
+    try:
+        return _write(imported, output, copy), imported
+    except BaseException:  # a full disk, Ctrl-C: the same command is to find an empty folder again
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def _write(imported: Imported, output: Path, copy: bool) -> list[Path]:
+    """Write the images and a JSON for each part; return the JSON files."""
     for name, image in imported.files.items():
         _place(image, output / "images" / name, copy)
     collected = collected_subcategories(imported.content, exported=False)  # readers leave out what tools add
@@ -96,7 +105,7 @@ def import_dataset(
     for split, content in _by_split(imported.content).items():
         written.append(output / f"{split}.json")
         write_json(written[-1], {**content, "subcategories": subcategories})
-    return written, imported
+    return written
 
 
 def _unwrapped(path: Path) -> Path:
