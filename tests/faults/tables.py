@@ -111,6 +111,7 @@ def command_line(seeds: range) -> Iterator[Case]:
         "sweep": (SWEEP,),
         "env": (),
         "build-ops": (),
+        "convert": (RUN, "converted"),
     }
     values = (
         "",

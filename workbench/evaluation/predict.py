@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from types import SimpleNamespace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,16 +39,12 @@ def run_inference(
     chunks.
     """
     start = time.perf_counter()
-    encoder = getattr(model, "module", model)  # DistributedDataParallel and others keep the model there
-    if not hasattr(encoder, "encode_masks"):
-        encoder = SimpleNamespace(encode_masks=None)
     shown = progress and (accelerator is None or accelerator.is_main_process)
     predicted: dict = {}
-    was_training, previous = model.training, encoder.encode_masks
+    was_training = model.training
     model.eval()
-    encoder.encode_masks = _encode
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), encoding_masks(model):
             for batch in follow(loader, "predict", "batch", shown=shown):
                 for item, predictions in zip(batch, model(batch), strict=True):
                     predicted[item["image_id"]] = (
@@ -57,7 +53,6 @@ def run_inference(
                     )
     finally:
         model.train(was_training)
-        encoder.encode_masks = previous
     if accelerator is not None and accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -72,6 +67,23 @@ def collect(predicted: Mapping[int | str, tuple[list[dict], float | None]], seco
     mean = sum(fractions) / len(fractions) if fractions else None
     stats = {"images": len(ordered), "no_object_fraction": mean, "seconds": seconds}
     return [row for rows, _ in ordered for row in rows], stats
+
+
+@contextmanager
+def encoding_masks(model: nn.Module) -> Iterator[None]:
+    """Let a model encode its masks in chunks, so that those of a large image are never in memory at once.
+
+    A model without the attribute ``encode_masks`` is left as it is.
+    """
+    encoder = getattr(model, "module", model)  # DistributedDataParallel and others keep the model there
+    if not hasattr(encoder, "encode_masks"):
+        yield
+        return
+    previous, encoder.encode_masks = encoder.encode_masks, _encode
+    try:
+        yield
+    finally:
+        encoder.encode_masks = previous
 
 
 def to_coco_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> list[dict]:

@@ -148,9 +148,11 @@ def drawables_of_predictions(
         predictions = to_coco_results(predictions, 0, vocabulary)
     label_of = {key: k for k, key in enumerate(vocabulary.category_ids)}
     rows = sorted((r for r in predictions if r["score"] >= score_threshold), key=lambda r: -r["score"])
+    distinct = {str(row["segmentation"]["counts"]): row["segmentation"] for row in rows}  # rows of a query share one
+    masks = {counts: _mask(rle, *rle["size"], reduction) for counts, rle in distinct.items()}
     return [
         Drawable(
-            _mask(row["segmentation"], *row["segmentation"]["size"], reduction),
+            masks[str(row["segmentation"]["counts"])],
             label_of[row["category_id"]],
             _known(row.get("attributes"), vocabulary),
             float(row["score"]),

@@ -27,7 +27,7 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.filters import FilterSettings, apply_filters
-from workbench.evaluation.predict import to_coco_results
+from workbench.evaluation.predict import encoding_masks, to_coco_results
 from workbench.files import replacing, write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
 from workbench.visualization.drawing import draw_instances
@@ -147,7 +147,7 @@ def _find_objects(
 ) -> list[dict[str, Any]]:
     """Return the COCO results of one image, (H, W, 3) uint8 RGB, that pass the filters."""
     height, width = picture.shape[:2]
-    with torch.inference_mode():
+    with torch.inference_mode(), encoding_masks(model):
         item = {"image": mapper.resize(picture), "height": height, "width": width, "image_id": image_id}
         rows = to_coco_results(model([item])[0], image_id, vocabulary)
     return apply_filters(rows, settings, vocabulary).rows
