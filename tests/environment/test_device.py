@@ -114,3 +114,26 @@ def test_a_missing_failing_or_hanging_command_is_an_empty_answer() -> None:
     assert run_quietly(sys.executable, "-c", "import sys; print(1); sys.exit(3)") == ""
     assert run_quietly(sys.executable, "-c", "input()") == ""
     assert run_quietly(sys.executable, "-c", "while True: pass", timeout=0.5) == ""
+
+
+def test_an_apple_gpu_is_taken_only_where_it_computes_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.samples_rightly("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")  # never unasked
+    monkeypatch.setattr(device, "samples_rightly", lambda name: True)
+    assert choose_device("mps") == torch.device("mps")
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    plain = torch.nn.functional.grid_sample
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_: tensor)
+    calls = []
+    monkeypatch.setattr(device.F, "grid_sample", lambda *a, **k: plain(*a, **k) + len(calls) + (calls.append(1) or 0))
+    with pytest.raises(WorkbenchError, match="samples images wrongly there; set MODEL.DEVICE to cpu"):
+        choose_device("mps")
+
+
+def test_a_limit_that_leaves_hardly_any_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "memory_below_limit", lambda: 100 * 2**20)
+    with pytest.raises(WorkbenchError, match=r"ulimit -v\) leaves 100 MiB, and at least 256 MiB"):
+        choose_device("cpu")

@@ -9,9 +9,12 @@ import os
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from workbench.environment.system import cpu_name, run_quietly
+from workbench.environment.system import cpu_name, memory_below_limit, run_quietly
 from workbench.errors import WorkbenchError
+
+_LEAST_MEMORY = 2**28  # bytes that must be left below a limit
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -24,8 +27,10 @@ def choose_device(name: str = "auto") -> torch.device:
             ``cuda`` where a GPU can be used and else ``cpu``.
 
     Raises:
-        WorkbenchError: the device is unknown or missing; the message lists those that are available.
+        WorkbenchError: the device is unknown or missing, and the message lists those that are available; it computes
+            wrongly; or a limit leaves this process hardly any memory.
     """
+    _check_limit()
     wanted = str(name).strip().lower()
     if wanted == "cpu":
         return torch.device("cpu")
@@ -34,6 +39,11 @@ def choose_device(name: str = "auto") -> torch.device:
     if wanted == "mps":
         if not torch.backends.mps.is_available():
             raise WorkbenchError(f"MODEL.DEVICE is {name!r}, but there is no Apple GPU; {_alternatives()}.")
+        if not samples_rightly("mps"):
+            raise WorkbenchError(
+                f"MODEL.DEVICE is {name!r}, but this torch samples images wrongly there; set MODEL.DEVICE to cpu, or "
+                "install a newer torch."
+            )
         return torch.device("mps")
     if wanted != "cuda" and not (wanted.startswith("cuda:") and wanted[5:].isdigit()):
         raise WorkbenchError(f"MODEL.DEVICE is {name!r}, which is none of cpu, cuda, cuda:0, mps and auto.")
@@ -49,6 +59,33 @@ def choose_device(name: str = "auto") -> torch.device:
     if local_rank.isdigit() and launched_processes() > 1:
         return torch.device("cuda", int(local_rank) % count)
     return torch.device("cuda", freest_gpu())
+
+
+def _check_limit() -> None:
+    left = memory_below_limit()
+    if left is not None and left < _LEAST_MEMORY:  # libraries in C end the process where they get no memory
+        raise WorkbenchError(
+            f"the limit on this process's memory (ulimit -v) leaves {left // 2**20} MiB, and at least "
+            f"{_LEAST_MEMORY // 2**20} MiB are needed: raise it."
+        )
+
+
+def samples_rightly(device: torch.device | str) -> bool:
+    """Return whether ``device`` samples and enlarges images as the CPU does.
+
+    The model is built on these two operations. They were wrong, or not there, in several releases for Apple GPUs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 2, 7, 9, generator=generator)
+    grid = torch.rand(1, 5, 4, 2, generator=generator) * 2.4 - 1.2  # some points lie outside
+    try:
+        expected, computed = (
+            (F.grid_sample(x, g, align_corners=False), F.interpolate(x, (13, 20), mode="bilinear"))
+            for x, g in ((image, grid), (image.to(device), grid.to(device)))
+        )
+        return all(torch.allclose(a, b.cpu(), atol=1e-4) for a, b in zip(expected, computed, strict=True))
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 def launched_processes() -> int:

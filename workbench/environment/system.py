@@ -55,6 +55,16 @@ def usable_memory() -> Memory:
     return Memory(free, total + swap.total)
 
 
+def memory_below_limit() -> int | None:
+    """Return how many bytes the limit on this process's addresses (``ulimit -v``) leaves; None where there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - psutil.Process().memory_info().vms)
+
+
 def busy_cores(seconds: float = 0.3) -> float:
     """Return how many cores other processes keep busy, while this one sleeps for ``seconds``."""
     return psutil.cpu_percent(seconds) / 100 * (psutil.cpu_count() or 1)

@@ -411,7 +411,8 @@ def _recorded(directory: Path, name: str) -> _Measured:
 
 
 def _beside(directory: Path, suffix: str) -> Path:
-    return directory.with_name(f"{directory.name}.{suffix}")
+    directory = directory if directory.name else directory.absolute()  # "." has no name
+    return directory.parent / f"{directory.name}.{suffix}"
 
 
 def _measure(path: Path) -> _Measured:

@@ -152,7 +152,7 @@ def test_subsets_are_splits(tmp_path: Path, picture: Callable[..., Path], read: 
         ('<mask label="disc" rle="5, -1" left="0" top="0" width="9" height="9"></mask>', "covers 4 pixels"),
         ('<mask label="disc" rle="1" left="0" top="0" width="999999" height="999999"></mask>', "covers"),
         ('<mask label="disc" left="0" top="0" width="9" height="9"></mask>', "no 'rle'"),
-        ('<polygon label="disc" points="1,1;9,x;9,9"></polygon>', "could not convert"),
+        ('<polygon label="disc" points="1,1;9,x;9,9"></polygon>', "'x' is no number"),
         ('<polygon label="disc" points="1,1;9,nan;9,9"></polygon>', "finite"),
         ('<polygon points="1,1;9,1;9,9"></polygon>', "no 'label'"),
         ('<polygon label="disc" points="1,1;9e9,1;9,9"></polygon>', "far outside"),
