@@ -98,10 +98,7 @@ class _Place:
 
 def kills(workplace: Path, seeds: range, short: bool) -> Tried:
     """SIGKILL at random moments, of time and of changes of files; the resumed run is the uninterrupted one."""
-    with _Place(workplace) as place:
-        changes = _count_changes(place, TRAINING)
-        place.run(TRAINING)
-        reference = place.trained()
+    changes, reference = _reference(workplace)
     chosen = random.Random(seeds.start)
     for number in range(4 if short else 50):
         if number % 2:
@@ -115,15 +112,18 @@ def kills(workplace: Path, seeds: range, short: bool) -> Tried:
 
 def stops(workplace: Path, seeds: range, short: bool) -> Tried:
     """Signals that ask a training to stop, at random changes of files."""
-    with _Place(workplace) as place:
-        changes = _count_changes(place, TRAINING)
-        place.run(TRAINING)
-        reference = place.trained()
+    changes, reference = _reference(workplace)
     chosen = random.Random(seeds.start)
     for number in range(2 if short else 25):
         name, at = STOPS[number % len(STOPS)], chosen.randrange(changes)
         before = _at_change(at, lambda name=name: signal.raise_signal(getattr(signal, name)))
         yield f"{name} at change {at} of files", _resumed(workplace, reference, before, (0, 2))
+
+
+def _reference(workplace: Path) -> tuple[int, dict[str, Any]]:
+    """Return how often an uninterrupted training changes files, and what it leaves."""
+    with _Place(workplace) as place:
+        return _count_changes(place, TRAINING), place.trained()
 
 
 def _resumed(
@@ -192,9 +192,7 @@ def little_memory(workplace: Path, seeds: range, short: bool) -> Tried:
 
 def two_at_once(workplace: Path, seeds: range, short: bool) -> Tried:
     """Two trainings in one directory, and one that reads a checkpoint while it is replaced."""
-    with _Place(workplace) as place:
-        place.run(TRAINING)
-        reference = place.trained()
+    reference = _reference(workplace)[1]
     for number in range(1 if short else 8):
         with _Place(workplace) as place:
             first, second = (place.start(TRAINING, name) for name in "ab")
