@@ -35,8 +35,7 @@ endif
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-detectron2 gpu-check lab lint clean faults
-.PHONY: help env demo test gpu-check lab lint clean faults faults
+.PHONY: help env demo test test-detectron2 faults gpu-check lab lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -104,6 +103,7 @@ test-detectron2: env
 	    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(DETECTRON2) $(DETECTRON2_NEEDS) \
 	    && touch $(DETECTRON2)/.installed; }
 	@OMP_NUM_THREADS=1 MPLBACKEND=agg PYTHONPATH=$(DETECTRON2) $(BIN)/python -m pytest tests/detectron2 $(PYTEST_ARGS)
+
 faults: env
 	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
