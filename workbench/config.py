@@ -72,6 +72,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     """
     cfg = get_cfg()
     if path is not None:
+        if not isinstance(path, Path) and not NAME.fits(path):
+            raise WorkbenchError(f"config file {shown(path)}: it must be the path of a YAML file")
         _merge_yaml(cfg, Path(path))
     return override(cfg, overrides)
 

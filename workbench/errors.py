@@ -34,7 +34,7 @@ def reason_of(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, KeyError) and error.args:
         reason = f"there is no {shown(error.args[0])}"
-    elif isinstance(error, (AttributeError, IndexError, RecursionError, TypeError)):
+    elif isinstance(error, (AssertionError, AttributeError, IndexError, RecursionError, TypeError)):
         reason = "a value is missing, or is not of the kind that belongs there"
     elif number := _NO_NUMBER.fullmatch(reason):
         reason = f"{number[1]} is no number"

@@ -180,8 +180,8 @@ def _small(data: str) -> str:
 def _read(path: Path) -> NotebookNode:
     """Return a notebook that keeps to the schema of its format."""
     # Older versions of the format are read by looking for keys.
-    kinds = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, nbformat.ValidationError
-    with errors_as(f"The notebook {path} cannot be read", *kinds):
+    kinds = OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError
+    with errors_as(f"The notebook {path} cannot be read", *kinds, nbformat.ValidationError):
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
     return notebook

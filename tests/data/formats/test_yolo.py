@@ -79,7 +79,7 @@ def test_boxes_only(export: Any, read: Any) -> None:
     [
         ("1 0.1 0.1 0.5 0.1 0.5 0.5 0.5", "pairs of finite numbers"),
         ("1 0.1 0.1 0.5 nan 0.5 0.5", "finite"),
-        ("1 0.1 0.1 0.5 A 0.5 0.5", "could not convert"),
+        ("1 0.1 0.1 0.5 A 0.5 0.5", "'A' is no number"),
         ("1 10 10 50 10 50 50", "not fractions"),
     ],
 )
