@@ -189,11 +189,12 @@ class _Decoded:
         masks = np.zeros((len(things), height, width), dtype=bool)
         for mask, thing in zip(masks, things, strict=True):
             mask[:] = decode_mask(thing["segmentation"], height, width)
-        packed = np.packbits(masks, axis=-1)
-        size = image.numel() + packed.nbytes
-        if height * width <= _CACHED_PIXELS and self._bytes + size <= _CACHE_BYTES:
-            self._held[key] = image, packed
-            self._bytes += size
+        if height * width <= _CACHED_PIXELS:
+            packed = np.packbits(masks, axis=-1)
+            size = image.numel() + packed.nbytes
+            if self._bytes + size <= _CACHE_BYTES:
+                self._held[key] = image, packed
+                self._bytes += size
         return image, torch.from_numpy(masks)
 
 
@@ -253,7 +254,7 @@ class TrainMapper:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake every accelerator
             image, moved = self.transform(tv_tensors.Image(image), tv_tensors.Mask(masks))
         moved = moved.as_subclass(Tensor)
-        kept = moved.flatten(1).any(dim=1)
+        kept = moved.view(torch.uint8).flatten(1).amax(dim=1) > 0  # any() takes twenty times as long
         things = [thing for thing, left in zip(things, kept.tolist(), strict=True) if left]
         return {
             "image": image.as_subclass(Tensor),
