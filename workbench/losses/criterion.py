@@ -133,7 +133,7 @@ class SetCriterion(nn.Module):
                     if key in terms:
                         raise ValueError(f"two losses are both called {key}: rename one of them")
                     terms[key] = term
-        normalisers = _mean_over_processes(torch.stack([normaliser for _, _, normaliser in terms.values()]))
+        normalisers = mean_over_processes(torch.stack([normaliser for _, _, normaliser in terms.values()]))
         return {
             key: weight * total / normaliser
             for (key, (weight, total, _)), normaliser in zip(terms.items(), normalisers.unbind(), strict=True)
@@ -253,10 +253,11 @@ def _name_in_layer(key: str, index: int) -> str:
     return f"{key}_{index}"
 
 
-def _mean_over_processes(counts: Tensor) -> Tensor:
-    """Each count summed over processes and divided by their number; a count of nothing is kept off zero."""
+def mean_over_processes(counts: Tensor, plus: Tensor | float = 0.0) -> Tensor:
+    """Return each count summed over processes, and ``plus``, divided by their number; a count of nothing is kept off
+    zero."""
     world_size = 1
     if dist.is_available() and dist.is_initialized():
         world_size = dist.get_world_size()
         dist.all_reduce(counts)
-    return counts.clamp(min=1e-6) / world_size
+    return (counts + plus).clamp(min=1e-6) / world_size

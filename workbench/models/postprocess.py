@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -104,29 +104,20 @@ def instance_inference(
         logits, probabilities, top_k=top_k, rank_by=rank_by, one_class_per_query=one_class_per_query
     )
     distinct, row = query.unique(return_inverse=True)
-    pixels = max(padded_size[0] * padded_size[1], output_size[0] * output_size[1])
-    # No chunk has one row unless there is only one: torch sums a single row in another order, which changes last bits.
-    chunks = max(1, min(-(-len(distinct) * pixels // _CHUNK_PIXELS), len(distinct) // 2))
     pieces = []
-    for queries in distinct.tensor_split(chunks):
-        enlarged = _enlarge(mask_logits[queries].float(), padded_size, image_size, output_size)
+    for enlarged in enlarge_in_chunks(mask_logits[distinct].float(), padded_size, image_size, output_size):
         masks = enlarged > 0
         inside = masks.flatten(1).sum(1)
         quality = enlarged.sigmoid_().mul_(masks).flatten(1).sum(1) / (inside + 1e-6)
         pieces.append((masks if encode_masks is None else encode_masks(masks), quality, boxes_of_masks(masks)))
     masks, quality, boxes = zip(*pieces, strict=True)
     quality, boxes = torch.cat(quality), torch.cat(boxes)
-    if encode_masks is None:
-        masks = torch.cat(masks)[row]
-    else:
-        encoded = [mask for piece in masks for mask in piece]
-        masks = [encoded[i] for i in row.tolist()]
     return {
         "scores": rank * quality[row],
         "main_scores": main,
         "mask_scores": quality[row],
         "labels": labels,
-        "masks": masks,
+        "masks": masks_of_rows(masks, row),
         "boxes": boxes[row],
         "query": query,
         "subcategories": {name: p[query] for name, p in probabilities.items()},
@@ -135,16 +126,31 @@ def instance_inference(
     }
 
 
-def _enlarge(
-    logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
-) -> Tensor:
-    """Return (n, h, w) mask logits as a new tensor (n, *output_size); sizes are those of :func:`instance_inference`."""
-    # Masks are a batch of one channel: torch enlarges three channels with another kernel, whose last bits differ.
-    enlarged = F.interpolate(logits.unsqueeze(1), padded_size, mode="bilinear")
-    enlarged = enlarged[..., : image_size[0], : image_size[1]]
-    if tuple(output_size) != tuple(image_size):
-        enlarged = F.interpolate(enlarged, tuple(output_size), mode="bilinear")
-    return enlarged.squeeze(1)
+def enlarge_in_chunks(
+    maps: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int], output_size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """Yield (n, h, w) maps as new tensors (..., *output_size), no more at a time than memory should hold.
+
+    Sizes are those of :func:`instance_inference`.
+    """
+    pixels = max(padded_size[0] * padded_size[1], output_size[0] * output_size[1])
+    # No chunk has one row unless there is only one: torch sums a single row in another order, which changes last bits.
+    chunks = max(1, min(-(-len(maps) * pixels // _CHUNK_PIXELS), len(maps) // 2))
+    for chunk in maps.tensor_split(chunks):
+        # Masks are a batch of one channel: torch enlarges three channels with another kernel, whose last bits differ.
+        enlarged = F.interpolate(chunk.unsqueeze(1), padded_size, mode="bilinear")
+        enlarged = enlarged[..., : image_size[0], : image_size[1]]
+        if tuple(output_size) != tuple(image_size):
+            enlarged = F.interpolate(enlarged, tuple(output_size), mode="bilinear")
+        yield enlarged.squeeze(1)
+
+
+def masks_of_rows(chunks: Sequence[Tensor | Sequence[Any]], rows: Tensor) -> Tensor | list[Any]:
+    """Return the mask of each row: of chunks of masks, or of encoded masks, those numbered ``rows`` (k,) int64."""
+    if isinstance(chunks[0], Tensor):
+        return torch.cat(chunks)[rows]
+    encoded = [mask for chunk in chunks for mask in chunk]
+    return [encoded[i] for i in rows.tolist()]
 
 
 def batch_inference(
