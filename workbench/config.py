@@ -154,6 +154,8 @@ def _check_pairs(cfg: CfgNode) -> None:
         raise WorkbenchError(
             f"config keys MODEL.SMALL_RESNET.WIDTHS {widths} and MODEL.SMALL_RESNET.DEPTHS {depths} are of two lengths"
         )
+    if cfg.MODEL.META_ARCHITECTURE == "SOLOv2":
+        _check_solov2(cfg.MODEL.SOLOV2)
     if cfg.MODEL.META_ARCHITECTURE not in PUBLISHED_MODELS:
         return
     for channels, heads in _SHARED:
@@ -169,6 +171,23 @@ def _check_pairs(cfg: CfgNode) -> None:
         raise WorkbenchError(
             "config key MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES names "
             f"{', '.join(sorted(missing))}, which MODEL.SEM_SEG_HEAD.IN_FEATURES {encoded.IN_FEATURES} lacks"
+        )
+
+
+def _check_solov2(keys: CfgNode) -> None:
+    group = "MODEL.SOLOV2."
+    levels = ("INSTANCE_IN_FEATURES", "FPN_INSTANCE_STRIDES", "FPN_SCALE_RANGES", "NUM_GRIDS")
+    if len({len(keys[name]) for name in levels}) > 1:
+        lengths = ", ".join(f"{group}{name} has {len(keys[name])}" for name in levels)
+        raise WorkbenchError(f"config keys of SOLOv2's levels need a value for each level: {lengths}")
+    if keys.NUM_KERNELS != keys.NUM_MASKS:
+        raise WorkbenchError(
+            f"config keys {group}NUM_KERNELS {keys.NUM_KERNELS} and {group}NUM_MASKS {keys.NUM_MASKS} must be equal: "
+            "kernels are 1x1"
+        )
+    if keys.MASK_IN_FEATURES[0] != "p2" or sorted(keys.MASK_IN_FEATURES) != keys.MASK_IN_FEATURES:
+        raise WorkbenchError(
+            f"config key {group}MASK_IN_FEATURES is {keys.MASK_IN_FEATURES}; it must begin with p2 and rise"
         )
 
 
@@ -246,7 +265,8 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         value = float(value) if fits else value
     elif isinstance(default, (list, tuple)):
         fits = isinstance(value, (list, tuple))
-        value = type(default)(value) if fits else value
+        if fits:  # YAML has no tuples, so that lists within lists stay equal through a file
+            value = type(default)(list(each) if isinstance(each, tuple) else each for each in value)
     else:
         fits = isinstance(value, type(default))
     if not fits:

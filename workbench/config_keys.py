@@ -89,6 +89,10 @@ def _is_range(values: Any) -> bool:
     )
 
 
+def _is_scale_range(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and len(values) == 2 and _is_range(values) and values[0] >= 0
+
+
 def optional(rule: Rule) -> Rule:
     """None, or what ``rule`` takes."""
     return Rule(f"None or a number that is {rule.wanted}", lambda value: value is None or rule.fits(value))
@@ -320,6 +324,55 @@ _RCNN = {
     "ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": Key(False, one_of(False), "Each category has its own mask."),
 }
 
+_PYRAMID_MAP = one_of("p2", "p3", "p4", "p5", "p6")
+_SOLOV2 = {
+    "INSTANCE_IN_FEATURES": Key(
+        ["p2", "p3", "p4", "p5", "p6"],
+        each(_PYRAMID_MAP, least=1, distinct=True),
+        "Maps of the instance head, a level each.",
+    ),
+    "FPN_INSTANCE_STRIDES": Key([8, 8, 16, 32, 32], each(whole(1, 1024), least=1), "Strides that they are brought to."),
+    "FPN_SCALE_RANGES": Key(
+        [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]],
+        each(Rule("[least, largest]", _is_scale_range), least=1),
+        "Sizes of the objects of each level: square roots of their boxes' areas, in pixels.",
+    ),
+    "SIGMA": Key(0.2, number(0, 1), "Size of an object's centre region over that of its box."),
+    "NUM_GRIDS": Key([40, 36, 24, 16, 12], each(whole(1, 1024), least=1), "Cells along a side of each level's grid."),
+    "INSTANCE_IN_CHANNELS": _unread(256, "MODEL.FPN.OUT_CHANNELS is read."),
+    "INSTANCE_CHANNELS": Key(512, whole(2, 65536), "Channels of the category and kernel branches."),
+    "NUM_INSTANCE_CONVS": Key(4, whole(0, 1000), "Convolutions of each of the two."),
+    "USE_DCN_IN_INSTANCE": _unread(False, "The published code builds ordinary convolutions too."),
+    "TYPE_DCN": _unread("DCN", "The published code builds ordinary convolutions too."),
+    "NUM_CLASSES": _unread(80, "The number of categories is the dataset's."),
+    "NUM_KERNELS": Key(256, whole(2, 65536), "Numbers of a predicted kernel; as many as NUM_MASKS."),
+    "NORM": Key("GN", one_of("GN"), "Normalisation of both heads."),
+    "USE_COORD_CONV": Key(True, one_of(True), "The kernel branch sees coordinates."),
+    "PRIOR_PROB": Key(0.01, number(0, 1, above=True, below=True), "Probability that each category begins with."),
+    "MASK_IN_FEATURES": Key(
+        ["p2", "p3", "p4", "p5"],
+        each(one_of("p2", "p3", "p4", "p5"), least=1, distinct=True),
+        "Maps of the mask head, from p2 on.",
+    ),
+    "MASK_IN_CHANNELS": _unread(256, "MODEL.FPN.OUT_CHANNELS is read."),
+    "MASK_CHANNELS": Key(128, whole(2, 65536), "Channels of the mask head."),
+    "NUM_MASKS": Key(256, whole(2, 65536), "Channels of the mask features."),
+    "NMS_PRE": Key(500, whole(1, 10**5), "Rows of an image, best first, that NMS looks at."),
+    "SCORE_THR": Key(0.1, _SHARE, "A category of a lower probability gives no row."),
+    "UPDATE_THR": Key(0.05, _SHARE, "A row of a lower score after NMS is left out."),
+    "MASK_THR": Key(0.5, _SHARE, "Probability above which a pixel belongs to a mask."),
+    "MAX_PER_IMG": Key(100, whole(1, 10**6), "The most rows of an image, if TEST.DETECTIONS_PER_IMAGE is not lower."),
+    "NMS_TYPE": Key("matrix", one_of("matrix"), "How overlapping masks lower one another's scores."),
+    "NMS_KERNEL": Key("gaussian", one_of("gaussian", "linear"), "How the overlap lowers the score."),
+    "NMS_SIGMA": Key(2.0, number(0, 1000), "Steepness of the Gaussian."),
+    "LOSS.FOCAL_USE_SIGMOID": Key(True, one_of(True), "Categories are independent."),
+    "LOSS.FOCAL_ALPHA": Key(0.25, _SHARE, "Weight of positives in the focal loss."),
+    "LOSS.FOCAL_GAMMA": Key(2.0, number(0, 100), "Exponent of the focal loss."),
+    "LOSS.FOCAL_WEIGHT": Key(1.0, _WEIGHT, "Weight of the focal loss."),
+    "LOSS.DICE_WEIGHT": Key(3.0, _WEIGHT, "Weight of the dice loss."),
+    "LOSS.SUBCATEGORY_WEIGHT": _own(1.0, _WEIGHT, "Loss weight of each subcategory head; 0 switches it off."),
+}
+
 _INPUT = {
     "FORMAT": Key("RGB", one_of("RGB"), "Order of the channels."),
     "MAX_PIXELS": _own(2**27, whole(1, 2**40), "Width times height of the largest image file that is opened."),
@@ -425,6 +478,7 @@ KEYS: dict[str, Key] = {
     **{f"MODEL.{name}": key for name, key in _MODEL.items()},
     **{f"MODEL.FPN.{name}": key for name, key in _FPN.items()},
     **{f"MODEL.{name}": key for name, key in _RCNN.items()},
+    **{f"MODEL.SOLOV2.{name}": key for name, key in _SOLOV2.items()},
     **{f"INPUT.{name}": key for name, key in _INPUT.items()},
     **{f"DATASETS.{name}": key for name, key in _DATASETS.items()},
     **{f"DATALOADER.{name}": key for name, key in _DATALOADER.items()},
@@ -449,6 +503,7 @@ READERS: dict[str, tuple[str, ...]] = {
         f"MODEL.{group}.": ("GeneralizedRCNN",)
         for group in ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
     },
+    "MODEL.SOLOV2.": ("SOLOv2",),
 }
 
 

@@ -53,6 +53,14 @@ def _needs(cfg: CfgNode, processes: int | None) -> list[tuple[str, float, tuple[
             for name in ("CONVS_DIM", "TRANSFORMER_DIM_FEEDFORWARD", "TRANSFORMER_ENC_LAYERS")
         )
         needs.append(("the model", 4 * 2 * (encoder + decoder + queries), keys))
+    if cfg.MODEL.META_ARCHITECTURE == "SOLOv2":
+        keys, group = cfg.MODEL.SOLOV2, "MODEL.SOLOV2."
+        weights = 2 * 9 * (keys.NUM_INSTANCE_CONVS - 1) * keys.INSTANCE_CHANNELS**2
+        cells = sum(grid**2 for grid in keys.NUM_GRIDS) * max(keys.INSTANCE_CHANNELS, keys.NUM_KERNELS)
+        needs += [
+            ("the model", 4 * weights, (f"{group}INSTANCE_CHANNELS", f"{group}NUM_INSTANCE_CONVS")),
+            ("the grids of an image", 4 * cells, tuple(f"{group}{n}" for n in ("NUM_GRIDS", "INSTANCE_CHANNELS"))),
+        ]
     if processes is None:
         return needs
     size = inputs.IMAGE_SIZE

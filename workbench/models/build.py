@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -12,6 +14,7 @@ from workbench.environment.memory import check_memory
 from workbench.errors import WorkbenchError
 from workbench.losses.criterion import SetCriterion
 from workbench.losses.matcher import HungarianMatcher
+from workbench.losses.solov2 import SOLOv2Criterion
 from workbench.models.backbones import (
     MobileNetV3Backbone,
     PyramidError,
@@ -26,6 +29,7 @@ from workbench.models.fpn import PyramidBackbone
 from workbench.models.mask2former import Mask2Former
 from workbench.models.mask_rcnn import MaskRCNN
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder, group_norm
+from workbench.models.solov2 import InstanceHead, MaskHead, SOLOv2
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
 from workbench.models.weights import load_backbone, torchvision_state
 from workbench.registry import BACKBONES, MODELS
@@ -191,6 +195,67 @@ def _mask_rcnn(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> MaskRC
         subcategory_no_object_weight=heads.SUBCATEGORY_NO_OBJECT_WEIGHT,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+
+
+@MODELS.register("SOLOv2")
+def _solov2(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> SOLOv2:
+    keys, channels = cfg.MODEL.SOLOV2, cfg.MODEL.FPN.OUT_CHANNELS
+    backbone = build_pyramid(cfg, pretrained=pretrained)
+    for key in ("INSTANCE_IN_FEATURES", "MASK_IN_FEATURES"):
+        missing = [name for name in keys[key] if name not in backbone.strides]
+        if missing:
+            raise WorkbenchError(
+                f"config key MODEL.SOLOV2.{key} names {', '.join(missing)}; the pyramid on "
+                f"{cfg.MODEL.BACKBONE.NAME} has {', '.join(backbone.strides)}"
+            )
+    instance_head = InstanceHead(
+        vocabulary.num_classes,
+        vocabulary.num_subcategory_classes,
+        in_channels=channels,
+        channels=keys.INSTANCE_CHANNELS,
+        convolutions=keys.NUM_INSTANCE_CONVS,
+        kernel_size=keys.NUM_KERNELS,
+        grids=keys.NUM_GRIDS,
+        prior=keys.PRIOR_PROB,
+    )
+    if not keys.LOSS.SUBCATEGORY_WEIGHT:  # heads without a loss: several processes would wait for their gradients
+        instance_head.subcategory_pred.requires_grad_(False)
+    mask_head = MaskHead(
+        [backbone.strides[name] for name in keys.MASK_IN_FEATURES],
+        in_channels=channels,
+        channels=keys.MASK_CHANNELS,
+        kernel_size=keys.NUM_MASKS,
+    )
+    criterion = SOLOv2Criterion(
+        grids=keys.NUM_GRIDS,
+        scale_ranges=keys.FPN_SCALE_RANGES,
+        sigma=keys.SIGMA,
+        focal_alpha=keys.LOSS.FOCAL_ALPHA,
+        focal_gamma=keys.LOSS.FOCAL_GAMMA,
+        focal_weight=keys.LOSS.FOCAL_WEIGHT,
+        dice_weight=keys.LOSS.DICE_WEIGHT,
+        subcategory_weight=keys.LOSS.SUBCATEGORY_WEIGHT,
+    )
+    return SOLOv2(
+        backbone,
+        instance_head,
+        mask_head,
+        criterion,
+        instance_features=keys.INSTANCE_IN_FEATURES,
+        mask_features=keys.MASK_IN_FEATURES,
+        instance_strides=keys.FPN_INSTANCE_STRIDES,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+        # Every map has then the same part of the image in each of its pixels.
+        size_divisibility=math.lcm(32, *keys.FPN_INSTANCE_STRIDES),
+        score_threshold=keys.SCORE_THR,
+        mask_threshold=keys.MASK_THR,
+        before_nms=keys.NMS_PRE,
+        nms_kernel=keys.NMS_KERNEL,
+        nms_sigma=keys.NMS_SIGMA,
+        update_threshold=keys.UPDATE_THR,
+        top_k=min(keys.MAX_PER_IMG, cfg.TEST.DETECTIONS_PER_IMAGE),
         rank_by=cfg.TEST.RANK_BY,
     )
 

@@ -262,11 +262,20 @@ class SOLOv2(nn.Module):
         return self.ins_head(levels) | {"mask_features": features}
 
     def adapt_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict of AdelaiDet's SOLOv2 under this model's names, or ``state`` where it is not one."""
+        """Return a state dict of AdelaiDet's SOLOv2 under this model's names, or ``state`` where it is not one.
+
+        AdelaiDet's models take pixels of 0-255 less their mean, blue first. The first convolution is changed so that
+        it takes this model's: divided by ``pixel_std``, and red first unless ``pixel_mean`` begins with blue's.
+        """
         if not any(name.startswith("backbone.bottom_up.") for name in state):
             return dict(state)
         levels = {name.removeprefix("res"): i for i, name in enumerate(self.backbone.in_features)}
-        return {_own_name(name, levels): tensor for name, tensor in state.items()}
+        adapted = {_own_name(name, levels): tensor for name, tensor in state.items()}
+        stem = adapted.get("backbone.body.conv1.weight")
+        if stem is not None:
+            red_first = self.pixel_mean[0] > self.pixel_mean[2]
+            adapted["backbone.body.conv1.weight"] = (stem.flip(1) if red_first else stem) * self.pixel_std.to(stem)
+        return adapted
 
 
 def _resize(features: Tensor, size: Sequence[int]) -> Tensor:
@@ -305,6 +314,8 @@ def matrix_nms(masks: Tensor, labels: Tensor, *, kernel: str = "gaussian", sigma
     Returns:
         (N,) float32 in [0, 1].
     """
+    if not len(masks):
+        return masks.new_zeros(0, dtype=torch.float32)
     pixels = masks.float()
     area, intersection = pixels.sum(1), pixels @ pixels.t()
     iou = intersection / (area[:, None] + area - intersection)
