@@ -209,7 +209,13 @@ def _solov2(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> SOLOv2:
                 f"config key MODEL.SOLOV2.{key} names {', '.join(missing)}; the pyramid on "
                 f"{cfg.MODEL.BACKBONE.NAME} has {', '.join(backbone.strides)}"
             )
-    instance_head = InstanceHead(
+    mask_head = MaskHead(
+        [backbone.strides[name] for name in keys.MASK_IN_FEATURES],
+        in_channels=channels,
+        channels=keys.MASK_CHANNELS,
+        kernel_size=keys.NUM_MASKS,
+    )
+    instance_head = InstanceHead(  # last, as its heads of subcategories are
         vocabulary.num_classes,
         vocabulary.num_subcategory_classes,
         in_channels=channels,
@@ -221,12 +227,6 @@ def _solov2(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> SOLOv2:
     )
     if not keys.LOSS.SUBCATEGORY_WEIGHT:  # heads without a loss: several processes would wait for their gradients
         instance_head.subcategory_pred.requires_grad_(False)
-    mask_head = MaskHead(
-        [backbone.strides[name] for name in keys.MASK_IN_FEATURES],
-        in_channels=channels,
-        channels=keys.MASK_CHANNELS,
-        kernel_size=keys.NUM_MASKS,
-    )
     criterion = SOLOv2Criterion(
         grids=keys.NUM_GRIDS,
         scale_ranges=keys.FPN_SCALE_RANGES,

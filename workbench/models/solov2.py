@@ -13,7 +13,6 @@ AdelaiDet, the authors' code, gives them; a head for each subcategory reads the 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from workbench.models.inputs import collate_images, collate_targets
 from workbench.models.pixel_decoder import group_norm
 from workbench.models.postprocess import boxes_of_masks, enlarge_in_chunks, masks_of_rows, rank_scores
 from workbench.models.transformer_decoder import module_name
+from workbench.weights.naming import ADELAIDET
 
 GRIDS = (40, 36, 24, 16, 12)
 INSTANCE_STRIDES = (8, 8, 16, 32, 32)
@@ -89,12 +89,13 @@ class InstanceHead(nn.Module):
         width = channels if convolutions else in_channels
         self.cate_pred = nn.Conv2d(width, num_classes, 3, padding=1)
         self.kernel_pred = nn.Conv2d(channels if convolutions else in_channels + 2, kernel_size, 3, padding=1)
+        _initialise(self)
+        nn.init.constant_(self.cate_pred.bias, math.log(prior / (1 - prior)))
         # Last, so that a seed gives the other parameters the same values whatever subcategories there are.
         self.subcategory_pred = nn.ModuleDict(
             {module_name(name): nn.Conv2d(width, count + 1, 3, padding=1) for name, count in subcategories.items()}
         )
-        _initialise(self)
-        nn.init.constant_(self.cate_pred.bias, math.log(prior / (1 - prior)))
+        _initialise(self.subcategory_pred)
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Any]:
         """Maps (B, C, h, w), one a level -> predictions of all cells, row by row, level after level.
@@ -269,8 +270,7 @@ class SOLOv2(nn.Module):
         """
         if not any(name.startswith("backbone.bottom_up.") for name in state):
             return dict(state)
-        levels = {name.removeprefix("res"): i for i, name in enumerate(self.backbone.in_features)}
-        adapted = {_own_name(name, levels): tensor for name, tensor in state.items()}
+        adapted = ADELAIDET.read(state)
         stem = adapted.get("backbone.body.conv1.weight")
         if stem is not None:
             red_first = self.pixel_mean[0] > self.pixel_mean[2]
@@ -280,18 +280,6 @@ class SOLOv2(nn.Module):
 
 def _resize(features: Tensor, size: Sequence[int]) -> Tensor:
     return features if list(features.shape[-2:]) == size else F.interpolate(features, size, mode="bilinear")
-
-
-def _own_name(name: str, levels: Mapping[str, int]) -> str:
-    """Return this package's name of a tensor that detectron2 names ``backbone.bottom_up.res2.0.conv1.weight``."""
-    part = re.fullmatch(r"backbone\.fpn_(lateral|output)(\d)\.(?:norm\.)?(.+)", name)
-    if part and part[2] in levels:
-        kind = {"lateral": "inner", "output": "layer"}[part[1]]
-        return f"backbone.fpn.{kind}_blocks.{levels[part[2]]}.{int('.norm.' in name)}.{part[3]}"
-    name = name.replace("backbone.bottom_up.", "backbone.body.").replace(".stem.", ".")
-    name = re.sub(r"\.res(\d)\.", lambda stage: f".layer{int(stage[1]) - 1}.", name)
-    name = re.sub(r"\.conv(\d)\.norm\.", r".bn\1.", name)
-    return name.replace(".shortcut.norm.", ".downsample.1.").replace(".shortcut.", ".downsample.0.")
 
 
 def point_nms(scores: Tensor) -> Tensor:

@@ -279,6 +279,19 @@ HUGGINGFACE = Naming(
     rf"{_CONSTANTS}|.*encoder\.(swin\.)?layernorm\..*",
 )
 
+# AdelaiDet's SOLOv2, whose heads have their names here too.
+ADELAIDET = Naming(
+    (
+        *_prefixed("backbone.body.", "backbone.bottom_up.", _DETECTRON2_RESNET),
+        *(
+            (f"backbone.fpn.{own}.{level}.{part}.{{rest}}", f"backbone.fpn_{other}{level + 2}.{norm}{{rest}}")
+            for own, other in (("inner_blocks", "lateral"), ("layer_blocks", "output"))
+            for level in range(4)
+            for part, norm in ((1, "norm."), (0, ""))
+        ),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Recognised:
