@@ -102,7 +102,7 @@ def test_every_field_of_a_row_comes_from_its_cell() -> None:
     assert len(rows["scores"]) > 5 and rows["image_id"] == 40
     assert (rows["scores"].diff() <= 0).all()
     torch.testing.assert_close(rows["scores"], rows["main_scores"] * rows["mask_scores"])
-    for i, cell in enumerate(rows["query"].tolist()):
+    for i, cell in enumerate(rows["cell"].tolist()):
         probability = outputs["pred_logits"][0, cell].sigmoid()
         torch.testing.assert_close(rows["main_scores"][i], probability[rows["labels"][i]])
         mask = (outputs["pred_kernels"][0, cell, :, None, None] * outputs["mask_features"][0]).sum(0).sigmoid()
@@ -133,7 +133,7 @@ def test_encoded_masks_are_one_for_each_cell() -> None:
         encoded: list = []
         model.encode_masks = lambda masks: [encoded.append(mask) or mask for mask in masks]
         rows = model([example()])[0]
-    assert len(encoded) == len(rows["query"].unique()) < len(rows["query"]) == len(rows["masks"])
+    assert len(encoded) == len(rows["cell"].unique()) < len(rows["cell"]) == len(rows["masks"])
     assert torch.equal(torch.stack(rows["masks"]), plain["masks"]) and torch.equal(rows["boxes"], plain["boxes"])
 
 

@@ -33,6 +33,19 @@ MODELS = {
         "MODEL.ROI_MASK_HEAD.NUM_CONV": "1",
         "MODEL.ROI_MASK_HEAD.CONV_DIM": "8",
     },
+    "SOLOv2": {
+        "MODEL.SOLOV2.INSTANCE_IN_FEATURES": "['p2', 'p3', 'p4']",
+        "MODEL.SOLOV2.FPN_INSTANCE_STRIDES": "[8, 8, 16]",
+        "MODEL.SOLOV2.FPN_SCALE_RANGES": "[[1, 32], [24, 48], [40, 256]]",
+        "MODEL.SOLOV2.NUM_GRIDS": "[8, 6, 4]",
+        "MODEL.SOLOV2.INSTANCE_CHANNELS": "16",
+        "MODEL.SOLOV2.NUM_INSTANCE_CONVS": "1",
+        "MODEL.SOLOV2.MASK_CHANNELS": "16",
+        "MODEL.SOLOV2.NUM_KERNELS": "16",
+        "MODEL.SOLOV2.NUM_MASKS": "16",
+        "MODEL.SOLOV2.SCORE_THR": "0.0",
+        "MODEL.SOLOV2.UPDATE_THR": "0.0",
+    },
 }
 
 

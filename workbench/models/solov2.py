@@ -355,7 +355,7 @@ def cell_inference(
         ``scores`` (k,): rank score times mask score; ``main_scores`` (k,): probability of the category;
         ``mask_scores`` (k,): mean probability within the mask at a quarter of the image's size, times the factor of
         matrix NMS; ``labels`` (k,) int64; ``masks`` (k, H, W) bool, or k encoded masks, where rows of one cell share
-        one; ``boxes`` (k, 4) XYXY in pixels; ``query`` (k,) int64: the cell; ``subcategories`` {name: probabilities
+        one; ``boxes`` (k, 4) XYXY in pixels; ``cell`` (k,) int64; ``subcategories`` {name: probabilities
         (k, K_s+1)}; ``subcategory_logits`` the same in logits.
     """
     probabilities = logits.float().sigmoid()
@@ -397,7 +397,7 @@ def cell_inference(
         "labels": labels[best],
         "masks": masks_of_rows(masks, row),
         "boxes": torch.cat(boxes)[row],
-        "query": cells,
+        "cell": cells,
         "subcategories": {name: head[cells].softmax(-1) for name, head in heads.items()},
         "subcategory_logits": {name: head[cells] for name, head in heads.items()},
     }
