@@ -67,7 +67,7 @@ def reader(way: str, image_size: int, folder: Path) -> Callable[[dict, int], obj
         mapper = mappers.TestMapper(min_size=image_size, max_size=0)
         return lambda record, seed: mapper(record)
     rules = ImageRules(cache=folder / "cache" if way.endswith("cache") else None)
-    return mappers.TrainMapper(image_size=image_size, rules=rules)
+    return mappers.TrainMapper(mappers.LargeScaleJitter(image_size, 0.1, 2.0), rules=rules)
 
 
 def measure(way: str, image_size: int, record: dict, repeats: int) -> dict:

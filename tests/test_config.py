@@ -9,10 +9,12 @@ from workbench.config import (
     get_cfg,
     keys_without_effect,
     load_config,
+    reads,
     to_yaml,
 )
 from workbench.config_keys import KEYS, page
 from workbench.errors import WorkbenchError
+from workbench.training.schedule import scaled_lr
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +50,7 @@ SOLVER:
   STEPS: (135000, 150000)
   CLIP_GRADIENTS: {ENABLED: True, CLIP_TYPE: "full_model", CLIP_VALUE: 0.01}
 INPUT:
-  MIN_SIZE_TRAIN: (320, 384)
+  MIN_SIZE_TRAIN: !!python/object/apply:eval ["[int(x * 0.1 * 640) for x in range(5, 8)]"]
   DATASET_MAPPER_NAME: mask_former_instance
 """
     )
@@ -58,8 +60,77 @@ INPUT:
     cfg = load_config(tmp_path / "published.yaml")
     assert cfg.DATASETS.TRAIN == ("ade20k_instance_train",)
     assert cfg.SOLVER.STEPS == (135000, 150000)
-    assert cfg.INPUT.MIN_SIZE_TRAIN == (320, 384)
-    assert {"INPUT.MIN_SIZE_TRAIN", "INPUT.DATASET_MAPPER_NAME"} <= set(keys_without_effect(cfg))
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (320, 384, 448)
+    assert "INPUT.MIN_SIZE_TRAIN" not in keys_without_effect(cfg)
+
+
+def test_only_the_published_expression_is_read_from_yaml(tmp_path):
+    """Edges of a published config are computed without evaluating anything; other expressions are refused."""
+    path = tmp_path / "evil.yaml"
+    for expression in ("[int(x * 0.1 * 640) for x in range(5, 21)] + [1]", "__import__('os').getcwd()"):
+        path.write_text(f'INPUT: {{MIN_SIZE_TRAIN: !!python/object/apply:eval ["{expression}"]}}')
+        with pytest.raises(WorkbenchError, match="no code is evaluated"):
+            load_config(path)
+    path.write_text("INPUT: {MIN_SIZE_TRAIN: !!python/object/apply:os.system [ls]}")
+    with pytest.raises(WorkbenchError, match="no code is evaluated"):
+        load_config(path)
+
+
+def test_every_key_without_effect_is_named_when_a_config_is_loaded(tmp_path, caplog):
+    """Also those that are set to their defaults, and those that only another part would read."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        """
+MODEL: {BACKBONE: {NAME: D2SwinTransformer}, RESNETS: {DEPTH: 50, STEM_TYPE: basic}, SWIN: {EMBED_DIM: 96}}
+DATALOADER: {SAMPLER_TRAIN: TrainingSampler}
+INPUT: {DATASET_MAPPER_NAME: mask_former_instance, MIN_SCALE: 0.1, MIN_SIZE_TRAIN: [640]}
+SOLVER: {LR_SCHEDULER_NAME: WarmupPolyLR, STEPS: [10], MAX_ITER: 20}
+"""
+    )
+    load_config(path, ["TEST.AUG.FLIP", "False"])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        "config keys without effect here: DATALOADER.SAMPLER_TRAIN, INPUT.MIN_SCALE, MODEL.RESNETS.DEPTH, "
+        "MODEL.RESNETS.STEM_TYPE, SOLVER.STEPS, TEST.AUG.FLIP"
+    )
+
+
+def test_a_part_of_ones_own_may_read_any_key():
+    cfg = load_config(None, ["MODEL.BACKBONE.NAME", "mine", "INPUT.DATASET_MAPPER_NAME", "mine"])
+    assert reads(cfg, "MODEL.RESNETS.DEPTH") and reads(cfg, "INPUT.MIN_SCALE") and reads(cfg, "INPUT.CROP.ENABLED")
+    assert not reads(load_config(None, ["MODEL.BACKBONE.NAME", "timm/resnet18"]), "MODEL.RESNETS.DEPTH")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A published recipe, and one on fewer GPUs that was scaled by hand."""
+    (tmp_path / "base.yaml").write_text(
+        "SOLVER: {IMS_PER_BATCH: 16, BASE_LR: 0.02, MAX_ITER: 900, STEPS: [600, 800], WARMUP_ITERS: 100}\n"
+    )
+    (tmp_path / "small.yaml").write_text("_BASE_: base.yaml\nSOLVER: {IMS_PER_BATCH: 2, BASE_LR: 0.0025}\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "rate", "steps"),
+    [
+        ("base", "", 0.02, [900, 600, 800, 100]),
+        ("small", "", 0.0025, [7200, 4800, 6400, 800]),  # the rate was scaled by hand, the schedule was not
+        ("base", "SOLVER.IMS_PER_BATCH 2", 0.0025, [7200, 4800, 6400, 800]),
+        ("base", "SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0025", 0.0025, [7200, 4800, 6400, 800]),
+        ("small", "SOLVER.IMS_PER_BATCH 4", 0.005, [3600, 2400, 3200, 400]),
+        ("base", "SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 50", 0.0025, [50, 4800, 6400, 800]),
+        ("base", "SOLVER.IMS_PER_BATCH 2 SOLVER.LR_SCALING none", 0.02, [900, 600, 800, 100]),
+        ("base", "SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.02 SOLVER.REFERENCE_BATCH_SIZE 16", 0.0025, None),
+    ],
+)
+def test_rates_and_schedules_belong_to_the_batch_that_they_were_written_for(recipe, name, overrides, rate, steps):
+    cfg = load_config(recipe / f"{name}.yaml", overrides.split())
+    assert scaled_lr(cfg) == pytest.approx(rate)
+    solver = cfg.SOLVER
+    assert steps is None or [solver.MAX_ITER, *solver.STEPS, solver.WARMUP_ITERS] == steps
+    (recipe / "saved.yaml").write_text(to_yaml(cfg))
+    assert load_config(recipe / "saved.yaml") == cfg  # nothing is scaled twice
 
 
 def test_a_swin_whose_heads_do_not_divide_its_channels_is_refused():

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import logging
 from ast import literal_eval
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -20,25 +20,28 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from workbench.config_keys import KEYS, NAME, READERS
+from workbench.config_keys import EDGE_MAPPERS, JITTER_MAPPERS, KEYS, NAME, NAMED_PARTS, READ_WITH
 from workbench.errors import WorkbenchError, is_number, nearest, shown
 from workbench.yaml_files import read_yaml
 
-# Mask2Former's names of mappers stand for one mapper here, which the other INPUT keys describe.
-PUBLISHED_MAPPERS = (
-    "coco_instance_lsj",
-    "coco_panoptic_lsj",
-    "mask_former_instance",
-    "mask_former_panoptic",
-    "mask_former_semantic",
-)
+_log = logging.getLogger(__name__)
 
+PUBLISHED_MAPPERS = (*JITTER_MAPPERS, *EDGE_MAPPERS)
 PUBLISHED_MODELS = ("MaskFormer", "Mask2Former")
 
 # Channels and the attention heads that share them.
 _SHARED = (
     ("MODEL.MASK_FORMER.HIDDEN_DIM", "MODEL.MASK_FORMER.NHEADS"),
     ("MODEL.SEM_SEG_HEAD.CONVS_DIM", "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS"),
+)
+
+# Keys of the schedule, which follow the number of images a step.
+_FOLLOWING = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
 )
 
 # Values that configs and checkpoints of earlier versions hold, and what stands for them now.
@@ -60,6 +63,11 @@ def get_cfg() -> CfgNode:
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults, then apply detectron2-style overrides.
 
+    A learning rate and a schedule belong to the batch that they were written for: the IMS_PER_BATCH in force in the
+    file, or on the command line, that sets them. Where another one is in force in the end, SOLVER.REFERENCE_BATCH_SIZE
+    holds that of the learning rate, and the schedule is rescaled here unless LR_SCALING is none. Keys without effect
+    are logged.
+
     Args:
         path: the YAML file, which may name a ``_BASE_`` relative to itself; None for the defaults alone.
         overrides: ``["SOLVER.BASE_LR", "0.001", ...]``: keys and values in turn.
@@ -71,24 +79,73 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
         WorkbenchError: unreadable file, unknown key (naming the nearest), wrong type, or value out of range.
     """
     cfg = get_cfg()
+    recipe = _Recipe()
     if path is not None:
         if not isinstance(path, Path) and not NAME.fits(path):
             raise WorkbenchError(f"config file {shown(path)}: it must be the path of a YAML file")
-        _merge_yaml(cfg, Path(path))
-    return override(cfg, overrides)
+        _merge_yaml(cfg, Path(path), recipe)
+    recipe.read(cfg, _apply(cfg, overrides))
+    check(cfg)
+    recipe.rescale(cfg)
+    cfg.freeze()
+    if unread := keys_without_effect(cfg, recipe.keys):
+        _log.warning("config keys without effect here: %s", ", ".join(sorted(unread)))
+    return cfg
+
+
+class _Recipe:
+    """The keys that files and the command line set, and the images a step that each was written for."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.images: dict[str, int] = dict.fromkeys(_FOLLOWING, KEYS["SOLVER.IMS_PER_BATCH"].default)
+
+    def read(self, cfg: CfgNode, keys: Sequence[str], *, first: bool = False) -> None:
+        """Note which keys a source has set in ``cfg``; the ``first`` file takes the others from the defaults."""
+        images = cfg.SOLVER.IMS_PER_BATCH
+        if first:
+            self.images = dict.fromkeys(_FOLLOWING, images)
+        self.images |= {key: images for key in _FOLLOWING if key in keys}
+        self.keys |= set(keys)
+        if "SOLVER.BASE_LR" in keys and "SOLVER.REFERENCE_BATCH_SIZE" not in self.keys:
+            cfg.SOLVER.REFERENCE_BATCH_SIZE = images
+
+    def rescale(self, cfg: CfgNode) -> None:
+        """Rescale what was written for another number of images a step."""
+        for key, images in self.images.items():
+            if images != cfg.SOLVER.IMS_PER_BATCH and cfg.SOLVER.LR_SCALING != "none":
+                follow(cfg, images / cfg.SOLVER.IMS_PER_BATCH, [key])
+
+
+def follow(cfg: CfgNode, factor: float, keys: Sequence[str] = _FOLLOWING) -> None:
+    """Multiply a schedule's numbers of steps, as detectron2's ``auto_scale_workers`` does, and log each."""
+    for key in keys:
+        group, leaf = key.split(".")
+        before = cfg[group][leaf]
+        several = isinstance(before, (list, tuple))
+        scaled = [round(steps * factor) for steps in (before if several else [before])]
+        cfg[group][leaf] = type(before)(scaled) if several else scaled[0]
+        if cfg[group][leaf] != before:
+            _log.info("%s %s × %g = %s", key, before, factor, cfg[group][leaf])
 
 
 def override(cfg: CfgNode, overrides: Sequence[str]) -> CfgNode:
-    """Return a checked and frozen copy of a config with keys and values set, as :func:`load_config` does."""
+    """Return a checked and frozen copy of a config with keys and values set; nothing is rescaled."""
     cfg = cfg.clone()
     cfg.defrost()
+    _apply(cfg, overrides)
+    check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _apply(cfg: CfgNode, overrides: Sequence[str]) -> list[str]:
+    """Set keys and values that follow one another; return the keys."""
     if len(overrides) % 2:
         raise WorkbenchError(f"config overrides come in KEY VALUE pairs; {overrides[-1]!r} has no value")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         _set(cfg, key, _parse_value(text), "the command line")
-    check(cfg)
-    cfg.freeze()
-    return cfg
+    return list(overrides[::2])
 
 
 def flatten(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
@@ -140,6 +197,17 @@ def _check_pairs(cfg: CfgNode) -> None:
         raise WorkbenchError(
             f"config keys INPUT.MIN_SCALE {keys.MIN_SCALE} and INPUT.MAX_SCALE {keys.MAX_SCALE}: "
             "0 < MIN_SCALE <= MAX_SCALE is needed"
+        )
+    if len(keys.MIN_SIZE_TRAIN) != 2 and keys.MIN_SIZE_TRAIN_SAMPLING == "range":
+        raise WorkbenchError(
+            f"config key INPUT.MIN_SIZE_TRAIN is {keys.MIN_SIZE_TRAIN}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it "
+            "must be the least and the greatest edge"
+        )
+    crop, whole = keys.CROP, keys.CROP.TYPE.startswith("absolute")
+    if any(side < 1 if whole else side > 1 for side in crop.SIZE) and crop.ENABLED:
+        raise WorkbenchError(
+            f"config key INPUT.CROP.SIZE is {crop.SIZE}; with INPUT.CROP.TYPE {crop.TYPE} it must be "
+            f"{'pixels, at least 1' if whole else 'shares, at most 1'}"
         )
     if solver.OPTIMIZER == "SGD" and solver.NESTEROV and not solver.MOMENTUM:
         raise WorkbenchError("config key SOLVER.NESTEROV is True; SOLVER.MOMENTUM must then be above 0")
@@ -197,23 +265,39 @@ def changes(cfg: CfgNode, base: CfgNode | None = None) -> dict[str, tuple[Any, A
     return {key: (value, before[key]) for key, value in after.items() if value != before[key]}
 
 
-def keys_without_effect(cfg: CfgNode) -> list[str]:
-    """Return the keys that differ from their default and that nothing here reads (a published YAML may hold some)."""
-    published = cfg.INPUT.DATASET_MAPPER_NAME in PUBLISHED_MAPPERS
-    unread = {name for name, key in KEYS.items() if key.unread or not reads(cfg, name)}
-    unread |= {"INPUT.DATASET_MAPPER_NAME"} if published else set()
-    return [key for key in changes(cfg) if key in unread]
+def keys_without_effect(cfg: CfgNode, keys: Iterable[str] | None = None) -> list[str]:
+    """Return those of ``keys``, by default all that differ from their default, that nothing reads with this config."""
+    return [key for key in (changes(cfg) if keys is None else keys) if KEYS[key].unread or not reads(cfg, key)]
 
 
 def reads(cfg: CfgNode, name: str) -> bool:
-    """Return whether the config's model reads the key ``name``; a model of the user's own may read any."""
-    model = cfg.MODEL.META_ARCHITECTURE
-    if not any(model in models for models in READERS.values()):
-        return True
-    return all(model in models for prefix, models in READERS.items() if name.startswith(prefix))
+    """Return whether the key ``name`` is read with this config; parts of the user's own may read any."""
+    for prefix, key, values in READ_WITH:
+        if not name.startswith(prefix):
+            continue
+        chosen = reduce(getitem, key.split("."), cfg)
+        if chosen not in values and (key not in NAMED_PARTS or _is_known(key, chosen)):
+            return False
+    return name != "MODEL.TIMM.PRETRAINED" or cfg.MODEL.BACKBONE.NAME.startswith("timm/")
 
 
-def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> None:
+def training_size(cfg: CfgNode) -> tuple[str, int]:
+    """Return the key that decides the size of training images, and the side in pixels that none exceeds."""
+    keys = cfg.INPUT
+    if keys.DATASET_MAPPER_NAME not in EDGE_MAPPERS:
+        return "INPUT.IMAGE_SIZE", keys.IMAGE_SIZE
+    if keys.SIZE_DIVISIBILITY > 0:
+        return "INPUT.SIZE_DIVISIBILITY", keys.SIZE_DIVISIBILITY
+    if keys.CROP.ENABLED and keys.CROP.TYPE.startswith("absolute"):
+        return "INPUT.CROP.SIZE", int(max(keys.CROP.SIZE))
+    return "INPUT.MAX_SIZE_TRAIN", keys.MAX_SIZE_TRAIN
+
+
+def _is_known(key: str, part: str) -> bool:
+    return part.startswith("timm/") or any(part in values for _, other, values in READ_WITH if other == key)
+
+
+def _merge_yaml(cfg: CfgNode, path: Path, recipe: _Recipe, including: tuple[Path, ...] = ()) -> None:
     """Set the file's keys in ``cfg``, after those of its ``_BASE_`` (a path relative to the file)."""
     if path.resolve() in including:
         raise WorkbenchError(f"config file {path}: its _BASE_ files include one another in a circle")
@@ -225,8 +309,9 @@ def _merge_yaml(cfg: CfgNode, path: Path, including: tuple[Path, ...] = ()) -> N
     if base is not None:
         if not NAME.fits(base):
             raise WorkbenchError(f"config file {path}: _BASE_ is {shown(base)}; it must be the path of a config file")
-        _merge_yaml(cfg, path.parent / Path(base).expanduser(), (*including, path.resolve()))
+        _merge_yaml(cfg, path.parent / Path(base).expanduser(), recipe, (*including, path.resolve()))
     _merge(cfg, values, str(path))
+    recipe.read(cfg, list(flatten(values)), first=base is None)
 
 
 def _merge(cfg: CfgNode, values: Mapping[str, Any], source: str) -> None:
@@ -246,7 +331,7 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     value = _coerce(key, value, node[leaf], source)
     successor = SUCCESSORS.get((key, value)) if isinstance(value, str) else None
     if successor is not None:
-        logging.getLogger(__name__).warning("%s: %s %s is gone; %s takes its place", source, key, value, successor)
+        _log.warning("%s: %s %s is gone; %s takes its place", source, key, value, successor)
     node[leaf] = value if successor is None else successor
 
 

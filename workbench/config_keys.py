@@ -382,23 +382,31 @@ _INPUT = {
         "Values that become 0 and 255 in grey images of more than eight bits; [] takes what each file declares.",
     ),
     "DATASET_MAPPER_NAME": Key("coco_instance_lsj", NAME, "The mapper, by its name in the registry."),
-    "IMAGE_SIZE": Key(1024, _SIZE, "Side of the square that is trained on, in pixels."),
+    "IMAGE_SIZE": Key(1024, _SIZE, "Side of the square that coco_*_lsj mappers train on, in pixels."),
     "MIN_SCALE": Key(0.1, number(0, 1000, above=True), "Smallest scale of the training's jitter."),
     "MAX_SCALE": Key(2.0, number(0, 1000, above=True), "Largest scale of the training's jitter."),
     "RANDOM_FLIP": Key("horizontal", one_of("horizontal", "vertical", "none"), "Flip half of the training images."),
     "COLOR_JITTER": _own(False, FLAG, "A little change of brightness, contrast, saturation and hue in training."),
     "COLOR_AUG_SSD": Key(False, FLAG, "SSD's strong distortion of colours in training."),
-    "SIZE_DIVISIBILITY": _unread(-1, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY is read."),
-    "MIN_SIZE_TRAIN": _unread((800,), "Training images are scaled by MIN_SCALE to MAX_SCALE."),
-    "MIN_SIZE_TRAIN_SAMPLING": _unread("choice", "Training images are scaled by MIN_SCALE to MAX_SCALE."),
-    "MAX_SIZE_TRAIN": _unread(1333, "Training images are scaled by MIN_SCALE to MAX_SCALE."),
+    "SIZE_DIVISIBILITY": Key(
+        -1, whole(-1, 65536), "Side of the square that mask_former mappers cut or pad an image to; -1 leaves its size."
+    ),
+    "MIN_SIZE_TRAIN": Key((800,), each(_SIZE, least=1), "Shortest edges in training with mask_former mappers."),
+    "MIN_SIZE_TRAIN_SAMPLING": Key(
+        "choice", one_of("choice", "range"), "Draw one of them, or a number from the first to the second."
+    ),
+    "MAX_SIZE_TRAIN": Key(1333, whole(1, 10**9), "Longest edge in training with mask_former mappers."),
     "MIN_SIZE_TEST": Key(800, whole(0, 65536), "Shortest edge in evaluation; 0 keeps the image's own size."),
     "MAX_SIZE_TEST": Key(1333, whole(0, 10**9), "Longest edge in evaluation; 0 sets no limit."),
     "MASK_FORMAT": _unread("polygon", "Polygons and RLE are both read."),
-    "CROP.ENABLED": _unread(False, "The mapper cuts its own window."),
-    "CROP.TYPE": _unread("relative_range", "The mapper cuts its own window."),
-    "CROP.SIZE": _unread([0.9, 0.9], "The mapper cuts its own window."),
-    "CROP.SINGLE_CATEGORY_MAX_AREA": _unread(1.0, "The mapper cuts its own window."),
+    "CROP.ENABLED": Key(False, FLAG, "Cut a random window in training with mask_former mappers."),
+    "CROP.TYPE": Key(
+        "relative_range",
+        one_of("relative_range", "relative", "absolute", "absolute_range"),
+        "What CROP.SIZE is: shares of the image or pixels, or the least shares, or least and most pixels.",
+    ),
+    "CROP.SIZE": Key([0.9, 0.9], each(number(0, 65536, above=True), 2), "Height and width of the window."),
+    "CROP.SINGLE_CATEGORY_MAX_AREA": _unread(1.0, "Of semantic training."),
 }
 
 _DATASETS = {
@@ -422,8 +430,14 @@ _DATALOADER = {
 _SOLVER = {
     "OPTIMIZER": Key("ADAMW", one_of("ADAMW", "SGD", "MUON"), "The optimiser; MUON is the workbench's own choice."),
     "IMS_PER_BATCH": Key(16, whole(1, 10**6), "Images in a step, over all processes."),
-    "REFERENCE_BATCH_SIZE": _own(16, whole(1, 10**6), "The batch that BASE_LR was chosen for."),
-    "LR_SCALING": _own("linear", one_of("linear", "sqrt", "none"), "How the rate follows the batch."),
+    "REFERENCE_BATCH_SIZE": _own(
+        16,
+        whole(1, 10**6),
+        "The batch that BASE_LR was chosen for; where it is not set, the IMS_PER_BATCH of the file that sets BASE_LR.",
+    ),
+    "LR_SCALING": _own(
+        "linear", one_of("linear", "sqrt", "none"), "How the rate follows the batch; the schedule does unless none."
+    ),
     "BASE_LR": Key(0.0001, _RATE, "Peak learning rate at the reference batch."),
     "BASE_LR_END": Key(0.0, _RATE, "Learning rate at the end of WarmupCosineLR."),
     "BACKBONE_MULTIPLIER": Key(0.1, _RATE, "Factor on the backbone's learning rate."),
@@ -456,7 +470,9 @@ _SOLVER = {
     "ACCUMULATION_STEPS": _own(1, whole(1, 10**6), "Parts that a step's images are computed in, one after another."),
     "EMA_DECAY": _own(0.0, number(0, 1, below=True), "Decay of the moving average of weights; 0 switches it off."),
     "CHECKPOINT_PERIOD": Key(5000, _STEPS, "Steps between checkpoints; 0 writes one at the end."),
-    "REFERENCE_WORLD_SIZE": _unread(0, "REFERENCE_BATCH_SIZE is read."),
+    "REFERENCE_WORLD_SIZE": Key(
+        0, whole(0, 10**6), "Processes that IMS_PER_BATCH and the schedule were written for; 0: any number."
+    ),
 }
 
 _TEST = {
@@ -491,20 +507,52 @@ KEYS: dict[str, Key] = {
     "VIS_PERIOD": _unread(0, "Nothing is drawn in training."),
 }
 
+_MODEL_NAME, _BACKBONE_NAME, _MAPPER_NAME = NAMED_PARTS = (
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.BACKBONE.NAME",
+    "INPUT.DATASET_MAPPER_NAME",
+)
+"""Keys that may name a part of the user's own, which may read any key."""
+
 _MASK2FORMER = ("MaskFormer", "Mask2Former")
 _WITH_PYRAMID = ("GeneralizedRCNN", "SOLOv2")
-# The models that read the keys of a group, by the beginning of their names; all models read the others.
-READERS: dict[str, tuple[str, ...]] = {
-    "MODEL.SEM_SEG_HEAD.": _MASK2FORMER,
-    "MODEL.MASK_FORMER.": _MASK2FORMER,
-    "TEST.ONE_CLASS_PER_QUERY": _MASK2FORMER,
-    "MODEL.FPN.": _WITH_PYRAMID,
-    **{
-        f"MODEL.{group}.": ("GeneralizedRCNN",)
+JITTER_MAPPERS = ("coco_instance_lsj", "coco_panoptic_lsj")
+EDGE_MAPPERS = ("mask_former_instance", "mask_former_panoptic", "mask_former_semantic")
+_SCHEDULE = "SOLVER.LR_SCHEDULER_NAME"
+# Keys that are read only where another key has one of some values, by the beginning of their names.
+READ_WITH: tuple[tuple[str, str, tuple], ...] = (
+    ("MODEL.SEM_SEG_HEAD.", _MODEL_NAME, _MASK2FORMER),
+    ("MODEL.MASK_FORMER.", _MODEL_NAME, _MASK2FORMER),
+    ("TEST.ONE_CLASS_PER_QUERY", _MODEL_NAME, _MASK2FORMER),
+    ("MODEL.FPN.", _MODEL_NAME, _WITH_PYRAMID),
+    *(
+        (f"MODEL.{group}.", _MODEL_NAME, ("GeneralizedRCNN",))
         for group in ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
-    },
-    "MODEL.SOLOV2.": ("SOLOv2",),
-}
+    ),
+    ("MODEL.SOLOV2.", _MODEL_NAME, ("SOLOv2",)),
+    ("MODEL.RESNETS.", _BACKBONE_NAME, ("build_resnet_backbone",)),
+    ("MODEL.MOBILENET.", _BACKBONE_NAME, ("build_mobilenet_v3_large_backbone",)),
+    ("MODEL.SMALL_RESNET.", _BACKBONE_NAME, ("build_small_resnet_backbone",)),
+    ("MODEL.SWIN.", _BACKBONE_NAME, ("D2SwinTransformer",)),
+    ("INPUT.IMAGE_SIZE", _MAPPER_NAME, JITTER_MAPPERS),
+    ("INPUT.MIN_SCALE", _MAPPER_NAME, JITTER_MAPPERS),
+    ("INPUT.MAX_SCALE", _MAPPER_NAME, JITTER_MAPPERS),
+    ("INPUT.MIN_SIZE_TRAIN", _MAPPER_NAME, EDGE_MAPPERS),
+    ("INPUT.MAX_SIZE_TRAIN", _MAPPER_NAME, EDGE_MAPPERS),
+    ("INPUT.CROP.", _MAPPER_NAME, EDGE_MAPPERS),
+    ("INPUT.SIZE_DIVISIBILITY", _MAPPER_NAME, EDGE_MAPPERS),
+    ("INPUT.CROP.TYPE", "INPUT.CROP.ENABLED", (True,)),
+    ("INPUT.CROP.SIZE", "INPUT.CROP.ENABLED", (True,)),
+    ("SOLVER.STEPS", _SCHEDULE, ("WarmupMultiStepLR",)),
+    ("SOLVER.GAMMA", _SCHEDULE, ("WarmupMultiStepLR",)),
+    ("SOLVER.BASE_LR_END", _SCHEDULE, ("WarmupCosineLR",)),
+    ("SOLVER.POLY_LR_", _SCHEDULE, ("WarmupPolyLR",)),
+    ("SOLVER.MOMENTUM", "SOLVER.OPTIMIZER", ("SGD",)),
+    ("SOLVER.NESTEROV", "SOLVER.OPTIMIZER", ("SGD",)),
+    ("SOLVER.AMP.DTYPE", "SOLVER.AMP.ENABLED", (True,)),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_", "SOLVER.CLIP_GRADIENTS.ENABLED", (True,)),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("full_model", "norm")),
+)
 
 
 def page() -> str:

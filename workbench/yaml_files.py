@@ -14,6 +14,8 @@ _BYTES = 4 * 2**20
 _DEPTH = 50
 _DIGITS = 100
 _TAG = "tag:yaml.org,2002:"
+# The one expression in Mask2Former's published configs: the shares of an edge, by tenths.
+_EDGES = re.compile(r"\[int\(x \* 0\.1 \* (\d{1,5})\) for x in range\((\d{1,3}), (\d{1,3})\)\]")
 
 
 def read_yaml(path: Path, title: str) -> Any:
@@ -69,6 +71,15 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"a number of more than {_DIGITS} digits", problem_mark=node.start_mark)
         return self.construct_yaml_int(node)
 
+    def read_edges(self, node: yaml.Node) -> list[int]:
+        """Return the list that ``[int(x * 0.1 * EDGE) for x in range(FIRST, END)]`` stands for, unevaluated."""
+        values = self.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+        match = _EDGES.fullmatch(values[0]) if len(values) == 1 and isinstance(values[0], str) else None
+        if match is None:
+            return self.construct_undefined(node)
+        edge, first, end = map(int, match.groups())
+        return [int(x * 0.1 * edge) for x in range(first, end)]
+
 
 _Loader.yaml_constructors = {
     tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag != f"{_TAG}timestamp"
@@ -78,6 +89,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_constructor(f"{_TAG}int", _Loader.read_int)
+_Loader.add_constructor(f"{_TAG}python/object/apply:eval", _Loader.read_edges)
 _Loader.add_implicit_resolver(
     f"{_TAG}int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"), list("-+0123456789")
 )

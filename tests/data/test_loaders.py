@@ -14,7 +14,7 @@ import torch
 
 from workbench.data.coco import CocoDataset, load_dataset
 from workbench.data.loaders import build_test_loader, build_train_loader, epoch_order, step_seed
-from workbench.data.mapper import TestMapper, TrainMapper
+from workbench.data.mapper import LargeScaleJitter, TestMapper, TrainMapper
 from workbench.errors import WorkbenchError
 from workbench.models.inputs import check_labels
 
@@ -26,7 +26,7 @@ def dataset(shapes_root: Path) -> CocoDataset:
 
 def _train(dataset: CocoDataset, steps: int, **changes: object) -> list[list[dict]]:
     settings = {"batch_size": 6, "seed": 3, "num_workers": 0, **changes}
-    mapper = TrainMapper(image_size=32, min_scale=0.5, max_scale=1.5, color_jitter=True)
+    mapper = TrainMapper(LargeScaleJitter(32, 0.5, 1.5), color_jitter=True)
     return list(islice(build_train_loader(dataset, mapper, **settings), steps))
 
 

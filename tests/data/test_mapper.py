@@ -10,12 +10,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision import tv_tensors
 
 from workbench.config import load_config
 from workbench.data.coco import load_dataset
 from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
-from workbench.data.mapper import PAD_VALUE, TestMapper, TrainMapper, build_mapper
+from workbench.data.mapper import (
+    PAD_VALUE,
+    LargeScaleJitter,
+    ShortestEdgeCrop,
+    SSDColour,
+    TestMapper,
+    TrainMapper,
+    build_mapper,
+)
 from workbench.data.masks import encode_mask
 from workbench.errors import WorkbenchError
 
@@ -58,6 +67,10 @@ def _painted(path: Path, height: int, width: int, seed: int, colours: np.ndarray
     return _record(path, masks, colours[owner].astype(np.uint8))
 
 
+def _train_mapper(image_size: int, min_scale: float = 0.1, max_scale: float = 2.0, **settings: object) -> TrainMapper:
+    return TrainMapper(LargeScaleJitter(image_size, min_scale, max_scale), **settings)
+
+
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / max(1, (a | b).sum())
 
@@ -83,11 +96,49 @@ augmentations = st.fixed_dictionaries(
 )
 def test_image_and_masks_move_together(tmp_path: Path, height: int, width: int, seed: int, augmentation: dict) -> None:
     record = _painted(tmp_path / "a.png", height, width, seed % 1000, PURE)
-    mapped = TrainMapper(**augmentation)(record, seed)
+    mapped = _train_mapper(**augmentation)(record, seed)
+    assert mapped["image"].shape == (3, augmentation["image_size"], augmentation["image_size"])
+    _assert_moved_together(mapped)
+
+
+@RELAXED
+@given(
+    height=st.integers(1, 120),
+    width=st.integers(1, 120),
+    seed=st.integers(0, 2**63 - 1),
+    edges=st.sampled_from([(8,), (32, 64), (20, 40, 120)]),
+    longest=st.sampled_from([30, 100, 500]),
+    sampling=st.sampled_from(["choice", "range"]),
+    crop=st.sampled_from(
+        [
+            None,
+            ("absolute", (40, 40)),
+            ("absolute_range", (10, 50)),
+            ("relative", (0.5, 1.0)),
+            ("relative_range", (0.2, 0.7)),
+        ]
+    ),
+    square=st.sampled_from([-1, 40, 64]),
+)
+def test_image_and_masks_move_together_with_a_shortest_edge(
+    tmp_path: Path, height: int, width: int, seed: int, edges: tuple, longest: int, sampling: str, crop, square: int
+) -> None:
+    record = _painted(tmp_path / "a.png", height, width, seed % 1000, PURE)
+    edges = edges[:2] if sampling == "range" and len(edges) > 1 else edges
+    sampling = sampling if len(edges) == 2 else "choice"
+    mapper = TrainMapper(ShortestEdgeCrop(edges, longest, sampling=sampling, crop=crop, square=square))
+    mapped = mapper(record, seed)
+    _assert_moved_together(mapped)
+    if square > 0:
+        assert mapped["image"].shape[1:] == (square, square)
+    elif crop is None:
+        assert max(mapped["image"].shape[1:]) <= longest or min(mapped["image"].shape[1:]) == 1
+
+
+def _assert_moved_together(mapped: dict) -> None:
     image, targets = mapped["image"].numpy(), mapped["targets"]
-    side = augmentation["image_size"]
-    assert image.shape == (3, side, side) and image.dtype == np.uint8
-    assert targets["masks"].shape == (len(targets["labels"]), side, side)
+    assert image.dtype == np.uint8
+    assert targets["masks"].shape == (len(targets["labels"]), *image.shape[1:])
     assert targets["masks"].dtype == torch.bool and targets["labels"].dtype == torch.int64
     padding = (image == PAD_VALUE).all(0)  # no mixture of the colours is this grey
     for channel in range(3):
@@ -116,12 +167,12 @@ def test_image_and_masks_move_together_under_colour_jitter(
     colours = np.array([[230, 40, 40], [40, 220, 40], [40, 40, 230], [70, 80, 90]])
     record = _painted(tmp_path / "a.png", 72, 72, seed % 1000, colours)
     still = {"image_size": 72, "min_scale": 1.0, "max_scale": 1.0, "random_flip": augmentation["random_flip"]}
-    plain = TrainMapper(**still, **colour)(record, seed)
+    plain = _train_mapper(**still, **colour)(record, seed)
     image, masks = plain["image"].numpy().astype(float), plain["targets"]["masks"].numpy()
     became = np.array([image[:, mask].mean(1) for mask in (*masks, ~masks.any(0))])
     assert all((c == image[:, mask].T).all() for mask, c in zip(masks, became, strict=False))
 
-    mapped = TrainMapper(**augmentation, **colour)(record, seed)
+    mapped = _train_mapper(**augmentation, **colour)(record, seed)
     image = mapped["image"].numpy().astype(float)
     share = np.linalg.lstsq((became[:3] - became[3]).T, (image - became[3][:, None, None]).reshape(3, -1), rcond=None)
     share = share[0].reshape(image.shape)
@@ -169,7 +220,7 @@ def test_photos_read_at_reduced_size_move_with_their_masks(
 ) -> None:
     """Sides that no reduction divides, turned by EXIF."""
     record = _photo(tmp_path / f"a{suffix}", 701, 533, orientation)
-    mapper = TrainMapper(
+    mapper = _train_mapper(
         image_size=100, min_scale=0.7, max_scale=1.5, rules=ImageRules(cache=tmp_path / "cache" if cached else None)
     )
     used = set()
@@ -191,13 +242,13 @@ def test_the_reduction_is_chosen_for_the_size_that_is_drawn(tmp_path: Path, monk
     """Colour jitter and flips draw first; what is read early must be what is drawn later."""
     record = _photo(tmp_path / "a.jpg", 640, 560)
     mapper = _mapper(color_aug_ssd=True, max_scale=4.0)
-    draw, drawn = mapper._jitter.draw, []
+    draw, drawn = mapper._geometry.draw, []
 
     def spy(height: int, width: int) -> dict:
         drawn.append(draw(height, width))
         return drawn[-1]
 
-    monkeypatch.setattr(mapper._jitter, "draw", spy)
+    monkeypatch.setattr(mapper._geometry, "draw", spy)
     for seed in range(20):
         mapper(record, seed)
     for ahead, used in zip(drawn[::2], drawn[1::2], strict=True):
@@ -229,14 +280,14 @@ def test_an_image_that_is_not_shrunk_much_is_read_whole(tmp_path: Path) -> None:
     record = _photo(tmp_path / "a.jpg", 640, 560)
     whole = torch.from_numpy(read_image(record["file_name"])).permute(2, 0, 1)
     still = {"min_scale": 1.0, "max_scale": 1.0, "random_flip": "none"}
-    assert torch.equal(TrainMapper(image_size=640, **still)(record, 1)["image"][:, :, :560], whole)
+    assert torch.equal(_train_mapper(image_size=640, **still)(record, 1)["image"][:, :, :560], whole)
     assert torch.equal(TestMapper(min_size=0)(record)["image"], whole)
     resized = TestMapper(min_size=300)
     assert torch.equal(resized(record)["image"], resized.resize(read_image(record["file_name"])))
 
 
 def _mapper(**changes: object) -> TrainMapper:
-    return TrainMapper(**{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes})
+    return _train_mapper(**{"image_size": 48, "min_scale": 0.3, "max_scale": 2.0, "color_jitter": True, **changes})
 
 
 def _same(one: dict, two: dict) -> bool:
@@ -278,22 +329,22 @@ def test_flips(tmp_path: Path) -> None:
     still = {"image_size": 40, "min_scale": 1.0, "max_scale": 1.0}
     original = torch.from_numpy(read_image(record["file_name"])).permute(2, 0, 1)
     for flip, dims in (("horizontal", [2]), ("vertical", [1])):
-        mapper = TrainMapper(**still, random_flip=flip)
+        mapper = _train_mapper(**still, random_flip=flip)
         seen = [mapper(record, seed)["image"] for seed in range(20)]
         turned = [torch.equal(image, original.flip(dims)) for image in seen]
         assert 0 < sum(turned) < 20
         assert all(t or torch.equal(image, original) for t, image in zip(turned, seen, strict=True))
     assert all(
-        torch.equal(TrainMapper(**still, random_flip="none")(record, seed)["image"], original) for seed in range(9)
+        torch.equal(_train_mapper(**still, random_flip="none")(record, seed)["image"], original) for seed in range(9)
     )
     with pytest.raises(WorkbenchError, match="INPUT.RANDOM_FLIP"):
-        TrainMapper(**still, random_flip="diagonal")
+        _train_mapper(**still, random_flip="diagonal")
 
 
 def test_large_scale_jitter_is_detectron2s(tmp_path: Path) -> None:
     """Sizes are uniform between the scales, proportions stay, padding is right and below and grey."""
     record = _record(tmp_path / "a.png", np.ones((1, 40, 80), dtype=bool), np.full((40, 80, 3), 10, dtype=np.uint8))
-    mapper = TrainMapper(image_size=64, min_scale=0.5, max_scale=1.5)
+    mapper = _train_mapper(image_size=64, min_scale=0.5, max_scale=1.5)
     widths = []
     for seed in range(200):
         mapped = mapper(record, seed)
@@ -316,11 +367,11 @@ def test_objects_that_leave_the_window_and_crowds_are_dropped(tmp_path: Path) ->
     masks[0, :4] = masks[1, -4:] = masks[2, 20:40, 20:40] = True
     record = _record(tmp_path / "a.png", masks, np.zeros((64, 64, 3), dtype=np.uint8))
     record["annotations"][2]["iscrowd"] = 1
-    mapper = TrainMapper(image_size=64, min_scale=3.0, max_scale=3.0, random_flip="none")
+    mapper = _train_mapper(image_size=64, min_scale=3.0, max_scale=3.0, random_flip="none")
     left = [mapper(record, seed)["targets"] for seed in range(100)]
     kept = {tuple(zip(t["labels"].tolist(), t["annotation_ids"].tolist(), strict=True)) for t in left}
     assert kept == {(), ((0, 100),), ((1, 101),)}
-    everything = TrainMapper(image_size=64, min_scale=1.0, max_scale=1.0)(record, 0)
+    everything = _train_mapper(image_size=64, min_scale=1.0, max_scale=1.0)(record, 0)
     assert everything["targets"]["labels"].tolist() == [0, 1]
 
 
@@ -340,7 +391,7 @@ def test_more_masks_than_are_resized_at_once(tmp_path: Path) -> None:
     for k, mask in enumerate(masks):
         mask[3 * (k // 10) : 3 * (k // 10) + 3, 3 * (k % 10) : 3 * (k % 10) + 3] = True
     record = _record(tmp_path / "a.png", masks, np.zeros((30, 30, 3), dtype=np.uint8))
-    mapped = TrainMapper(image_size=60, min_scale=1.0, max_scale=1.0, random_flip="none")(record, 0)
+    mapped = _train_mapper(image_size=60, min_scale=1.0, max_scale=1.0, random_flip="none")(record, 0)
     expected = np.kron(masks, np.ones((1, 2, 2), dtype=bool))
     assert np.array_equal(mapped["targets"]["masks"].numpy(), expected)
     assert mapped["targets"]["labels"].tolist() == list(range(100))
@@ -453,3 +504,54 @@ def test_mappers_from_a_config(shapes_root: Path) -> None:
     assert test(record)["image"].shape == (3, 64, 64)
     jittered = build_mapper(load_config(None, [*overrides, "INPUT.COLOR_JITTER", "True"]), True)
     assert not torch.equal(jittered(record, 0)["image"], train(record, 0)["image"])
+
+
+def test_the_published_ade20k_mapper_draws_edges_and_windows() -> None:
+    """Edges are drawn alike often, the longest one is bounded, and windows lie anywhere."""
+    geometry = ShortestEdgeCrop((320, 640, 1280), 2560, crop=("absolute", (640, 640)), square=640)
+    torch.manual_seed(0)
+    drawn = [geometry.draw(500, 1000) for _ in range(600)]
+    shares = [np.mean([d["size"] == size for d in drawn]) for size in ((320, 640), (640, 1280), (1280, 2560))]
+    assert min(shares) > 0.28
+    small, large = ([d for d in drawn if d["size"][0] == edge] for edge in (320, 1280))
+    assert all(d["crop"] == (320, 640) and (d["top"], d["left"]) == (0, 0) for d in small)
+    assert all(d["crop"] == (640, 640) == d["padded"] for d in large)
+    assert min(d["top"] for d in large) < 40 and max(d["top"] for d in large) > 600
+    assert geometry.resized(100, 900) == (284, 2560)
+
+
+def test_range_sampling_takes_every_edge_between() -> None:
+    geometry = ShortestEdgeCrop((8, 11), 100, sampling="range")
+    torch.manual_seed(0)
+    assert {geometry.draw(50, 50)["size"][0] for _ in range(100)} == {8, 9, 10, 11}
+
+
+def test_ssd_colours_have_the_published_statistics() -> None:
+    """Brightness moves by up to 32, contrast and saturation are multiplied by 0.5 to 1.5, hue turns by 36 degrees."""
+    colour = SSDColour()
+    grey, red = (tv_tensors.Image(torch.tensor(c, dtype=torch.uint8).view(3, 1, 1)) for c in ([60] * 3, [200, 50, 50]))
+
+    def changed(image: tv_tensors.Image, step: int, amount: float) -> list[int]:
+        draws = [1.0] * 9
+        draws[step], draws[5 + step] = 0.0, amount
+        return colour.transform(image, {"draws": draws}).flatten().tolist()
+
+    assert changed(grey, 0, 0.0) == [28] * 3 and changed(grey, 0, 1.0) == [92] * 3
+    assert changed(grey, 1, 0.0) == [30] * 3 and changed(grey, 1, 1.0) == [90] * 3
+    assert changed(red, 2, 0.0)[1] == pytest.approx(125, abs=1)  # half of the saturation of 0.75
+    turned = changed(red, 3, 1.0)  # 36 degrees: green rises by 36/60 of the difference
+    assert turned == pytest.approx([200, 140, 50], abs=3)
+    torch.manual_seed(0)
+    draws = torch.tensor([colour.make_params([])["draws"] for _ in range(500)])
+    assert (draws[:, :5] < 0.5).float().mean(0).tolist() == pytest.approx([0.5] * 5, abs=0.1)
+    assert colour.transform(tv_tensors.Mask(torch.ones(1, 1, 1)), {"draws": [0.0] * 9}).item() == 1
+
+
+def test_the_config_chooses_the_mapper() -> None:
+    published = ["INPUT.DATASET_MAPPER_NAME", "mask_former_instance", "INPUT.MIN_SIZE_TRAIN", "(320, 640)"]
+    published += ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "(640, 640)"]
+    geometry = build_mapper(load_config(None, [*published, "INPUT.SIZE_DIVISIBILITY", "640"]), True)._geometry
+    assert isinstance(geometry, ShortestEdgeCrop)
+    assert (geometry.edges, geometry.longest, geometry.square) == ((320, 640), 1333, 640)
+    assert geometry.crop == ("absolute", [640, 640])
+    assert isinstance(build_mapper(load_config(None), True)._geometry, LargeScaleJitter)

@@ -18,7 +18,7 @@ from workbench.runs.directory import read_metrics
 from workbench.training.distributed import gather, precision, run_on_all, run_on_main, start_processes
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds", "data_seconds")
+MEASURED = ("seconds", "data_seconds", "peak_memory_mb")
 
 
 def launch(*command: str) -> str:
@@ -34,7 +34,7 @@ def assert_same_numbers(one: Path, two: Path, tolerance: float) -> None:
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() - set(TIMES):
+        for name in a.keys() - set(MEASURED):
             assert (a[name] == "") == (b[name] == ""), name
             if a[name]:
                 assert float(a[name]) == pytest.approx(float(b[name]), rel=tolerance, abs=1e-6), (

@@ -23,12 +23,12 @@ from workbench.runs.directory import read_metrics
 from workbench.training.interrupt import Interrupted
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds", "data_seconds")
+MEASURED = ("seconds", "data_seconds", "peak_memory_mb")
 
 
 def rows(output: Path) -> list[dict[str, str]]:
     """metrics.csv without the times."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(output / "metrics.csv")]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(output / "metrics.csv")]
 
 
 def train(output: Path, **changes: object) -> list[dict[str, str]]:

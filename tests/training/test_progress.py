@@ -45,10 +45,10 @@ def test_a_log_gets_a_plain_line_now_and_then_with_the_time_left(
         progress = Progress(0, 100)
         for step in range(1, 101):
             clock.now = step * 2.0
-            progress.update(step, {"total_loss": 1.25}, 1e-3)
+            progress.update(step, {"total_loss": 1.25}, 1e-3, 10**9)
         progress.close()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step 1/100: loss 1.250, lr 1.00e-03, 2.00 s/step, 03:18 left"
+    assert lines[0] == "step 1/100: loss 1.250, lr 1.00e-03, 1.00 GB, 2.00 s/step, 03:18 left"
     assert lines[-1].startswith("step 100/100:") and lines[-1].endswith("00:00 left")
     assert len(lines) == 21  # one each ten seconds, and the first
 
@@ -57,7 +57,7 @@ def test_a_continued_run_measures_its_own_speed(clock: Clock, in_a_log: None, ca
     with logging_to(None):
         progress = Progress(90, 100)
         clock.now = 4.0
-        progress.update(91, {"total_loss": 1.0}, 1e-3)
+        progress.update(91, {"total_loss": 1.0}, 1e-3, 10**9)
     assert "4.00 s/step, 00:36 left" in capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def test_a_terminal_gets_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     progress = Progress(2, 4)
     for step in (3, 4):
-        progress.update(step, {"total_loss": 0.5}, 1e-3)
+        progress.update(step, {"total_loss": 0.5}, 1e-3, 10**9)
     progress.close()
     assert "4/4" in terminal.getvalue() and "loss 0.500, lr 1.00e-03" in terminal.getvalue()
 
@@ -105,7 +105,7 @@ def test_other_processes_show_nothing(
 ) -> None:
     monkeypatch.setattr("workbench.training.progress.rank", lambda: 1)
     progress = Progress(0, 1)
-    progress.update(1, {"total_loss": 0.5}, 1e-3)
+    progress.update(1, {"total_loss": 0.5}, 1e-3, 10**9)
     progress.close()
     assert capsys.readouterr() == ("", "")
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from tests.training.toy import config
-from workbench.training.schedule import lr_arithmetic, lr_factor, scaled_lr
+from workbench.errors import WorkbenchError
+from workbench.training.schedule import lr_arithmetic, lr_factor, scale_to_processes, scaled_lr, schedule_arithmetic
 
 
 def settings(schedule: str = "WarmupMultiStepLR", **changes: object):
@@ -22,6 +23,20 @@ def test_invariant_9_learning_rate_follows_the_batch(rule: str, expected: float)
     assert scaled_lr(cfg) == pytest.approx(expected)
     line = lr_arithmetic(cfg)
     assert f"learning rate {expected:g} = BASE_LR 0.02" in line and "4 images a step" in line and rule in line
+
+
+def test_a_recipe_for_another_number_of_processes_is_scaled_as_detectron2_scales_it() -> None:
+    """``auto_scale_workers``: a recipe of eight on two has a quarter of the images and four times the steps."""
+    batch = {"SOLVER_IMS_PER_BATCH": 16, "SOLVER_REFERENCE_BATCH_SIZE": 16, "SOLVER_BASE_LR": 0.02}
+    cfg = settings(SOLVER_REFERENCE_WORLD_SIZE=8, SOLVER_WARMUP_ITERS=10, TEST_EVAL_PERIOD=50, **batch)
+    scaled = scale_to_processes(cfg, 2)
+    solver = scaled.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.MAX_ITER, list(solver.STEPS), solver.WARMUP_ITERS) == (4, 400, [240, 320], 40)
+    assert scaled.TEST.EVAL_PERIOD == 200 and scaled_lr(scaled) == pytest.approx(0.005)
+    assert schedule_arithmetic(scaled) == "400 steps of 4 images, as many as in 400 × 4 / 16 = 100 of 16"
+    assert scale_to_processes(scaled, 2) is scaled and scale_to_processes(cfg, 8) is cfg
+    with pytest.raises(WorkbenchError, match="IMS_PER_BATCH 16 and SOLVER.REFERENCE_WORLD_SIZE 3"):
+        scale_to_processes(settings(SOLVER_REFERENCE_WORLD_SIZE=3, **batch), 2)
 
 
 def test_multistep_falls_at_its_steps() -> None:

@@ -8,18 +8,20 @@ eighth, and its masks are averaged alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from workbench.config import PUBLISHED_MAPPERS
+from workbench.config_keys import EDGE_MAPPERS
 from workbench.data.image_files import ImageRules
 from workbench.data.images import REDUCTIONS, read_copy, read_reduced
 from workbench.data.masks import decode_mask, mask_cover
@@ -79,7 +81,34 @@ def resize_and_crop_masks(masks: Tensor, size: tuple[int, int], top: int, left: 
     return torch.cat(pieces)
 
 
-class LargeScaleJitter(v2.Transform):
+class ResizeAndCrop(v2.Transform):
+    """Resize to a drawn size, cut a drawn window, pad it at the right and bottom; :meth:`draw` says how."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return self.draw(*F.get_size(flat_inputs[0]))
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        """Return the random ``size``, ``crop``, ``top``, ``left`` and ``padded`` (height, width) of an image."""
+        raise NotImplementedError
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the largest (height, width) that an image can be resized to."""
+        raise NotImplementedError
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        size, crop, top, left = params["size"], params["crop"], params["top"], params["left"]
+        if isinstance(inpt, tv_tensors.Mask):
+            resized = resize_and_crop_masks(inpt.as_subclass(Tensor), size, top, left, crop)
+            fill = 0
+        else:
+            resized = _resize(inpt.as_subclass(Tensor)[None], size)[0, :, top : top + crop[0], left : left + crop[1]]
+            fill = PAD_VALUE
+        padded = resized.new_full((resized.shape[0], *params["padded"]), fill)
+        padded[:, : crop[0], : crop[1]] = resized
+        return tv_tensors.wrap(padded, like=inpt)
+
+
+class LargeScaleJitter(ResizeAndCrop):
     """Resize by a random scale, cut a random square window, pad at the right and bottom (Ghiasi et al.
     2021, "Simple Copy-Paste", section 3.2).
 
@@ -92,11 +121,7 @@ class LargeScaleJitter(v2.Transform):
         super().__init__()
         self.image_size, self.min_scale, self.max_scale = image_size, min_scale, max_scale
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return self.draw(*F.get_size(flat_inputs[0]))
-
     def draw(self, height: int, width: int) -> dict[str, Any]:
-        """Return the random ``size``, ``crop``, ``top`` and ``left`` of an image of that size."""
         scale, down, right = torch.rand(3, dtype=torch.float64).tolist()
         scale = self.min_scale + (self.max_scale - self.min_scale) * scale
         size = self.resized(height, width, scale)
@@ -106,6 +131,7 @@ class LargeScaleJitter(v2.Transform):
             "crop": crop,
             "top": round((size[0] - crop[0]) * down),
             "left": round((size[1] - crop[1]) * right),
+            "padded": (self.image_size, self.image_size),
         }
 
     def resized(self, height: int, width: int, scale: float | None = None) -> tuple[int, int]:
@@ -113,30 +139,118 @@ class LargeScaleJitter(v2.Transform):
         factor = (self.max_scale if scale is None else scale) * self.image_size / max(height, width)
         return max(1, round(height * factor)), max(1, round(width * factor))
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        size, crop, top, left = params["size"], params["crop"], params["top"], params["left"]
-        if isinstance(inpt, tv_tensors.Mask):
-            resized = resize_and_crop_masks(inpt.as_subclass(Tensor), size, top, left, crop)
-            fill = 0
+
+class ShortestEdgeCrop(ResizeAndCrop):
+    """Resize the shortest edge to one of a list, cut a random window, pad to a square: Mask2Former's ADE20K recipe.
+
+    Args:
+        edges: what the shortest edge is drawn from; with ``sampling`` "range" from the first to the second of them.
+        longest: the longest edge never exceeds it.
+        sampling: "choice" or "range".
+        crop: None cuts nothing; (type, size), with detectron2's meanings: "absolute" pixels, "relative" shares of the
+            image, "relative_range" shares from ``size`` to 1, "absolute_range" pixels from ``size[0]`` to ``size[1]``
+            each way.
+        square: side that the window is cut at the right and bottom, or padded, to; -1 leaves it.
+    """
+
+    def __init__(
+        self,
+        edges: Sequence[int],
+        longest: int,
+        *,
+        sampling: str = "choice",
+        crop: tuple[str, Sequence[float]] | None = None,
+        square: int = -1,
+    ):
+        super().__init__()
+        self.edges, self.longest, self.sampling, self.crop, self.square = tuple(edges), longest, sampling, crop, square
+
+    def draw(self, height: int, width: int) -> dict[str, Any]:
+        edge, tall, wide, down, right = torch.rand(5, dtype=torch.float64).tolist()
+        if self.sampling == "range":
+            edge = _between(self.edges[0], self.edges[1], edge)
         else:
-            resized = _resize(inpt.as_subclass(Tensor)[None], size)[0, :, top : top + crop[0], left : left + crop[1]]
-            fill = PAD_VALUE
-        padded = resized.new_full((resized.shape[0], self.image_size, self.image_size), fill)
-        padded[:, : crop[0], : crop[1]] = resized
-        return tv_tensors.wrap(padded, like=inpt)
+            edge = self.edges[_between(0, len(self.edges) - 1, edge)]
+        size = resize_to_edge(height, width, edge, self.longest)
+        window = self._window(size, tall, wide)
+        top, left = _between(0, size[0] - window[0], down), _between(0, size[1] - window[1], right)
+        padded = window if self.square < 0 else (self.square, self.square)
+        crop = min(window[0], padded[0]), min(window[1], padded[1])
+        return {"size": size, "crop": crop, "top": top, "left": left, "padded": padded}
+
+    def _window(self, size: tuple[int, int], tall: float, wide: float) -> tuple[int, int]:
+        """Return the (height, width) of the window; ``tall`` and ``wide`` are random, in [0, 1)."""
+        kind, sides = self.crop or ("relative", (1.0, 1.0))
+        if kind == "absolute":
+            return min(int(sides[0]), size[0]), min(int(sides[1]), size[1])
+        if kind == "absolute_range":
+            least, most = (tuple(min(int(side), edge) for edge in size) for side in sides)
+            return _between(least[0], most[0], tall), _between(least[1], most[1], wide)
+        shares = tuple(sides)
+        if kind == "relative_range":
+            shares = sides[0] + tall * (1 - sides[0]), sides[1] + wide * (1 - sides[1])
+        return max(1, int(size[0] * shares[0] + 0.5)), max(1, int(size[1] * shares[1] + 0.5))
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        return resize_to_edge(height, width, max(self.edges), self.longest)
+
+
+def _between(low: int, high: int, share: float) -> int:
+    """Return the whole number from ``low`` to ``high``, both included, that ``share`` in [0, 1) falls on."""
+    return low + int(share * (high - low + 1))
+
+
+def resize_to_edge(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """Return the (height, width) with the shortest edge ``shortest``, or where the other edge would exceed ``longest``
+    (0: no limit) with that as the longest; rounded as in detectron2."""
+    factor = shortest / min(height, width)
+    if longest:
+        factor = min(factor, longest / max(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+class SSDColour(v2.Transform):
+    """SSD's distortion of colours (Liu et al., 2016, section 2.2), as Mask2Former has it.
+
+    With probability one half each: brightness moves by up to 32 of 255, contrast and saturation are multiplied by 0.5
+    to 1.5, and hue turns by up to 36 degrees; contrast comes second or last. Values are cut to 0-255 after each step.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"draws": torch.rand(9, dtype=torch.float64).tolist()}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        brightness, contrast, saturation, hue, contrast_second, *amounts = params["draws"]
+        picture = inpt.as_subclass(Tensor).permute(1, 2, 0).numpy()
+        if brightness < 0.5:
+            picture = _as_bytes(picture.astype(np.float32) + (amounts[0] * 64 - 32))
+        second = contrast_second < 0.5
+        if second and contrast < 0.5:
+            picture = _as_bytes(picture.astype(np.float32) * (0.5 + amounts[1]))
+        if min(saturation, hue) < 0.5:
+            hsv = np.array(Image.fromarray(np.ascontiguousarray(picture)).convert("HSV"))
+            if saturation < 0.5:
+                hsv[..., 1] = _as_bytes(hsv[..., 1].astype(np.float32) * (0.5 + amounts[2]))
+            if hue < 0.5:  # Pillow's hue has 256 values, and an unsigned sum of bytes goes round
+                hsv[..., 0] += np.uint8(round((amounts[3] * 2 - 1) * 25.6) % 256)
+            picture = np.asarray(Image.frombytes("HSV", hsv.shape[1::-1], hsv.tobytes()).convert("RGB"))
+        if not second and contrast < 0.5:
+            picture = _as_bytes(picture.astype(np.float32) * (0.5 + amounts[1]))
+        return tv_tensors.wrap(_to_tensor(picture), like=inpt)
+
+
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    return values.clip(0, 255).astype(np.uint8)
 
 
 def _colour_transforms(jitter: bool, ssd: bool) -> list[v2.Transform]:
-    """``jitter``: a little of everything, with a hue shift too small to turn one colour class into another.
-    ``ssd``: the strong distortion of SSD (Liu et al. 2016) as detectron2 has it: each step with probability
-    one half."""
+    """``jitter``: a little of everything, with a hue shift too small to turn one colour class into another."""
     transforms: list[v2.Transform] = []
     if jitter:
         transforms.append(v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.015))
-    if ssd:
-        for step in ({"brightness": 0.125}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.05}):
-            transforms.append(v2.RandomApply([v2.ColorJitter(**step)], p=0.5))
-    return transforms
+    return [*transforms, SSDColour()] if ssd else transforms
 
 
 def _read_checked(dataset_dict: dict, rules: ImageRules, reduction: int = 1, kept: int = 1) -> np.ndarray:
@@ -201,10 +315,12 @@ class _Decoded:
 class TrainMapper:
     """Read and augment one image for training.
 
-    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S) uint8 RGB, the original ``height`` and ``width``,
-    ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N, S, S) bool,
+    ``mapper(dataset_dict, seed)`` returns ``image`` (3, S, S') uint8 RGB, the original ``height`` and ``width``,
+    ``file_name``, ``image_id``, ``seed`` and ``targets``: ``labels`` (N,) int64, ``masks`` (N, S, S') bool,
     ``annotation_ids`` (N,) int64 as in the dataset file, ``subcategories`` {name: (N,) int64, -1 unlabelled}. Crowds,
     and objects of which nothing is left in the window, are not among the N.
+
+    Image and masks are flipped, and the image's colours changed, before ``geometry`` resizes and cuts both.
 
     Everything random depends on ``seed`` alone; the global random state is left as it was. ``rules`` say how
     image files are read; where they name a cache, photos larger than ever needed are read from reduced copies in it.
@@ -212,10 +328,8 @@ class TrainMapper:
 
     def __init__(
         self,
+        geometry: ResizeAndCrop,
         *,
-        image_size: int,
-        min_scale: float = 0.1,
-        max_scale: float = 2.0,
         random_flip: str = "horizontal",
         color_jitter: bool = False,
         color_aug_ssd: bool = False,
@@ -230,8 +344,8 @@ class TrainMapper:
             raise WorkbenchError(f"INPUT.RANDOM_FLIP is {random_flip!r}; it is one of {', '.join(flips)}.")
         self._decode = _Decoded(rules or ImageRules())
         self._before = [*flips[random_flip], *_colour_transforms(color_jitter, color_aug_ssd)]
-        self._jitter = LargeScaleJitter(image_size, min_scale, max_scale)
-        self.transform = v2.Compose([*self._before, self._jitter])
+        self._geometry = geometry
+        self.transform = v2.Compose([*self._before, geometry])
 
     def _reductions(self, height: int, width: int, seed: int) -> tuple[int, int]:
         """Return the reduction to read an image at, and the one that serves every seed.
@@ -243,7 +357,7 @@ class TrainMapper:
         torch.default_generator.manual_seed(seed)
         for transform in self._before:
             transform(_ONE_PIXEL)  # draws as many numbers as for a whole image
-        drawn, largest = self._jitter.draw(height, width)["size"], self._jitter.resized(height, width)
+        drawn, largest = self._geometry.draw(height, width)["size"], self._geometry.resized(height, width)
         return reduction_for(height, width, drawn), reduction_for(height, width, largest)
 
     def __call__(self, dataset_dict: dict, seed: int) -> dict:
@@ -292,10 +406,7 @@ class TestMapper:
         """(height, width) that an image of this size is resized to."""
         if not self.min_size:
             return height, width
-        factor = self.min_size / min(height, width)
-        if self.max_size:
-            factor = min(factor, self.max_size / max(height, width))
-        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+        return resize_to_edge(height, width, self.min_size, self.max_size)
 
     def resize(self, picture: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Resize a (H, W, 3) uint8 RGB array to a (3, H', W') uint8 tensor; ``size`` is by default its output size."""
@@ -326,10 +437,18 @@ def build_instance_mapper(cfg: CfgNode, is_train: bool) -> TrainMapper | TestMap
     keys, rules = cfg.INPUT, ImageRules.from_config(cfg)
     if not is_train:
         return TestMapper(min_size=keys.MIN_SIZE_TEST, max_size=keys.MAX_SIZE_TEST, rules=rules)
+    if keys.DATASET_MAPPER_NAME in EDGE_MAPPERS:
+        geometry = ShortestEdgeCrop(
+            keys.MIN_SIZE_TRAIN,
+            keys.MAX_SIZE_TRAIN,
+            sampling=keys.MIN_SIZE_TRAIN_SAMPLING,
+            crop=(keys.CROP.TYPE, keys.CROP.SIZE) if keys.CROP.ENABLED else None,
+            square=keys.SIZE_DIVISIBILITY,
+        )
+    else:
+        geometry = LargeScaleJitter(keys.IMAGE_SIZE, keys.MIN_SCALE, keys.MAX_SCALE)
     return TrainMapper(
-        image_size=keys.IMAGE_SIZE,
-        min_scale=keys.MIN_SCALE,
-        max_scale=keys.MAX_SCALE,
+        geometry,
         random_flip=keys.RANDOM_FLIP,
         color_jitter=keys.COLOR_JITTER,
         color_aug_ssd=keys.COLOR_AUG_SSD,

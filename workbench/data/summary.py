@@ -94,6 +94,8 @@ def _config_cautions(dataset: CocoDataset, cfg: CfgNode) -> list[str]:
             f"an image holds {most:,} objects, but MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}; raise it, as a "
             "query finds one object"
         )
+    if not reads(cfg, "INPUT.IMAGE_SIZE"):
+        return sentences
     relative = np.sort(relative_sizes(dataset))
     across = relative * cfg.INPUT.IMAGE_SIZE
     small = int(np.searchsorted(across, _SMALL))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import psutil
+import torch
 from fvcore.common.config import CfgNode
 
-from workbench.config import PUBLISHED_MODELS
+from workbench.config import PUBLISHED_MODELS, reads, training_size
 from workbench.environment.system import read_text
 from workbench.errors import WorkbenchError
 
@@ -15,6 +18,20 @@ def total_memory() -> int:
     total = psutil.virtual_memory().total
     limit = read_text("/sys/fs/cgroup/memory.max").strip()  # cgroup v2; "max" is no limit
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held at once: on a GPU by tensors since the last call, elsewhere by this process so far."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def check_memory(cfg: CfgNode, *, processes: int | None = None) -> None:
@@ -63,18 +80,22 @@ def _needs(cfg: CfgNode, processes: int | None) -> list[tuple[str, float, tuple[
         ]
     if processes is None:
         return needs
-    size = inputs.IMAGE_SIZE
+    key, size = training_size(cfg)
+    if reads(cfg, "INPUT.MAX_SCALE"):
+        scale, largest = "INPUT.MAX_SCALE", size * inputs.MAX_SCALE
+    else:
+        scale, largest = "INPUT.MIN_SIZE_TRAIN", max(inputs.MIN_SIZE_TRAIN)
     images = cfg.SOLVER.IMS_PER_BATCH / processes / cfg.SOLVER.ACCUMULATION_STEPS
     needs += [
-        ("a step's images", 3 * images * size**2, ("SOLVER.IMS_PER_BATCH", "INPUT.IMAGE_SIZE")),
-        ("a training image", 3 * (size * inputs.MAX_SCALE) ** 2, ("INPUT.IMAGE_SIZE", "INPUT.MAX_SCALE")),
+        ("a step's images", 3 * images * size**2, ("SOLVER.IMS_PER_BATCH", key)),
+        ("a training image", 3 * largest**2, (key, scale)),
     ]
     if published:
         count, points = former.NUM_OBJECT_QUERIES, former.TRAIN_NUM_POINTS
         keys = ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",)
         masks = 4 * count * (size / head.COMMON_STRIDE) ** 2
         needs += [
-            ("the masks of an image", masks, (*keys, "INPUT.IMAGE_SIZE", "MODEL.SEM_SEG_HEAD.COMMON_STRIDE")),
+            ("the masks of an image", masks, (*keys, key, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE")),
             ("the matching of an image", 4 * count * points, (*keys, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS")),
         ]
     return needs

@@ -12,6 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from workbench.config import training_size
 from workbench.data.coco import CocoDataset
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.system import Memory, busy_cores, usable_cores, usable_memory
@@ -111,7 +112,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 
 def estimate(model: nn.Module, cfg: CfgNode, vocabulary: Vocabulary, objects: int = 1) -> Need:
     """Estimate what a step of one process takes, from dry runs on small images; what is kept grows with their area."""
-    size = cfg.INPUT.IMAGE_SIZE
+    _, size = training_size(cfg)
     images = max(1, cfg.SOLVER.IMS_PER_BATCH // (world_size() * cfg.SOLVER.ACCUMULATION_STEPS))
     large = min(size, PROBE)
     small = min(large, max(64, large // 64 * 32))
@@ -144,12 +145,12 @@ def check_memory(need: Need, memory: Memory, cfg: CfgNode, where: str) -> str | 
     Raises:
         WorkbenchError: it cannot fit; the sentence names what would.
     """
-    size = cfg.INPUT.IMAGE_SIZE
+    key, size = training_size(cfg)
     sentence = f"a step on {need.images} images of {size}x{size} needs at least {need.memory / GB:.1f} GB of memory"
     if need.memory < memory.free:
         return None
     smaller = int(size * (0.8 * min(memory.free, memory.total) / need.memory) ** 0.5) // 32 * 32
-    remedies = [f"set INPUT.IMAGE_SIZE to {smaller}"] if smaller >= 64 else ["set a smaller INPUT.IMAGE_SIZE"]
+    remedies = [f"set {key} to {smaller}"] if smaller >= 64 else [f"set a smaller {key}"]
     if need.images > 1:
         remedies.append("raise SOLVER.ACCUMULATION_STEPS, which splits a step's images")
         remedies.append("lower SOLVER.IMS_PER_BATCH")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from workbench.config import config_to_dict, flatten
 from workbench.data.loaders import step_seed
 from workbench.data.vocabulary import Vocabulary
+from workbench.environment.memory import peak_memory
 from workbench.errors import WorkbenchError, errors_as
 from workbench.runs.checkpoint import (
     STATE,
@@ -157,8 +158,10 @@ class Trainer:
                     self.step = step + 1
 
                     lr, seconds = scaled_lr(self.cfg) * factor, time.perf_counter() - began
-                    progress.update(self.step, values, lr)
-                    row = {"step": self.step, "lr": lr, "seconds": seconds, "data_seconds": waited, **values}
+                    memory = peak_memory(self.device)
+                    progress.update(self.step, values, lr, memory)
+                    row = {"step": self.step, "lr": lr, "seconds": seconds, "data_seconds": waited}
+                    row |= {"peak_memory_mb": memory / 1e6, **values}
                     self._finish_step(row, stop, stopping)
         finally:
             progress.close()

@@ -80,11 +80,12 @@ class Progress:
                 total=total, initial=start, desc="training", unit="step", mininterval=0.5, dynamic_ncols=True
             )
 
-    def update(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """Show that ``step`` steps are done; ``losses`` are those of the last one, with ``total_loss``."""
+    def update(self, step: int, losses: dict[str, float], lr: float, memory: int) -> None:
+        """Show that ``step`` steps are done; ``losses`` are those of the last one, with ``total_loss``, and ``memory``
+        is its peak in bytes."""
         if not self.enabled:
             return
-        summary = f"loss {losses['total_loss']:.3f}, lr {lr:.2e}"
+        summary = f"loss {losses['total_loss']:.3f}, lr {lr:.2e}, {memory / 1e9:.2f} GB"
         if self.bar is not None:
             self.bar.set_postfix_str(summary, refresh=False)
             self.bar.update(1)  # ignores the error of a terminal that was closed

@@ -19,6 +19,7 @@ from fvcore.common.param_scheduler import (
     PolynomialDecayParamScheduler,
 )
 
+from workbench.config import follow
 from workbench.errors import WorkbenchError
 
 
@@ -43,6 +44,43 @@ def lr_arithmetic(cfg: CfgNode) -> str:
     ratio = f"{solver.IMS_PER_BATCH} images a step / {solver.REFERENCE_BATCH_SIZE} reference"
     ratio = f"sqrt({ratio})" if solver.LR_SCALING == "sqrt" else ratio
     return f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} × {ratio} (LR_SCALING {solver.LR_SCALING})"
+
+
+def schedule_arithmetic(cfg: CfgNode) -> str:
+    """Return one line that compares the steps with those of the reference batch."""
+    solver = cfg.SOLVER
+    steps, images, reference = solver.MAX_ITER, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH_SIZE
+    line = f"{steps} steps of {images} images"
+    if images != reference and solver.LR_SCALING != "none":
+        line += f", as many as in {steps} × {images} / {reference} = {steps * images / reference:.6g} of {reference}"
+    return line
+
+
+def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
+    """Return the config for this number of processes, as detectron2's ``auto_scale_workers`` does.
+
+    Where SOLVER.REFERENCE_WORLD_SIZE names another number, IMS_PER_BATCH changes in proportion, the learning rate with
+    it as LR_SCALING says, and the steps of the schedule in inverse proportion.
+
+    Raises:
+        WorkbenchError: IMS_PER_BATCH does not divide among the reference's processes.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference in (0, processes):
+        return cfg
+    images, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, reference)
+    if rest:
+        raise WorkbenchError(
+            f"config keys SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} and SOLVER.REFERENCE_WORLD_SIZE {reference}: "
+            "the images of a step do not divide among that many processes"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE = images * processes, processes
+    if cfg.SOLVER.LR_SCALING != "none":
+        follow(cfg, reference / processes)
+    cfg.freeze()
+    return cfg
 
 
 def lr_factor(cfg: CfgNode, step: int) -> float:

@@ -35,7 +35,7 @@ from workbench.training.distributed import Processes, rank, run_on_all, run_on_m
 from workbench.training.estimate import log_cost
 from workbench.training.loop import Trainer, check_batch_size
 from workbench.training.progress import log, log_machine, logging_to
-from workbench.training.schedule import lr_arithmetic
+from workbench.training.schedule import lr_arithmetic, scale_to_processes, schedule_arithmetic
 from workbench.training.weights import load_weights, starting_weights
 from workbench.weights.download import local_weights
 from workbench.workflows.evaluate import DatasetEvaluation, evaluate_checkpoint
@@ -63,6 +63,7 @@ def train(cfg: CfgNode, *, resume: bool = True, restart: bool = False, accept_da
         WorkbenchError: as the sentence says; ``Interrupted`` when it was stopped and has saved.
     """
     processes = start_processes(cfg)
+    cfg = scale_to_processes(cfg, world_size())
     check_memory(cfg, processes=world_size())
     run = RunDirectory(cfg.OUTPUT_DIR)
     lock = RunLock(run.path)
@@ -197,7 +198,7 @@ def _log_data(cfg: CfgNode, data: _Splits) -> None:
     split = f", split over {world_size()} processes" if world_size() > 1 else ""
     if cfg.SOLVER.ACCUMULATION_STEPS > 1:
         split += f", accumulated in {cfg.SOLVER.ACCUMULATION_STEPS} parts"
-    log.info(f"seed {cfg.SEED}; {cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images{split}")
+    log.info(f"seed {cfg.SEED}; {schedule_arithmetic(cfg)}{split}")
     log.info(lr_arithmetic(cfg))
     log.info(f"training starts from {starting_weights(cfg)}")
     rows, largest = cfg.TEST.DETECTIONS_PER_IMAGE, max(cfg.TEST.MAX_DETS)
