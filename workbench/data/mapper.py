@@ -204,9 +204,11 @@ def resize_to_edge(height: int, width: int, shortest: int, longest: int) -> tupl
     """Return the (height, width) with the shortest edge ``shortest``, or where the other edge would exceed ``longest``
     (0: no limit) with that as the longest; rounded as in detectron2."""
     factor = shortest / min(height, width)
-    if longest:
-        factor = min(factor, longest / max(height, width))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    tall, wide = (shortest, factor * width) if height < width else (factor * height, shortest)
+    if longest and max(tall, wide) > longest:
+        factor = longest / max(tall, wide)
+        tall, wide = factor * tall, factor * wide
+    return max(1, int(tall + 0.5)), max(1, int(wide + 0.5))
 
 
 class SSDColour(v2.Transform):
@@ -235,7 +237,7 @@ class SSDColour(v2.Transform):
                 hsv[..., 1] = _as_bytes(hsv[..., 1].astype(np.float32) * (0.5 + amounts[2]))
             if hue < 0.5:  # Pillow's hue has 256 values, and an unsigned sum of bytes goes round
                 hsv[..., 0] += np.uint8(round((amounts[3] * 2 - 1) * 25.6) % 256)
-            picture = np.asarray(Image.frombytes("HSV", hsv.shape[1::-1], hsv.tobytes()).convert("RGB"))
+            picture = np.array(Image.frombytes("HSV", hsv.shape[1::-1], hsv.tobytes()).convert("RGB"))
         if not second and contrast < 0.5:
             picture = _as_bytes(picture.astype(np.float32) * (0.5 + amounts[1]))
         return tv_tensors.wrap(_to_tensor(picture), like=inpt)
