@@ -87,12 +87,14 @@ INPUT: {DATASET_MAPPER_NAME: mask_former_instance, MIN_SCALE: 0.1, MIN_SIZE_TRAI
 SOLVER: {LR_SCHEDULER_NAME: WarmupPolyLR, STEPS: [10], MAX_ITER: 20}
 """
     )
-    load_config(path, ["TEST.AUG.FLIP", "False"])
+    cfg = load_config(path, ["TEST.AUG.FLIP", "False"])
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
         "config keys without effect here: DATALOADER.SAMPLER_TRAIN, INPUT.MIN_SCALE, MODEL.RESNETS.DEPTH, "
         "MODEL.RESNETS.STEM_TYPE, SOLVER.STEPS, TEST.AUG.FLIP"
     )
+    path.write_text(to_yaml(cfg))  # a run's config.yaml, which sets every key
+    assert load_config(path, saved=True) == cfg and len(caplog.records) == 1
 
 
 def test_a_part_of_ones_own_may_read_any_key():

@@ -60,7 +60,7 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNode:
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, saved: bool = False) -> CfgNode:
     """Read a YAML file over the defaults, then apply detectron2-style overrides.
 
     A learning rate and a schedule belong to the batch that they were written for: the IMS_PER_BATCH in force in the
@@ -71,6 +71,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     Args:
         path: the YAML file, which may name a ``_BASE_`` relative to itself; None for the defaults alone.
         overrides: ``["SOLVER.BASE_LR", "0.001", ...]``: keys and values in turn.
+        saved: the file is a run's config.yaml, which sets every key; those without effect are not logged again.
 
     Returns:
         A frozen config.
@@ -88,7 +89,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> CfgNo
     check(cfg)
     recipe.rescale(cfg)
     cfg.freeze()
-    if unread := keys_without_effect(cfg, recipe.keys):
+    if not saved and (unread := keys_without_effect(cfg, recipe.keys)):
         _log.warning("config keys without effect here: %s", ", ".join(sorted(unread)))
     return cfg
 

@@ -92,7 +92,7 @@ def _saved_config(run: RunDirectory) -> CfgNode | None:
     from workbench.runs.checkpoint import has_checkpoint, saved_config  # torch takes seconds; tables do without
 
     if has_checkpoint(run.path):
-        return load_config(run.config) if run.config.exists() else saved_config(run.path)
+        return load_config(run.config, saved=True) if run.config.exists() else saved_config(run.path)
     if not read_metrics(run.metrics):
         return None
     if not run.config.exists():
@@ -100,7 +100,7 @@ def _saved_config(run: RunDirectory) -> CfgNode | None:
             f"OUTPUT_DIR {run.path} holds a run without its config.yaml and without a checkpoint, which cannot go on; "
             "choose another OUTPUT_DIR or delete it"
         )
-    return load_config(run.config)
+    return load_config(run.config, saved=True)
 
 
 def run_of(checkpoint: Path) -> Path:

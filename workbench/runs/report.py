@@ -89,7 +89,7 @@ def _opening(run: Path, contents: list[tuple[str, str, int]]) -> str:
     """Return the beginning: what was trained on what, its scores, a picture, the keys that were set, the contents."""
     metrics = read_metrics_json(run) or {}
     lines = [f"# {html.escape(run.name)}", ""]
-    cfg = load_config(run / "config.yaml") if (run / "config.yaml").is_file() else None
+    cfg = load_config(run / "config.yaml", saved=True) if (run / "config.yaml").is_file() else None
     facts: dict[str, Any] = {"date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), "run": run.absolute()}
     facts |= _versions(run)
     if cfg is not None:

@@ -63,7 +63,7 @@ def _row(run: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"run": str(run)}
     directory = RunDirectory(run)
     try:
-        cfg = load_config(directory.config)
+        cfg = load_config(directory.config, saved=True)
         values = flatten(cfg)
         row |= {column: values[key] if reads(cfg, key) else float("nan") for key, column in SHOWN_KEYS.items()}
         row["backbone"] = row["backbone"].removeprefix("build_").removesuffix("_backbone")
