@@ -81,10 +81,10 @@ def test_a_notebook_gets_one_line_that_ends_with_how_long_it_took(
     progress = Progress(0, 3)
     for step in (1, 2, 3):
         clock.now = step * 0.4
-        progress.update(step, {"total_loss": 0.5}, 1e-3)
+        progress.update(step, {"total_loss": 0.5}, 1e-3, 10**9)
     progress.close()
-    assert written[0] == "step 1/3: loss 0.500, lr 1.00e-03, 0.40 s/step, 00:00 left"
-    assert written[-1] == "training: step 3/3: loss 0.500, lr 1.00e-03, 0.40 s/step, 00:01 in all"
+    assert written[0] == "step 1/3: loss 0.500, lr 1.00e-03, 1.00 GB, 0.40 s/step, 00:00 left"
+    assert written[-1] == "training: step 3/3: loss 0.500, lr 1.00e-03, 1.00 GB, 0.40 s/step, 00:01 in all"
     assert capsys.readouterr() == ("", "")
 
 
