@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
-from workbench.data.mapper import TrainMapper
+from workbench.data.mapper import LargeScaleJitter, TrainMapper
 from workbench.detectron2 import add_workbench_config
 from workbench.detectron2.mapper import WorkbenchMapper
 
@@ -25,7 +25,7 @@ def test_a_training_batch_is_what_the_workbench_s_mapper_makes(host_config: CfgN
     batch = next(iter(loader))
     assert len(batch) == 2 and batch[0]["seed"] != batch[1]["seed"]
     dicts = {item["image_id"]: item for item in get_detection_dataset_dicts(["shapes_train"])}
-    own = TrainMapper(image_size=64, min_scale=0.8, max_scale=1.2)
+    own = TrainMapper(LargeScaleJitter(64, 0.8, 1.2))
     for item in batch:
         expected = own(dicts[item["image_id"]], item["seed"])
         instances, targets = item["instances"], expected["targets"]
