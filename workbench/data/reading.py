@@ -62,7 +62,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(text, parse_float=_SharedFloats().__getitem__)
     except (ValueError, RecursionError) as error:
-        _refuse_other_formats(path, text[:_HEAD])
+        refuse_other_formats(path, text[:_HEAD])
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         said = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise WorkbenchError(f"The annotation file {path} is not valid JSON: {said}{where}.") from None
@@ -81,7 +81,7 @@ def read_coco_json(path: Path | str) -> dict:
     content = read_json(path)
     wrong = [key for key in _LISTS if not (isinstance(content, dict) and isinstance(content.get(key), list))]
     if wrong:
-        _refuse_other_formats(path, content)
+        refuse_other_formats(path, content)
         if not isinstance(content, dict):
             raise WorkbenchError(f"The annotation file {path} is not in COCO's form: its top level is no object.")
         raise WorkbenchError(
@@ -97,10 +97,11 @@ def refuse_other_file(path: Path | str) -> None:
             head = file.read(_HEAD)
     except OSError:
         return
-    _refuse_other_formats(path, head)
+    refuse_other_formats(path, head)
 
 
-def _refuse_other_formats(path: Path | str, content: object) -> None:
+def refuse_other_formats(path: Path | str, content: object) -> None:
+    """Raise WorkbenchError where the content of a file, parsed or its beginning as text, is of another format."""
     name = detect_format(content)
     if name == COCO_RESULTS:
         raise WorkbenchError(

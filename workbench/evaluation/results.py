@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from workbench.config_keys import KEYS
-from workbench.data.reading import is_integer
+from workbench.data.reading import is_integer, refuse_other_file, refuse_other_formats
 from workbench.errors import WorkbenchError, is_number, shown
 from workbench.evaluation.columns import row_name
 from workbench.files import write_text
@@ -127,7 +127,9 @@ def load_predictions(path: str | Path) -> list[dict]:
     except (OSError, UnicodeDecodeError) as error:
         raise WorkbenchError(f"The results file {path} cannot be read: {error}.") from None
     except (ValueError, RecursionError) as error:
+        refuse_other_file(path)
         raise WorkbenchError(f"The results file {path} is not valid JSON: {error}.") from None
     if not isinstance(rows, list):
+        refuse_other_formats(path, rows)
         raise WorkbenchError(f"The results file {path} holds no list of COCO results.")
     return rows
