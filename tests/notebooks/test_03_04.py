@@ -66,7 +66,7 @@ def test_04_shows_and_keeps_figures_and_tables(tiny_run: Path, tmp_path: Path) -
         assert (output / "figures" / f"{name}.png").stat().st_size > 3000, name
     for name in ("overall", "categories", "errors", "subcategories", "images", "ranking", "calibration", "comparison"):
         assert (output / "figures" / f"{name}.csv").exists(), name
-    assert pictures(executed) == 10
+    assert pictures(executed) == 11
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["images"] == 6
     assert f"On 6 images with {metrics['instances']} objects" in text(executed)
@@ -79,7 +79,7 @@ def test_04_with_one_image_and_nothing_above_the_threshold(tiny_run: Path, shape
     content["images"] = [image]
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == image["id"]]
     file = _write(tmp_path, content, shapes_root)
-    said = run_here("04_eval", ckpt=tiny_run, dataset=file, output=tmp_path / "out", score_threshold=1.1)
+    said = run_here("04_eval", ckpt=tiny_run, dataset=file, output=tmp_path / "out", score_threshold=1.0)
     assert "On 1 images with" in said
     assert "No prediction contradicts the annotations." in said
     assert "No other run to compare with" in said
