@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import sys
-import time
 from types import FrameType
 from typing import Any
 
@@ -15,7 +13,7 @@ _SENTENCE = b"workbench: error: stopped by Ctrl-C.\n"
 
 def main() -> int:
     """Run the command line of this process and return its exit code."""
-    sys.unraisablehook = _raise_interrupts_again
+    sys.unraisablehook = _end_after_interrupts
     own = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nohup and the shell's & may ignore it
     if own:
         signal.signal(signal.SIGINT, _stop)
@@ -40,18 +38,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(2)
 
 
-def _interrupt_soon() -> None:
-    time.sleep(0.001)
-    _thread.interrupt_main()
+def _end_after_interrupts(unraisable: Any) -> None:
+    """End at a KeyboardInterrupt that came where Python cannot raise it, such as the end of an import.
 
-
-def _raise_interrupts_again(unraisable: Any) -> None:
-    """Raise a KeyboardInterrupt again that came where Python cannot raise it, such as the end of an import.
-
-    A moment later, as it could not be raised from here either.
+    Files are written whole or not at all, and a training has a handler of its own, so nothing is lost.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        _thread.start_new_thread(_interrupt_soon, ())
+        _stop(signal.SIGINT, None)
     else:
         sys.__unraisablehook__(unraisable)
 

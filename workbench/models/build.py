@@ -193,6 +193,7 @@ def _mask_rcnn(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> MaskRC
         mask_norm=_NORMS.get(mask.NORM),
         subcategory_weight=heads.SUBCATEGORY_WEIGHT,
         subcategory_no_object_weight=heads.SUBCATEGORY_NO_OBJECT_WEIGHT,
+        rank_by=cfg.TEST.RANK_BY,
         pixel_mean=cfg.MODEL.PIXEL_MEAN,
         pixel_std=cfg.MODEL.PIXEL_STD,
     )
