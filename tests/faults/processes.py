@@ -84,7 +84,10 @@ class _Place:
         files = {name: content for name, content in contents(saved).items() if name.endswith(".safetensors")}
         state = torch.load(saved / "last" / "training_state.pt", weights_only=True)
         with (self.work / run / "metrics.csv").open() as file:
-            rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+            rows = [
+                {k: v for k, v in row.items() if "seconds" not in k and k != "peak_memory_mb"}
+                for row in csv.DictReader(file)
+            ]
         return {
             **{os.path.relpath(name, self.work): content for name, content in files.items()},
             "metrics.csv": rows,

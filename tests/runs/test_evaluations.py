@@ -39,7 +39,8 @@ def export(root: Path, place: Path, most: int = 6) -> Path:
 
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    # Notebooks that were tested before may have left evaluations of their own.
+    return Path(shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations")))
 
 
 def test_a_moved_dataset_has_the_same_fingerprint_and_a_corrected_one_another(
