@@ -66,7 +66,7 @@ def _locked(python: str) -> dict[str, list[Version]]:
 def test_lock_pins_every_declared_package_within_its_range(python: str) -> None:
     locked = _locked(python)
     assert all(len(versions) == 1 for versions in locked.values()), "a package is pinned twice"
-    for requirement in _declared("dev", "cuda"):
+    for requirement in _declared("dev", "cuda", "export"):
         machine = {"python_version": python, "sys_platform": "linux"}
         if requirement.marker is not None and not requirement.marker.evaluate(machine):
             continue
@@ -98,7 +98,7 @@ def test_installed_packages_are_those_of_the_lock() -> None:
     if not any((Path(sys.prefix)).glob(".installed-*")):
         pytest.skip("this environment was not made by `make env`")
     locked = _locked(f"{sys.version_info.major}.{sys.version_info.minor}")
-    for requirement in _declared("dev", "cuda"):
+    for requirement in _declared("dev", "cuda", "export"):
         if requirement.marker is None or requirement.marker.evaluate():
             name = canonicalize_name(requirement.name)
             try:
@@ -115,7 +115,9 @@ def test_conda_environment_holds_the_same_ranges_and_detectron2() -> None:
         if isinstance(line, str):
             name, sign, lowest = line.partition(">=")
             conda[name] = sign + lowest
-    wanted = {CONDA_NAMES.get(r.name, r.name): str(r.specifier) for r in _declared("dev") if r.name not in PYPI_ONLY}
+    wanted = {
+        CONDA_NAMES.get(r.name, r.name): str(r.specifier) for r in _declared("dev", "export") if r.name not in PYPI_ONLY
+    }
     wanted |= {"python": _project()["requires-python"], "pip": "", "detectron2": ""}
     assert conda == wanted
     assert {"pip": ["--editable ."]} in environment["dependencies"]

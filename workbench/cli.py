@@ -429,6 +429,43 @@ def predict(args: argparse.Namespace) -> None:
 
 
 @command(
+    "export",
+    """
+  workbench export --ckpt outputs/demo --output outputs/onnx
+  workbench export --ckpt outputs/demo --output outputs/onnx --size 256 384 --batch 4
+  workbench export --ckpt outputs/demo --output outputs/onnx --dynamic
+  workbench export --ckpt outputs/demo --output outputs/program --format torch-export""",
+    option("--ckpt", required=True, metavar="CKPT", help="a checkpoint directory, or a run"),
+    option("--output", required=True, metavar="DIR", help="where the file goes"),
+    option("--format", choices=("onnx", "torch-export"), default="onnx", help="onnx, or a program of torch.export"),
+    option("--size", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images, in pixels"),
+    option("--batch", type=_positive, default=1, metavar="N", help="images at once (1)"),
+    option("--dynamic", action="store_true", help="take images of any size, any number at once"),
+    IMPORT,
+    overrides=True,
+)
+def export(args: argparse.Namespace) -> None:
+    """Write a checkpoint's model as one file that runs elsewhere, once it agrees with the model.
+
+    Images (B, 3, H, W), float32 RGB in 0-255, go in; scores, labels, masks, boxes and the probabilities of each
+    subcategory come out. Beside an ONNX file is run_onnx.py, which needs onnxruntime, numpy and pillow alone.
+    """
+    from workbench.workflows.export import export as workflow
+
+    import_parts(args.imports)
+    path = workflow(
+        args.ckpt,
+        args.output,
+        kind=args.format,
+        size=tuple(args.size) if args.size else None,
+        batch=args.batch,
+        dynamic=args.dynamic,
+        overrides=args.overrides,
+    )
+    print(f"Wrote {path}")
+
+
+@command(
     "show",
     "\n  workbench show outputs/demo",
     option("run_directory", metavar="RUN", help="a run directory, or an evaluation in it"),

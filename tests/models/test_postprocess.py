@@ -1,9 +1,18 @@
+import types
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.models.postprocess import boxes_of_masks, instance_inference, rank_scores, select_rows
+from workbench.models.postprocess import (
+    boxes_of_masks,
+    instance_inference,
+    panoptic_inference,
+    rank_scores,
+    select_rows,
+    semantic_inference,
+)
 
 
 def raw(queries=5, classes=3, size=8, seed=0):
@@ -150,3 +159,60 @@ def test_boxes_hold_their_masks_tightly(rows):
         if mask.any():
             part = mask[y1:y2, x1:x2]
             assert part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any()
+
+
+SIZES = {"padded_size": (32, 32), "image_size": (32, 32), "output_size": (32, 32)}
+
+
+def _tiles() -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries whose sure masks cover the image: two tiles of category 0, two of 1, and a weaker copy of the first."""
+    masks = torch.full((6, 32, 32), -12.0)
+    for query, (top, left) in enumerate([(0, 0), (0, 16), (16, 0), (16, 16)]):
+        masks[query, top : top + 16, left : left + 16] = 12.0
+    masks[4] = masks[0]
+    logits = torch.full((6, 4), -6.0)
+    for query, (label, logit) in enumerate([(0, 6.0), (0, 5.0), (1, 5.5), (1, 4.5), (2, 3.0), (3, 8.0)]):
+        logits[query, label] = logit
+    return logits, masks
+
+
+@pytest.mark.parametrize("stuff", [set(), {1}, {0, 1}])
+def test_panoptic_segments_are_the_peers(stuff):
+    """Masks cover the image, so that the peer's scaled masks and unmasked segments make no difference."""
+    processing = pytest.importorskip("transformers").Mask2FormerImageProcessor
+    logits, masks = _tiles()
+    segments, infos = panoptic_inference(logits, masks, stuff=stuff, **SIZES)
+    outputs = types.SimpleNamespace(class_queries_logits=logits[None], masks_queries_logits=masks[None])
+    (expected,) = processing().post_process_panoptic_segmentation(
+        outputs, threshold=0.8, label_ids_to_fuse=stuff, target_sizes=[(32, 32)]
+    )
+    wanted = {}  # the peer lists a fused segment once for each of its queries
+    for info in expected["segments_info"]:
+        wanted.setdefault(info["id"], info["label_id"])
+    assert {info["id"]: info["category"] for info in infos} == wanted
+    assert len(infos) == 4 - len(stuff)
+    assert torch.equal(segments, expected["segmentation"].int())
+
+
+def test_panoptic_segments_keep_to_both_thresholds():
+    """A query that loses more than a fifth of its mask is left out, and pixels below one half are nobody's."""
+    logits, masks = _tiles()
+    masks[:, :2] = -1.0  # the first rows win by what is left of their probability, and are no segment
+    segments, infos = panoptic_inference(logits, masks, **SIZES)
+    assert [info["query"] for info in infos] == [0, 1, 2, 3]
+    assert not segments[:2].any() and (segments[2:] > 0).all()
+    masks[1] = masks[0]  # the second query's mask is now the first's, and loses everything
+    segments, infos = panoptic_inference(logits, masks, overlap_threshold=0.8, **SIZES)
+    assert [info["query"] for info in infos] == [0, 2, 3]
+    assert panoptic_inference(logits, masks, object_mask_threshold=1.0, **SIZES)[1] == []
+
+
+def test_semantic_scores_add_up_the_queries():
+    generator = torch.Generator().manual_seed(5)
+    logits, masks = torch.randn(11, 4, generator=generator), torch.randn(11, 8, 8, generator=generator)
+    sizes = {"padded_size": (32, 32), "image_size": (32, 24), "output_size": (40, 30)}
+    scores = semantic_inference(logits, masks, **sizes)
+    enlarged = torch.nn.functional.interpolate(masks[None], (32, 32), mode="bilinear")[..., :24]
+    enlarged = torch.nn.functional.interpolate(enlarged, (40, 30), mode="bilinear")[0].sigmoid()
+    expected = (logits.softmax(-1)[:, :3, None, None] * enlarged[:, None]).sum(0)
+    torch.testing.assert_close(scores, expected)

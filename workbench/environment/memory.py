@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import psutil
 import torch
 from fvcore.common.config import CfgNode
@@ -26,12 +24,12 @@ def peak_memory(device: torch.device) -> int:
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak
-    try:
-        import resource
-    except ImportError:  # Windows
-        return psutil.Process().memory_info().peak_wset
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # Of the process alone: getrusage's peak may be that of the program which started it.
+    status = dict(line.split(":", 1) for line in read_text("/proc/self/status").splitlines() if ":" in line)
+    if "VmHWM" in status:
+        return int(status["VmHWM"].split()[0]) * 1024
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)  # Windows knows a peak, others the present
 
 
 def check_memory(cfg: CfgNode, *, processes: int | None = None) -> None:

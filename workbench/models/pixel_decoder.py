@@ -52,8 +52,9 @@ class MSDeformAttn(nn.Module):
         value = self.value_proj(value).unflatten(2, (self.heads, -1))
         samples = (batch, length, self.heads, self.levels, self.points)
         # All coordinates in one dimension: on a CPU, torch is slow on a last dimension of two.
-        sizes = query.new_tensor([(width, height) for height, width in spatial_shapes])
-        sizes = sizes.repeat_interleave(self.points, 0).flatten().repeat(self.heads)
+        # Filled, and not made of a list: sizes are symbols where the model is exported.
+        sizes = torch.cat([query.new_full((1,), size) for height, width in spatial_shapes for size in (width, height)])
+        sizes = sizes.view(-1, 2).repeat_interleave(self.points, 0).flatten().repeat(self.heads)
         centres = reference_points.repeat(1, self.heads * self.levels * self.points)
         locations = (centres + self.sampling_offsets(query) / sizes).view(*samples, 2)
         # Softmax over the first dimension: on a CPU, torch is slow on a last dimension as short as this.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -124,6 +124,76 @@ def instance_inference(
         "subcategory_logits": {name: head[query] for name, head in subcategory_logits.items()},
         "no_object_fraction": (logits.argmax(-1) == logits.shape[1] - 1).float().mean().item(),
     }
+
+
+def semantic_inference(logits: Tensor, mask_logits: Tensor, **sizes: tuple[int, int]) -> Tensor:
+    """Return the score of each main category at each pixel of one image (Mask2Former's semantic inference).
+
+    Args:
+        logits: (Q, K+1). mask_logits: (Q, h, w). sizes: those of :func:`instance_inference`.
+
+    Returns:
+        (K, H, W) float32: the sum over queries of the category's probability times that of the mask.
+    """
+    classes = logits.float().softmax(-1)[:, :-1]
+    scores = torch.zeros(classes.shape[1], *sizes["output_size"], device=logits.device)
+    done = 0
+    for enlarged in enlarge_in_chunks(mask_logits.float(), **sizes):
+        weights = classes[done : done + len(enlarged)]
+        scores += torch.einsum("qk,qhw->khw", weights, enlarged.sigmoid_())
+        done += len(enlarged)
+    return scores
+
+
+def panoptic_inference(
+    logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    stuff: Collection[int] = (),
+    object_mask_threshold: float = 0.8,
+    overlap_threshold: float = 0.8,
+    **sizes: tuple[int, int],
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Return the segments of one image, which do not overlap (Mask2Former's panoptic inference).
+
+    A query is kept where its likeliest class is a category of a probability above ``object_mask_threshold``. A pixel
+    goes to the query with the largest product of that probability and the mask's, and belongs to its segment where the
+    mask's is one half or more. A query that wins fewer pixels than ``overlap_threshold`` times its mask's is left out.
+
+    Args:
+        logits: (Q, K+1). mask_logits: (Q, h, w). sizes: those of :func:`instance_inference`.
+        stuff: categories whose segments are one.
+
+    Returns:
+        (H, W) int32, 0 where there is nothing, and for each segment its ``id`` there, ``category`` label, ``is_thing``,
+        ``score`` and ``query``, those of its first query.
+    """
+    scores, labels = logits.float().softmax(-1).max(-1)
+    kept = (labels < logits.shape[1] - 1) & (scores > object_mask_threshold)
+    queries = kept.nonzero().squeeze(1)
+    segments = torch.zeros(sizes["output_size"], dtype=torch.int32, device=logits.device)
+    infos: list[dict[str, Any]] = []
+    if not len(queries):
+        return segments, infos
+    probabilities = torch.cat(list(enlarge_in_chunks(mask_logits[queries].float(), **sizes))).sigmoid_()
+    winners = (probabilities * scores[queries, None, None]).argmax(0)
+    ids: dict[int, int] = {}  # of stuff
+    for index, query in enumerate(queries.tolist()):
+        won, whole = winners == index, probabilities[index] >= 0.5
+        mask, area = won & whole, int(whole.sum())
+        if not mask.any() or int(won.sum()) / area < overlap_threshold:
+            continue
+        label = int(labels[query])
+        if label in ids:
+            segments[mask] = ids[label]
+            continue
+        number = len(infos) + 1
+        if label in stuff:
+            ids[label] = number
+        segments[mask] = number
+        is_thing, score = label not in stuff, float(scores[query])
+        infos.append({"id": number, "category": label, "is_thing": is_thing, "score": score, "query": query})
+    return segments, infos
 
 
 def enlarge_in_chunks(

@@ -174,7 +174,7 @@ class MaskedTransformerDecoder(nn.Module):
         # The mask of attention is the predicted mask, shrunk. Shrinking is linear, so where the whole mask is not
         # wanted, the few shrunken embeddings give the same numbers for much less work.
         shrunken = None if every_layer else [_shrink(mask_features, shape) for shape in shapes]
-        queries = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         aux_outputs = []
         for index, layer in enumerate(self.layers):
             level = index % self.NUM_LEVELS

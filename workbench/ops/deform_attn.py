@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from workbench.ops import backends
 from workbench.ops.reference import deform_attn_reference, deform_attn_reference_backward
+
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Run the unchecked reference, for exporters: its operators are torch's own, and sizes may be symbols."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def deform_attn(
@@ -34,6 +48,8 @@ def deform_attn(
         ValueError: a shape or device that does not fit, naming the argument, the expected and the actual.
         TypeError: a dtype that does not fit.
     """
+    if _plain.get():
+        return deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
     shapes = _check(value, spatial_shapes, sampling_locations, attention_weights)
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     sampling_locations, attention_weights = sampling_locations.to(dtype), attention_weights.to(dtype)

@@ -1,0 +1,108 @@
+"""Exported models: they agree with the model, in any size where that is asked for, and run without the workbench."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from workbench.errors import WorkbenchError
+from workbench.models import exportable
+from workbench.workflows import export as workflow
+
+pytest.importorskip("onnxruntime")
+import onnxruntime  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A file that takes images of any size, and what was printed."""
+    lines: list[str] = []
+    path = workflow.export(tiny_run, tmp_path_factory.mktemp("onnx"), size=(64, 96), dynamic=True, tell=lines.append)
+    return path, lines
+
+
+def _rows(predictions: list[dict], names: list[str]) -> list[np.ndarray]:
+    fields = ["scores", "labels", "masks", "boxes"]
+    stacked = [np.stack([np.asarray(p[name]) for p in predictions]) for name in fields]
+    return stacked + [np.stack([np.asarray(p["subcategories"][name]) for p in predictions]) for name in names]
+
+
+def test_it_gives_what_the_model_gives_at_sizes_it_was_not_traced_with(exported: tuple, tiny_run: Path) -> None:
+    """Against the model's own inference, not only against what was traced."""
+    module, _, vocabulary = workflow.exportable(tiny_run)
+    session = onnxruntime.InferenceSession(str(exported[0]), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == module.fields
+    for shape in ((1, 96, 64), (3, 32, 128)):
+        images = workflow.example_images(*shape, seed=2)
+        with torch.no_grad():
+            expected = _rows(module.model([{"image": image} for image in images]), list(vocabulary.subcategories))
+        actual = session.run(None, {"images": images.numpy()})
+        assert workflow.disagreement(expected, actual) < 1e-3
+    assert any(line.startswith("images 1x3x96x96: largest difference") for line in exported[1])
+    assert sum("peak memory" in line for line in exported[1]) == 2
+
+
+def test_the_script_beside_it_needs_neither_workbench_nor_torch(exported: tuple, tmp_path: Path) -> None:
+    script = exported[0].with_name("run_onnx.py")
+    text = script.read_text()
+    assert "workbench" not in text and "torch" not in text
+    picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    text = text.replace(">= 0.5", ">= 0.0")  # four steps of training find nothing surely
+    (tmp_path / "run.py").write_text(text)
+    blocked = "import sys; sys.modules.update(torch=None, workbench=None); import runpy; runpy.run_path(sys.argv[1], "
+    command = [sys.executable, "-c", f"{blocked}run_name='x')['main'](*sys.argv[2:])"]
+    done = subprocess.run(
+        [*command, "run.py", str(exported[0]), "a.png"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10 and all("in 70x50" in line and "colour" in line for line in lines)
+
+
+def test_a_program_of_torch_export_is_checked_too(tiny_run: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    path = workflow.export(tiny_run, tmp_path, kind="torch-export", size=(64, 64), tell=lines.append)
+    assert path.name == "model.pt2" and [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    assert lines[0].startswith("images 1x3x64x64: largest difference")
+
+
+def test_a_file_that_disagrees_is_not_kept(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = workflow._trace
+
+    def wrong(module: exportable.ExportableMask2Former, *args: object) -> object:
+        program = traced(module, *args)
+        with torch.no_grad():  # the model changes after it was traced
+            module.model.transformer_decoder.class_embed.bias[0] += 1
+            program.state_dict["model.transformer_decoder.class_embed.bias"] = torch.zeros(
+                module.model.transformer_decoder.class_embed.out_features
+            )
+        return program
+
+    monkeypatch.setattr(workflow, "_trace", wrong)
+    with pytest.raises(WorkbenchError, match="differs from the model by .* not kept"):
+        workflow.export(tiny_run, tmp_path, kind="torch-export", size=(64, 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_that_does_not_fit_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorkbenchError, match="50x64 cannot be exported: .* multiples of 32 .* 64x64"):
+        workflow.export(tiny_run, tmp_path, size=(50, 64))
+
+
+def test_rows_are_compared_whatever_the_order_of_equal_ones() -> None:
+    masks = np.zeros((1, 2, 4, 4), dtype=np.uint8)
+    masks[0, 0, :2] = 1
+    want = [np.array([[0.5, 0.5]]), np.array([[1, 1]]), masks, np.zeros((1, 2, 4))]
+    swapped = [field[:, ::-1] for field in want]
+    assert workflow.disagreement(want, swapped) == 0
+    other = [want[0], np.array([[1, 2]]), *want[2:]]
+    assert workflow.disagreement(want, other) == 1
+    pixel = [want[0], want[1], masks.copy(), want[3]]
+    pixel[2][0, 0, 3, 3] = 1
+    assert workflow.disagreement(want, pixel) == pytest.approx(1 / 16)
