@@ -53,6 +53,7 @@ class ExportableMask2Former(nn.Module):
         masks = logits > 0
         inside = masks.to(logits.dtype)
         quality = (logits.sigmoid() * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-6)
+        masks = masks.to(torch.uint8)
         boxes = boxes_of_masks(masks.flatten(0, 1)).unflatten(0, (-1, scores.shape[1]))
         heads = [p.gather(1, query.unsqueeze(2).expand(-1, -1, p.shape[2])) for p in subcategories.values()]
-        return scores * quality, labels, masks.to(torch.uint8), boxes, *heads
+        return scores * quality, labels, masks, boxes, *heads

@@ -256,10 +256,11 @@ def batch_inference(
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
-    """(N, H, W) bool -> (N, 4) float XYXY in pixels, the right and bottom edges exclusive; zeros for empty masks."""
+    """(N, H, W) bool, or uint8 0 or 1 -> (N, 4) float XYXY in pixels, the far edges exclusive; zeros if empty."""
     if masks.numel() == 0:
         return masks.new_zeros(len(masks), 4, dtype=torch.float32)
-    edges, values = [], masks.view(torch.uint8)
+    edges = []
+    values = masks.view(torch.uint8) if masks.dtype == torch.bool else masks
     for occupied in (values.amax(1), values.amax(2)):  # columns, rows; on a CPU any() takes twenty times as long
         first = occupied.argmax(1)
         last = occupied.shape[1] - occupied.flip(1).argmax(1)
