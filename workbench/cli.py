@@ -623,7 +623,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         known = [name for action in sub._actions for name in action.option_strings]
         for word in argv[1:]:
             name = word.partition("=")[0]
-            if name.startswith("-") and name not in known and not re.match(r"--?$|-[\d.]", name):
+            if name.startswith("-") and name not in known and not re.match(r"--?$|-[\d.]|-(inf|nan)$", name):
                 sub.error(f"there is no option {name}{nearest(name, known)}")
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_overrides:

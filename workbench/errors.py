@@ -54,6 +54,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -largest <= value <= largest
 
 
+def kind_of(value: object) -> str:
+    """Return what a value of JSON is called: "null", "text", "a number", "a list" or "an object"."""
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = {type(None): "null", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds.get(type(value), type(value).__name__)
+
+
 def shown(value: object, most: int = 120) -> str:
     """Return the representation of a value from outside in one line, of at most ``most`` characters."""
     try:

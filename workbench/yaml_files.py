@@ -66,6 +66,18 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        value = super().construct_scalar(node)
+        if re.search("[\ud800-\udfff]", value):  # an escape may name one; no file and no path can hold it
+            raise yaml.MarkedYAMLError(problem="half of a character", problem_mark=node.start_mark)
+        return value
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
     def read_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > _DIGITS:
             raise yaml.MarkedYAMLError(problem=f"a number of more than {_DIGITS} digits", problem_mark=node.start_mark)

@@ -77,7 +77,7 @@ def attempt(case: Case, workplace: Path) -> Outcome:
         code = run_forked(lambda: _run_case(case, scratch), scratch / "work", case.memory)
         if code is None:
             return Outcome("hung", f"no end within {SECONDS} s")
-        printed, said = ((scratch / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+        said = (scratch / "stderr").read_text(errors="replace") if (scratch / "stderr").exists() else ""
         reason = (scratch / "reason").read_text() if (scratch / "reason").exists() else ""
         return _judge(case, code, said, reason)
 

@@ -54,7 +54,7 @@ def config_values(seeds: range) -> Iterator[Case]:
                 key,
                 shown(text),
                 [("train", "--config", CONFIG, "--output", "new", *STEP, key, text)],
-                [key, key.rsplit(".", 1)[-1]],
+                [key, key.rsplit(".", 1)[-1], key.rsplit(".", 1)[-1].lower()],
                 wrong=oracles.trained("new"),
                 kept=["shapes", CONFIG, RUN],
             )
@@ -198,7 +198,13 @@ def dataset(seeds: range) -> Iterator[Case]:
         )
 
 
-_RANKING = (("main_score",), ("mask_score",), ("attribute_scores",), ("query",))  # rows are ranked anew by them
+_RANKING = (
+    ("score",),
+    ("main_score",),
+    ("mask_score",),
+    ("attribute_scores",),
+    ("query",),
+)  # rows are ranked anew by them
 
 
 def results(seeds: range) -> Iterator[Case]:

@@ -121,8 +121,8 @@ def test_a_misspelt_key_stops_the_sweep_before_its_first_run(sweep_file: Path, t
 
 WAITS = """
 import signal, sys
-print(1, flush=True)
 try:
+    print(1, flush=True)
     signal.pause()
 except KeyboardInterrupt:
     sys.exit(7)

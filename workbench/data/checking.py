@@ -16,7 +16,7 @@ from workbench.data.masks import MOST_PIXELS, covered_pixels, encode_segmentatio
 from workbench.data.polygons import mend_polygons, surely_visible
 from workbench.data.reading import image_path, is_box, is_integer
 from workbench.data.vocabulary import Vocabulary, class_name
-from workbench.errors import is_number, shown
+from workbench.errors import is_number, kind_of, shown
 
 _CHUNK = 1 << 14  # annotations whose masks are judged together; their coordinates take some tens of megabytes
 
@@ -154,7 +154,7 @@ def _record_faults(
 
 def _attribute_faults(attributes: object, where: tuple[int | None, int], vocabulary: Vocabulary) -> Iterator[Fault]:
     if not isinstance(attributes, dict):
-        message = f"its attributes are {type(attributes).__name__}, not name: value pairs"
+        message = f"its attributes are {kind_of(attributes)}, not name: value pairs"
         yield Fault("attributes", message, *where)
         return
     for name, classes in vocabulary.subcategories.items():

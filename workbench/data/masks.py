@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from workbench.data.images import whole_frame
 from workbench.data.reading import is_integer
-from workbench.errors import WorkbenchError, is_number
+from workbench.errors import WorkbenchError, is_number, kind_of
 
 _LONGEST_RUN = 6  # characters: 30 bits; from the seventh on pycocotools shifts beyond its 32 and reads something else
 _CHUNK = 1 << 18  # characters judged at once; about a hundred bytes of memory each
@@ -159,7 +159,7 @@ def segmentation_problem(
         return _rle_problem(segmentation, height, width, covered)
     return (
         "segmentation",
-        f"its segmentation is {type(segmentation).__name__}, not a list of polygons or an RLE",
+        f"its segmentation is {kind_of(segmentation)}, not a list of polygons or an RLE",
     )
 
 

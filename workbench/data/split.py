@@ -213,7 +213,8 @@ def _image_labels(content: dict, vocabulary: Vocabulary) -> list[Counter[Label]]
     counts = {image["id"]: Counter() for image in content["images"]}
     for each in content["annotations"]:
         attributes = each.get("attributes")
-        found = [("", names.get(each.get("category_id")))]
+        category = each.get("category_id")
+        found = [("", names.get(category) if is_integer(category) else None)]
         for name, value in attributes.items() if isinstance(attributes, dict) else ():
             try:
                 found.append((name, class_name(value)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from workbench.data.faults import Fault
 from workbench.data.reading import is_integer
-from workbench.errors import WorkbenchError, is_number, nearest
+from workbench.errors import WorkbenchError, is_number, kind_of, nearest
 
 # Attributes that annotation tools add of their own accord, and the values that they write. Another value makes an
 # attribute the user's own. ``occluded`` they write on every object: where some lack it, it is the user's own too.
@@ -97,7 +97,7 @@ def declared_subcategories(content: dict, path: object) -> dict[str, tuple[str, 
         return None
     wrong = f'The top-level "subcategories" of {path} must be a list of {{"name": "colour", "classes": ["red", ...]}}'
     if not isinstance(declared, list):
-        raise WorkbenchError(f"{wrong}, not {type(declared).__name__}.")
+        raise WorkbenchError(f"{wrong}, not {kind_of(declared)}.")
     lists: dict[str, tuple[str, ...]] = {}
     for item in declared:
         if not (isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("classes"), list)):

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from workbench.data.masks import MOST_PIXELS, to_rles
 from workbench.data.reading import is_box, is_integer
-from workbench.errors import WorkbenchError, is_number, shown
+from workbench.errors import WorkbenchError, is_number, kind_of, shown
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -120,7 +120,7 @@ def read_inputs(gt: Mapping, results: Sequence[Mapping], *, iou_type: str = "seg
         if not isinstance(gt, Mapping) or not isinstance(gt.get(key), list):
             raise WorkbenchError(f"The ground truth has no list {key!r}, so it is not a COCO instances file.")
     if isinstance(results, (str, Mapping)) or not isinstance(results, Sequence):
-        raise WorkbenchError(f"The results are {_a(results)}, not a list of COCO results.")
+        raise WorkbenchError(f"The results are {kind_of(results)}, not a list of COCO results.")
     images = _index(gt["images"], "image")
     categories = _index(gt["categories"], "category")
     sizes = tuple(_size(image) for image in images.values())
@@ -179,7 +179,7 @@ def _columns(
             if not good:
                 raise WorkbenchError(f"{row_name(number, rows[number], predicted)}{problem(number)}.")
 
-    check((isinstance(row, dict) for row in rows), lambda i: f" is {_a(rows[i])}, not an object")
+    check((isinstance(row, dict) for row in rows), lambda i: f" is {kind_of(rows[i])}, not an object")
     columns = []
     for key, position in zip(("image_id", "category_id"), positions, strict=True):
         values = [row.get(key) for row in rows]
@@ -237,7 +237,3 @@ def row_name(number: int, row: object, predicted: bool) -> str:
         return f"Row {number} of the results{place}"
     name = shown(row["id"]) if isinstance(row, Mapping) and "id" in row else f"number {number}"
     return f"Annotation {name}{place} of the ground truth"
-
-
-def _a(value: object) -> str:
-    return {list: "a list", str: "text", dict: "an object", type(None): "null"}.get(type(value), type(value).__name__)

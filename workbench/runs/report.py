@@ -179,11 +179,14 @@ def _small(data: str) -> str:
 
 def _read(path: Path) -> NotebookNode:
     """Return a notebook that keeps to the schema of its format."""
-    # Older versions of the format are read by looking for keys.
-    kinds = OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError
-    with errors_as(f"The notebook {path} cannot be read", *kinds, nbformat.ValidationError):
-        notebook = nbformat.read(path, as_version=4)
+    sentence = f"The notebook {path} cannot be read"
+    with errors_as(sentence, OSError):
+        text = path.read_bytes()
+    try:
+        notebook = nbformat.reads(text, as_version=4)
         nbformat.validate(notebook)
+    except Exception:  # older versions of the format are read by looking for keys, which raises errors of many kinds
+        raise WorkbenchError(f"{sentence}: it does not keep to the notebook format") from None
     return notebook
 
 

@@ -122,7 +122,10 @@ def load_sweep(path: str | Path) -> Sweep:
         raise WorkbenchError(f"The grid of the sweep {path} gives the same settings twice.")
     if "config" in sweep.parameters:
         for trial in trials:  # a misspelt key stops the sweep now, not after the runs before it
-            load_config(trial.parameters["config"], trial.parameters["overrides"])
+            try:
+                load_config(trial.parameters["config"], trial.parameters["overrides"])
+            except WorkbenchError as error:
+                raise WorkbenchError(f"{title}, run {trial.directory.name}: {error}") from error
     return sweep
 
 

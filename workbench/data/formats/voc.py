@@ -13,7 +13,7 @@ from PIL import Image
 
 from workbench.data.formats.builder import Builder, Frame, Imported
 from workbench.data.formats.source import IMAGE_SUFFIXES, Source, as_number, read_xml, reading
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, reason_of
 
 _VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -82,7 +82,7 @@ def _colours(path: Path) -> np.ndarray:
             grey = picture.mode in ("L", "1") or picture.mode.startswith("I")
             pixels = np.asarray(picture if grey else picture.convert("RGB")).astype(np.int64)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"it cannot be read ({error})") from None
+        raise ValueError(f"it cannot be read ({reason_of(error)})") from None
     if not grey:
         return pixels @ np.array([1 << 16, 1 << 8, 1])
     if pixels.max(initial=0) > 255:
