@@ -112,6 +112,7 @@ def command_line(seeds: range) -> Iterator[Case]:
         "env": (),
         "build-ops": (),
         "convert": (RUN, "converted"),
+        "export": ("--ckpt", RUN, "--output", "exported", "--format", "torch-export"),
     }
     values = (
         "",

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from workbench.data.masks import MOST_PIXELS
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, errors_as, shown
 from workbench.files import replacing
 from workbench.models.exportable import ExportableMask2Former
 from workbench.models.mask2former import Mask2Former
@@ -105,6 +106,11 @@ def export(
         raise WorkbenchError(
             f"the size {height}x{width} cannot be exported: height and width must be multiples of {multiple} "
             f"(MODEL.MASK_FORMER.SIZE_DIVISIBILITY), for example {_up(height, multiple)}x{_up(width, multiple)}"
+        )
+    if batch * height * width > MOST_PIXELS:
+        raise WorkbenchError(
+            f"{shown(batch)} image(s) of {shown(height)}x{shown(width)} are more than the {MOST_PIXELS:,} pixels that "
+            "can be exported at once (--batch, --size)"
         )
     images = example_images(batch, height, width)
     program = _trace(module, images, dynamic)
