@@ -98,11 +98,10 @@ def covered_pixels(counts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarra
 def _covered(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return :func:`covered_pixels` of a chunk."""
     runs, owner, damaged = _read_counts(texts)
-    totals = np.zeros(len(texts), dtype=np.int64)
-    np.add.at(totals, owner, runs)
+    passed = np.concatenate([[0], np.cumsum(runs)])[np.searchsorted(owner, np.arange(len(texts) + 1))]
     empty = np.zeros(len(texts), dtype=bool)
     empty[owner[1:][(runs[1:] == 0) & (owner[1:] == owner[:-1])]] = True
-    return np.where(damaged, -1, totals), empty
+    return np.where(damaged, -1, np.diff(passed)), empty
 
 
 def _read_counts(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,23 +117,26 @@ def _read_counts(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.nda
     if not len(codes):
         nothing = np.zeros(0, dtype=np.int64)
         return nothing, nothing, damaged
-    text_of = np.repeat(np.arange(len(texts)), lengths)
-    damaged[text_of[codes > 63]] = True
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    damaged[np.searchsorted(bounds, np.flatnonzero(codes > 63), side="right") - 1] = True
     closes = (codes & 32) == 0
-    last = np.cumsum(lengths)[lengths > 0] - 1
-    damaged[text_of[last[~closes[last]]]] = True
+    last = bounds[1:][lengths > 0] - 1
+    damaged[np.flatnonzero(lengths)[~closes[last]]] = True
     closes[last] = True
 
     ends = np.flatnonzero(closes)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    size, owner = ends - starts + 1, text_of[starts]
+    size = ends - starts + 1
+    runs_of = np.diff(np.searchsorted(ends, bounds))
+    owner = np.repeat(np.arange(len(texts)), runs_of)
     damaged[owner[size > _LONGEST_RUN]] = True
-    shift = 5 * np.minimum(np.arange(len(codes)) - np.repeat(starts, size), _LONGEST_RUN)
-    written = np.add.reduceat((codes & 31).astype(np.int64) << shift, starts)
+    written = (codes[starts] & 31).astype(np.int64)
+    for digit in range(1, min(int(size.max()), _LONGEST_RUN)):
+        longer = np.flatnonzero(size > digit)
+        written[longer] |= (codes[starts[longer] + digit] & 31).astype(np.int64) << 5 * digit
     written -= np.where(codes[ends] & 16, 1 << 5 * np.minimum(size, _LONGEST_RUN), 0)
 
     # Undo the differences: in a text, runs 1, 3, 5... and 2, 4, 6... are running sums; run 0 is alone.
-    runs_of = np.bincount(owner, minlength=len(texts))
     first = np.repeat(np.cumsum(runs_of) - runs_of, runs_of)
     place = np.arange(len(owner)) - first
     sums = written.copy()

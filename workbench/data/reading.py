@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from workbench.data.formats.detect import COCO, COCO_RESULTS, detect_format
-from workbench.errors import WorkbenchError, is_number
+from workbench.errors import WorkbenchError, all_numbers, is_number
 
 _LISTS = ("images", "annotations", "categories")
 _SHARED_FLOATS = 1 << 20
@@ -125,6 +128,15 @@ def is_box(value: object) -> bool:
         and value[2] >= 0 <= value[3]
         and is_number(value[2] * value[3])
     )
+
+
+def all_boxes(values: Sequence[object]) -> bool:
+    """Return whether :func:`is_box` is true of each value, in a fraction of the time."""
+    if not (set(map(type, values)) <= {list} and set(map(len, values)) <= {4} and all_numbers(chain(*values))):
+        return all(map(is_box, values))
+    sizes = np.array(values, dtype=np.float64).reshape(-1, 4)[:, 2:]
+    with np.errstate(over="ignore"):
+        return bool((sizes >= 0).all() and np.isfinite(sizes.prod(axis=1)).all())
 
 
 def image_path(images: Path | str, file_name: str) -> str | None:

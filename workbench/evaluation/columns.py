@@ -16,8 +16,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from workbench.data.masks import MOST_PIXELS, to_rles
-from workbench.data.reading import is_box, is_integer
-from workbench.errors import WorkbenchError, is_number, kind_of, shown
+from workbench.data.reading import all_boxes, is_box, is_integer
+from workbench.errors import WorkbenchError, all_numbers, is_number, kind_of, shown
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -190,12 +190,14 @@ def _columns(
         )
     image, category = columns
     scores = [row.get("score") if predicted else 1 for row in rows]
-    check(map(is_number, scores), lambda i: f" has the score {shown(scores[i])}, not a finite number")
+    if not all_numbers(scores):
+        check(map(is_number, scores), lambda i: f" has the score {shown(scores[i])}, not a finite number")
     boxes = [row.get("bbox") for row in rows]
-    check(
-        (box is None or is_box(box) for box in boxes),
-        lambda i: f" has the bbox {shown(boxes[i])}, not [x, y, width, height]",
-    )
+    if not all_boxes([box for box in boxes if box is not None]):
+        check(
+            (box is None or is_box(box) for box in boxes),
+            lambda i: f" has the bbox {shown(boxes[i])}, not [x, y, width, height]",
+        )
     rles = [row.get("segmentation") for row in rows]
     if iou_type == "bbox":
         rles = [segmentation or None for segmentation in rles]

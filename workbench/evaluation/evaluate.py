@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.data.reading import collector_paused
 from workbench.data.vocabulary import Vocabulary
 from workbench.evaluation.coco import check_max_dets, scores_of
 from workbench.evaluation.columns import read_inputs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@collector_paused()  # millions of JSON values, none in a cycle
 def evaluate_results(
     gt: Mapping,
     results: Sequence[Mapping],

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from workbench.config_keys import KEYS
-from workbench.data.reading import is_integer, refuse_other_file, refuse_other_formats
-from workbench.errors import WorkbenchError, is_number, shown
+from workbench.data.reading import collector_paused, is_integer, refuse_other_file, refuse_other_formats
+from workbench.errors import WorkbenchError, all_numbers, is_number, shown
 from workbench.evaluation.columns import row_name
 from workbench.files import write_text
 
@@ -51,6 +51,8 @@ def check_rows(rows: Sequence[Any]) -> None:
         if not isinstance(row, Mapping):
             raise WorkbenchError(f"{row_name(number, row, True)} is {shown(row)}, not an object.")
     for key, (wanted, fits) in _FIELDS.items():
+        if fits is is_number and all_numbers(row[key] for row in rows if key in row):
+            continue
         for number, row in enumerate(rows):
             if key in row and not fits(row[key]):
                 raise WorkbenchError(f"{row_name(number, row, True)} has the {key} {shown(row[key])}, not {wanted}.")
@@ -113,6 +115,7 @@ def save_predictions(path: str | Path, results: Sequence[Mapping]) -> Path:
     return Path(path)
 
 
+@collector_paused()
 def load_predictions(path: str | Path) -> list[dict]:
     """Read a COCO results file of any program. The rows are checked when they are scored.
 
