@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from workbench.models.postprocess import (
     boxes_of_masks,
+    enlarge_in_chunks,
+    enlarged_strips,
     instance_inference,
     panoptic_inference,
     rank_scores,
@@ -101,11 +103,11 @@ def test_memory_follows_rows_not_queries(monkeypatch):
 
     monkeypatch.setattr("workbench.models.postprocess.F.interpolate", spy)
     rows = infer(logits, masks, heads, top_k=6)
-    assert enlarged == [len(rows["query"].unique())] * 2 and max(enlarged) <= 6
+    assert enlarged == [len(rows["query"].unique())] and max(enlarged) <= 6
 
 
 def whole_at_once(mask_logits, row):
-    """Masks, their quality and boxes without chunks: what :func:`instance_inference` must equal to the last bit."""
+    """Masks, their quality and boxes as the published code has them: every map enlarged as a whole."""
     enlarged = torch.nn.functional.interpolate(mask_logits[None], (32, 32), mode="bilinear")[..., :30, :28]
     enlarged = torch.nn.functional.interpolate(enlarged, (60, 56), mode="bilinear")[0]
     masks = enlarged > 0
@@ -128,11 +130,37 @@ def test_chunks_change_no_bit_and_bound_what_is_enlarged_at_once(monkeypatch, qu
     rows = infer(logits, masks, heads, top_k=20, encode_masks=encode if encoded else None)
     whole, quality, boxes = whole_at_once(masks, rows["query"])
     assert all(map(torch.equal, rows["masks"], whole)) and len(rows["masks"]) == len(whole)
-    assert torch.equal(rows["mask_scores"], quality) and torch.equal(rows["boxes"], boxes)
-    assert torch.equal(rows["scores"], expected["scores"])
+    torch.testing.assert_close(rows["mask_scores"], quality, rtol=1e-6, atol=0)
+    assert torch.equal(rows["boxes"], boxes) and torch.equal(rows["scores"], expected["scores"])
     if encoded:
         assert sum(sizes) == queries and max(sizes) <= 3
         assert len({id(mask) for mask in rows["masks"]}) == queries  # rows of one query share one encoded mask
+
+
+@pytest.mark.parametrize("output", [(30, 28), (60, 56), (301, 187), (13, 200), (9, 7)])
+@pytest.mark.parametrize("pixels", [1, 1000, 1 << 21])
+def test_strips_are_the_whole_enlargement_where_it_is_positive(monkeypatch, output, pixels):
+    monkeypatch.setattr("workbench.models.postprocess._STRIP_PIXELS", pixels)
+    maps = torch.randn(6, 8, 8, generator=torch.Generator().manual_seed(3))
+    maps[1:4] -= 1.5  # scattered
+    maps[4] = -1.0  # nowhere
+    sizes = (32, 32), (30, 28), output
+    (expected,) = enlarge_in_chunks(maps, *sizes)
+    actual = torch.zeros_like(expected)
+    for index, place, strip in enlarged_strips(maps, *sizes):
+        assert index != 4 and (output == (30, 28) or strip.numel() <= max(pixels, output[1]))
+        assert not actual[index][place].any()  # strips do not overlap
+        actual[index][place] = strip
+    assert torch.equal(actual > 0, expected > 0)
+    inside = expected > 0
+    torch.testing.assert_close(actual[inside], expected[inside], rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_surroundings_of_a_small_mask_are_enlarged():
+    maps = torch.full((1, 32, 32), -9.0)
+    maps[0, 10:14, 20:22] = 9.0
+    strips = list(enlarged_strips(maps, (128, 128), (128, 128), (3000, 4000)))
+    assert 0 < sum(strip.numel() for *_, strip in strips) < 0.02 * 3000 * 4000
 
 
 def test_scores_are_rank_times_mask_quality_and_empty_masks_score_zero():

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RANK_BY = ("main", "sum", "geometric_mean")
-_CHUNK_PIXELS = 1 << 23  # of masks enlarged at once; each takes about 13 bytes
+_CHUNK_PIXELS = 1 << 23  # of maps or masks held at once
+_STRIP_PIXELS = 1 << 21  # of a map enlarged at once: 8 MB, which malloc hands out again without a system call
 
 
 def rank_scores(main: Tensor, subcategories: Sequence[Tensor], rank_by: str = "main") -> Tensor:
@@ -80,9 +81,9 @@ def instance_inference(
 ) -> dict[str, Any]:
     """Return the predictions of one image.
 
-    Rows are chosen before masks are enlarged, and a query's mask is enlarged once however many rows it gives. Masks are
-    enlarged in chunks: with ``encode_masks`` memory depends on the size of a chunk alone, without it there are the
-    rows' bool masks beside the chunk.
+    Rows are chosen before masks are enlarged, and a query's mask is enlarged once however many rows it gives, and only
+    where it is above 0. With ``encode_masks`` memory depends on the size of a few masks alone, without it there are
+    the rows' bool masks.
 
     Args:
         logits: (Q, K+1). mask_logits: (Q, h, w). subcategory_logits: {name: (Q, K_s+1)}: this image's raw outputs.
@@ -105,10 +106,15 @@ def instance_inference(
     )
     distinct, row = query.unique(return_inverse=True)
     pieces = []
-    for enlarged in enlarge_in_chunks(mask_logits[distinct].float(), padded_size, image_size, output_size):
-        masks = enlarged > 0
-        inside = masks.flatten(1).sum(1)
-        quality = enlarged.sigmoid_().mul_(masks).flatten(1).sum(1) / (inside + 1e-6)
+    for maps in mask_logits[distinct].split(maps_at_once(output_size)):
+        masks = maps.new_zeros((len(maps), *output_size), dtype=torch.bool)
+        inside, total = maps.new_zeros((2, len(maps)), dtype=torch.float32)
+        for index, place, strip in enlarged_strips(maps.float(), padded_size, image_size, output_size):
+            mask = strip > 0
+            masks[index][place] = mask
+            inside[index] += mask.sum(dtype=torch.float32)  # a sum of bool as int64 takes ten times as long
+            total[index] += F.threshold_(strip, 0.0, -torch.inf).sigmoid_().sum()
+        quality = total / (inside + 1e-6)
         pieces.append((masks if encode_masks is None else encode_masks(masks), quality, boxes_of_masks(masks)))
     masks, quality, boxes = zip(*pieces, strict=True)
     quality, boxes = torch.cat(quality), torch.cat(boxes)
@@ -203,16 +209,80 @@ def enlarge_in_chunks(
 
     Sizes are those of :func:`instance_inference`.
     """
-    pixels = max(padded_size[0] * padded_size[1], output_size[0] * output_size[1])
-    # No chunk has one row unless there is only one: torch sums a single row in another order, which changes last bits.
-    chunks = max(1, min(-(-len(maps) * pixels // _CHUNK_PIXELS), len(maps) // 2))
-    for chunk in maps.tensor_split(chunks):
+    for chunk in maps.split(min(maps_at_once(padded_size), maps_at_once(output_size))):
         # Masks are a batch of one channel: torch enlarges three channels with another kernel, whose last bits differ.
         enlarged = F.interpolate(chunk.unsqueeze(1), padded_size, mode="bilinear")
         enlarged = enlarged[..., : image_size[0], : image_size[1]]
         if tuple(output_size) != tuple(image_size):
             enlarged = F.interpolate(enlarged, tuple(output_size), mode="bilinear")
         yield enlarged.squeeze(1)
+
+
+def enlarged_strips(
+    maps: Tensor,
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    above: float = 0.0,
+) -> Iterator[tuple[int, tuple[slice, slice], Tensor]]:
+    """Yield (n, h, w) maps, enlarged as by :func:`enlarge_in_chunks`, only where they exceed ``above``.
+
+    Between two pixels a bilinear map has no maximum. So what exceeds ``above`` lies in the rectangle around the pixels
+    that did before the last enlargement, most often a small part of a photo, and only that is enlarged.
+
+    Args:
+        maps: (n, h, w). The sizes are those of :func:`instance_inference`.
+
+    Yields:
+        the number of the map, a place (rows, columns) in the output and a new tensor of that size. The strips of a map
+        cover all that exceeds ``above``; a map that nowhere does has none.
+    """
+    lower, upper, weights = zip(*map(_taps, image_size, output_size), strict=True)
+    weights = [weight.to(maps.device) for weight in weights]
+    first = 0
+    for chunk in maps.split(maps_at_once(padded_size)):
+        # Masks are a batch of one channel: torch enlarges three channels with another kernel, whose last bits differ.
+        inner = F.interpolate(chunk.unsqueeze(1), padded_size, mode="bilinear")[:, 0, : image_size[0], : image_size[1]]
+        for index, (left, top, right, bottom) in enumerate(boxes_of_masks(inner > above).int().tolist()):
+            if bottom <= top:
+                continue
+            if tuple(output_size) == tuple(image_size):
+                place = slice(top, bottom), slice(left, right)
+                yield first + index, place, inner[index][place].clone()
+                continue
+            # Outputs of which one of the two source pixels lies in the rectangle.
+            top, left = (int(torch.searchsorted(u, edge)) for u, edge in zip(upper, (top, left), strict=True))
+            bottom, right = (int(torch.searchsorted(u, edge)) for u, edge in zip(lower, (bottom, right), strict=True))
+            if bottom <= top or right <= left:  # between the pixels of a smaller output
+                continue
+            columns = slice(left, right)
+            across = _blend(inner[index].t(), lower[1][columns], upper[1][columns], weights[1][columns]).t()
+            height = max(1, _STRIP_PIXELS // (right - left))
+            for start in range(top, bottom, height):
+                rows = slice(start, min(start + height, bottom))
+                yield first + index, (rows, columns), _blend(across, lower[0][rows], upper[0][rows], weights[0][rows])
+        first += len(chunk)
+
+
+def maps_at_once(size: tuple[int, int]) -> int:
+    """Return how many maps or masks of a (height, width) are held at once."""
+    return max(1, _CHUNK_PIXELS // (size[0] * size[1]))
+
+
+def _taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where each of ``target`` pixels lies among ``source`` ones: (target,) int64 the pixel before it, the
+    pixel after it, and float32 the weight of the latter; as ``torch.nn.functional.interpolate`` has it."""
+    place = (torch.arange(target, dtype=torch.float32) + 0.5) * (torch.tensor(float(source)) / target) - 0.5
+    place = place.clamp(min=0)
+    lower = place.long().clamp(max=source - 1)
+    return lower, (lower + 1).clamp(max=source - 1), place - lower
+
+
+def _blend(rows: Tensor, lower: Tensor, upper: Tensor, weights: Tensor) -> Tensor:
+    """(h, w) -> (t, w): rows ``lower`` and ``upper``, (t,) int64, the latter weighted by ``weights`` (t,)."""
+    lower, upper = lower.to(rows.device), upper.to(rows.device)
+    blended = rows.index_select(0, lower).mul_(1 - weights[:, None])
+    return blended.addcmul_(rows.index_select(0, upper), weights[:, None])
 
 
 def masks_of_rows(chunks: Sequence[Tensor | Sequence[Any]], rows: Tensor) -> Tensor | list[Any]:

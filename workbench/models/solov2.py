@@ -24,7 +24,7 @@ from workbench.losses.solov2 import MASK_STRIDE
 from workbench.models.fpn import PyramidBackbone
 from workbench.models.inputs import collate_images, collate_targets
 from workbench.models.pixel_decoder import group_norm
-from workbench.models.postprocess import boxes_of_masks, enlarge_in_chunks, masks_of_rows, rank_scores
+from workbench.models.postprocess import boxes_of_masks, enlarged_strips, maps_at_once, masks_of_rows, rank_scores
 from workbench.models.transformer_decoder import module_name
 from workbench.weights.naming import ADELAIDET
 
@@ -385,8 +385,10 @@ def cell_inference(
     distinct, row = row[kept].unique(return_inverse=True)
     padded_size = tuple(MASK_STRIDE * side for side in features.shape[-2:])
     pieces = []
-    for enlarged in enlarge_in_chunks(maps[distinct], padded_size, image_size, output_size):
-        masks = enlarged > mask_threshold
+    for chunk in maps[distinct].split(maps_at_once(output_size)):
+        masks = chunk.new_zeros((len(chunk), *output_size), dtype=torch.bool)
+        for index, place, strip in enlarged_strips(chunk, padded_size, image_size, output_size, mask_threshold):
+            masks[index][place] = strip > mask_threshold
         pieces.append((masks if encode_masks is None else encode_masks(masks), boxes_of_masks(masks)))
     masks, boxes = zip(*pieces, strict=True)
     cells = cells[best]
