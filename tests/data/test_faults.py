@@ -6,7 +6,9 @@ from workbench.data.faults import Fault, report
 
 
 def test_equal_faults_are_one_line_with_a_count_and_the_first_places() -> None:
-    missing = [Fault("missing image", "there is no such file in pictures", n, None, f"{n}.jpg") for n in range(2770)]
+    missing = [
+        Fault("missing image", "there is no such file in pictures", n, file_name=f"{n}.jpg") for n in range(2770)
+    ]
     other = Fault("unknown category", "its category_id 9 is not among the categories", 3, 7)
     assert report([*missing, other]).splitlines() == [
         "2,771 faults: 2,770 missing image, 1 unknown category",

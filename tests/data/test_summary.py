@@ -37,7 +37,7 @@ def test_the_summary(labels: Path) -> None:
     assert lines[1] == f"{labels}: 2 images, 3 objects, 1 crowds"
     assert [" ".join(line.split()) for line in lines[2:12]] == [
         "sizes all 20x16",
-        "an image has 1.5 objects in the median, 3 at most (image 1); 1 images have none",
+        "an image has 1.5 objects in the median, 3 at most (image 1, a.png); 1 images have none",
         "categories pear 0 and 1 crowds, apple 3",
         "attribute colour: a subcategory; blue 2, red 1",
         "attribute needs_fix: no subcategory, as it is a reminder of the annotators; false 1, true 1",
@@ -49,6 +49,23 @@ def test_the_summary(labels: Path) -> None:
         "attribute weight: no subcategory, as it holds numbers; 2 numbers",
     ]
     assert list(load_dataset(labels).vocabulary.subcategories) == ["colour"]  # training reads the same
+    queries, size = lines[12:14]
+    assert "NUM_OBJECT_QUERIES 12 leaves room: an image holds 1.5 objects on average and 3 at most" in queries
+    assert size == "  image size  INPUT.IMAGE_SIZE 128: nine of ten objects are then at least 51 pixels across"
+
+
+def test_unlabelled_objects_are_counted(write: Callable, content: Callable, annotation: Callable) -> None:
+    some = [annotation(1), annotation(2, attributes={"colour": "blue"}), annotation(3, attributes={})]
+    text = validate([write(content(annotations=some))])[0].text()
+    assert "colour: a subcategory; red 1, blue 1; unlabelled 1 (33.3%)" in text
+
+
+def test_only_the_training_data_say_what_training_needs(write: Callable, content: Callable, tmp_path: Path) -> None:
+    path = write(content())
+    other = path.with_name("val.json")
+    shutil.copy(path, other)
+    first, second = validate([path], held_out=[other])
+    assert len(first.needs) == 2 and second.needs == []
 
 
 def test_sizes_and_declared_lists(write: Callable, content: Callable) -> None:

@@ -17,6 +17,7 @@ from workbench.data.masks import decode_mask
 from workbench.data.reading import read_coco_json
 from workbench.data.validate import validate
 from workbench.errors import WorkbenchError
+from workbench.training.progress import logging_to
 
 NAN = float("nan")
 COLOURS = [{"name": "colour", "classes": ["red", "green"]}]
@@ -266,7 +267,9 @@ def test_what_becomes_of_a_mendable_fault(
     (fault,) = _validate(path)
     assert (fault.kind, fault.annotation_id, fault.mended) == (kind, 9, True)
     dataset = load_dataset(path)
-    assert dataset.objects == 2 and f"[{kind}]" in caplog.text and "mended" in caplog.text
+    assert (
+        dataset.objects == 2 and f"[{kind}]" in caplog.text and "mended: image 1 (a.png), annotation 9: " in caplog.text
+    )
     fixed = path.with_name("fixed.json")
     assert cli.main(["validate", str(path), "--fix", str(fixed)]) == 0
     assert "1 faults mended" in capsys.readouterr().out
@@ -290,7 +293,7 @@ def test_boxes_without_masks_are_one_sentence(
     faults = _validate(path)
     assert len(faults) == 59 and not any(fault.mended for fault in faults)
     heading, line = report(faults).splitlines()
-    assert heading == "59 faults: 59 box without a mask"
+    assert heading == "59 faults: 59 box without a mask" and "image 1 (a.png), annotation 1;" in line
     assert "59 times" in line and "draw polygons" in line and "annotation 3; ..." in line
 
 
@@ -314,6 +317,22 @@ def test_a_wrong_image_folder_is_one_line(
     (item,) = validate([f"{write(content())}@{tmp_path / 'other'}"])
     lines = report(item.faults).splitlines()
     assert len(lines) == 2 and "2 times: there is no such file in" in lines[1] and str(tmp_path / "other") in lines[1]
+    assert lines[1].endswith("[missing image]: image 1 (a.png); image 2 (b.png)")
+
+
+def test_what_was_mended_is_said_once_and_logged_by_every_run(
+    write: Callable[..., Path],
+    content: Callable[..., dict],
+    annotation: Callable[..., dict],
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+) -> None:
+    path = write(content(annotations=[annotation(4, area=None)]))
+    for number in (1, 2):
+        with logging_to(tmp_path / f"{number}.txt"):
+            load_dataset(path)
+    assert capsys.readouterr().out.count("mended: image 1 (a.png), annotation 4") == 1
+    assert all("annotation 4" in (tmp_path / f"{number}.txt").read_text() for number in (1, 2))
 
 
 ROBOFLOW = [

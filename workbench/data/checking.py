@@ -91,7 +91,7 @@ def _check_images(
             continue
         number, name = image["id"], image["file_name"]
         if number in sizes:
-            faults.append(Fault("duplicate id", "the image id appears again", number, detail=f"for {name}"))
+            faults.append(Fault("duplicate id", "the image id appears again", number, file_name=name))
             continue
         sizes[number] = (image["height"], image["width"])
         path = image_path(folder, name)
@@ -100,7 +100,7 @@ def _check_images(
             faults.append(Fault("file name", message, number, detail=repr(name)))
         elif check_files and (found := file_problem(path, sizes[number], decode, rules)):
             kind, message, detail = found
-            faults.append(Fault(kind, message.format(folder=entry.images), number, detail=f"{name} {detail}".rstrip()))
+            faults.append(Fault(kind, message.format(folder=entry.images), number, detail=detail, file_name=name))
     return sizes, faults
 
 

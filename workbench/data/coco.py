@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,6 +119,7 @@ class Reading:
             self.entry = replace(self.entry, images=images)
         options = {"check_images": check_images, "decode_images": check_images and decode_images, "rules": rules}
         self.faults += check(self.content, self.entry, self.vocabulary, **options)
+        self.faults = [*_with_file_names(self.faults, self.content["images"])]
 
     def declared(self) -> Collection[str]:
         """Return the names of the subcategories that the file lists."""
@@ -134,13 +135,13 @@ class Reading:
         if stopping and not (skip_faults and can_be_left_out(stopping)):
             raise DatasetError(f"The dataset {path} has {report(stopping)}{self.remedy()}", stopping)
         for line in fault_lines(mended(self.faults)):
-            logger.warning("%s, mended: %s", path, line.strip())
+            _warn_once(f"{path}, mended: {line.strip()}")
         for sentence in brush_masks(self.content):
-            logger.warning("%s: %s", path, sentence)
+            _warn_once(f"{path}: {sentence}")
         if stopping:
             images, annotations = _sound(self.content, stopping)
             count = len(self.content["images"]) + len(self.content["annotations"]) - len(images) - len(annotations)
-            logger.warning("%s: %d annotations and images are left out for %d faults", path, count, len(stopping))
+            _warn_once(f"{path}: {count:,} annotations and images are left out for {len(stopping):,} faults")
 
     def sound_content(self) -> dict:
         """Return ``content`` without the images and annotations that are broken."""
@@ -163,6 +164,25 @@ class Reading:
             return ""
         kept = f"DATASETS.SKIP_FAULTS True leaves out what is broken and keeps {rest.counted()}"
         return f"\n  {kept}; `workbench init` writes it where needed."
+
+
+def _with_file_names(faults: Iterable[Fault], images: Iterable) -> Iterator[Fault]:
+    """Yield the faults, those of annotations with the file name of their image."""
+    names = {i["id"]: i.get("file_name") for i in images if isinstance(i, dict) and is_integer(i.get("id"))}
+    for fault in faults:
+        name = names.get(fault.image_id) if fault.annotation_id is not None and not fault.file_name else None
+        yield fault._replace(file_name=name) if isinstance(name, str) else fault
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(sentence: str) -> None:
+    """Log a warning. A notebook reads a dataset several times: where it was said, only log.txt gets it again."""
+    repeated = sentence in _warned
+    _warned.add(sentence)
+    if not repeated or logger.hasHandlers():  # without handlers Python writes warnings to stderr
+        logger.warning(sentence, extra={"only_in_file": repeated})
 
 
 def open_dataset(

@@ -16,7 +16,8 @@ class Fault(NamedTuple):
 
     A *mended* fault was put right when the file was read, as ``message`` says. Any other is *broken*: it stops, or
     is left out where that is asked for. Equal faults have the same ``kind`` and ``message``; ``detail`` is what
-    differs. The ids are the dataset's own, None where there is none.
+    differs. The ids are the dataset's own, None where there is none; ``file_name`` is the image's, as the dataset
+    writes it.
     """
 
     kind: str
@@ -25,6 +26,7 @@ class Fault(NamedTuple):
     annotation_id: int | None = None
     detail: str = ""
     mended: bool = False
+    file_name: str = ""
 
 
 class DatasetError(WorkbenchError):
@@ -84,14 +86,12 @@ def _line(faults: Sequence[Fault]) -> str:
         where = _where(faults[0])
         detail = f": {faults[0].detail}" if faults[0].detail else ""
         return f"{where + ': ' if where else ''}{message}{detail} [{kind}]"
-    places = [
-        where + f" ({fault.detail})" * bool(fault.detail) if (where := _where(fault)) else fault.detail
-        for fault in faults[:_PLACES]
-    ]
+    places = [": ".join(filter(None, (_where(fault), fault.detail))) for fault in faults[:_PLACES]]
     more = "; ..." if len(faults) > _PLACES else ""
     return f"{len(faults):,} times: {message} [{kind}]: {'; '.join(filter(None, places))}{more}"
 
 
 def _where(fault: Fault) -> str:
-    places = [("image", fault.image_id), ("annotation", fault.annotation_id)]
-    return ", ".join(f"{noun} {number}" for noun, number in places if number is not None)
+    name = f" ({fault.file_name})" * bool(fault.file_name)
+    places = [("image", fault.image_id, name), ("annotation", fault.annotation_id, "")]
+    return ", ".join(f"{noun} {number}{name}" for noun, number, name in places if number is not None)

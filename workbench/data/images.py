@@ -159,10 +159,10 @@ def file_problem(
         return "missing image", "there is no such file in {folder}", ""
     except ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return "unreadable image", "the file cannot be read as an image", f"({reason})"
+        return "unreadable image", "the file cannot be read as an image", reason
     if found != size:
         turned = " once its EXIF orientation has turned it" if stored == size else ""
-        detail = f"is {found[1]}x{found[0]}{turned}, in the dataset {size[1]}x{size[0]}"
+        detail = f"{found[1]}x{found[0]}{turned}, in the dataset {size[1]}x{size[0]}"
         return "image size", "the file has another size (width x height) than the dataset says", detail
     return None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.config import reads
+from workbench.data import needs
 from workbench.data.coco import CocoDataset
 from workbench.data.duplicates import identical_files
 from workbench.data.masks import encode_segmentation, mask_areas
@@ -44,17 +45,19 @@ def summarize(dataset: CocoDataset, attributes: Sequence[Attribute] = (), declar
         lines.append(f"  sizes       all {_size(sizes[0])}")
     else:
         lines.append("  sizes       " + ", ".join(f"{n} {_size(s)}" for n, s in zip(_ENDS, ends, strict=True)))
-    objects = [sum(not a["iscrowd"] for a in d["annotations"]) for d in dataset.dicts]
-    most = int(np.argmax(objects))
+    objects, _ = objects_and_edges(dataset)
+    fullest = dataset.dicts[int(objects.argmax())]
     lines.append(
-        f"  an image    has {np.median(objects):g} objects in the median, {objects[most]:,} at most (image "
-        f"{dataset.dicts[most]['image_id']}); {objects.count(0):,} images have none"
+        f"  an image    has {np.median(objects):g} objects in the median, {objects.max():,} at most (image "
+        f"{fullest['image_id']}, {_short(fullest['name'])}); {np.count_nonzero(objects == 0):,} images have none"
     )
     counts, crowds = _category_counts(dataset)
     names = dataset.vocabulary.categories
     listed = [f"{names[k]} {counts[k]:,}" + f" and {crowds[k]:,} crowds" * bool(crowds[k]) for k in range(len(names))]
     lines.append(f"  categories  {', '.join(listed)}")
-    lines += [f"  attribute   {_describe(a, dataset.vocabulary, declared)}" for a in attributes]
+    for attribute in attributes:
+        share = _unlabelled(dataset, attribute.name)
+        lines.append(f"  attribute   {_describe(attribute, dataset.vocabulary, declared)}{share}")
     return "\n".join(lines)
 
 
@@ -106,6 +109,24 @@ def _config_cautions(dataset: CocoDataset, cfg: CfgNode) -> list[str]:
             f"{cfg.INPUT.IMAGE_SIZE}" + f"; at {needed} it would be one in twenty" * (small > len(across) / 20)
         )
     return sentences
+
+
+def describe_needs(dataset: CocoDataset) -> list[str]:
+    """Return what a dataset's numbers mean for a config: a line on queries and one on the image size."""
+    if not dataset.objects:
+        return []
+    objects, edges = objects_and_edges(dataset)
+    count, size = needs.queries(objects), needs.image_size(relative_sizes(dataset), edges)
+    return [
+        f"queries     MODEL.MASK_FORMER.NUM_OBJECT_QUERIES {count.value} leaves room: {count.reason}",
+        f"image size  INPUT.IMAGE_SIZE {size.value}: {size.reason}",
+    ]
+
+
+def objects_and_edges(dataset: CocoDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each image, (M,), its objects, crowds aside, and its longest edge in pixels."""
+    objects = [sum(not a["iscrowd"] for a in item["annotations"]) for item in dataset.dicts]
+    return np.array(objects), np.array([max(item["height"], item["width"]) for item in dataset.dicts])
 
 
 def relative_sizes(dataset: CocoDataset) -> np.ndarray:
@@ -162,6 +183,15 @@ def _category_counts(dataset: CocoDataset) -> tuple[list[int], list[int]]:
     pairs = Counter((a["category_id"], a["iscrowd"]) for d in dataset.dicts for a in d["annotations"])
     numbers = range(dataset.vocabulary.num_classes)
     return [pairs[k, 0] for k in numbers], [pairs[k, 1] for k in numbers]
+
+
+def _unlabelled(dataset: CocoDataset, name: str) -> str:
+    """Return how many objects lack a class of a subcategory, in words; nothing where none does."""
+    if name not in dataset.vocabulary.subcategories:
+        return ""
+    things = [a for d in dataset.dicts for a in d["annotations"] if not a["iscrowd"]]
+    without = sum(a["subcategories"][name] < 0 for a in things)
+    return f"; unlabelled {without:,} ({without / len(things):.1%})" if without else ""
 
 
 def _describe(attribute: Attribute, vocabulary: Vocabulary, declared: Iterable[str]) -> str:

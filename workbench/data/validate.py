@@ -14,7 +14,7 @@ from workbench.data.crowds import brush_masks
 from workbench.data.faults import Fault, broken, mended, report
 from workbench.data.image_files import ImageRules, describe_depth
 from workbench.data.masks import encode_segmentation, mask_areas, segmentation_problem
-from workbench.data.summary import cautions, shared_images, summarize
+from workbench.data.summary import cautions, describe_needs, shared_images, summarize
 from workbench.data.vocabulary import Vocabulary, read_attributes
 from workbench.errors import WorkbenchError
 from workbench.files import write_json
@@ -28,7 +28,7 @@ class Validation:
     """What there is to say of one dataset.
 
     ``dataset`` is the part of it that is not broken. ``conflicts`` stop a training on the datasets before it that is
-    evaluated on it; ``cautions`` stop nothing.
+    evaluated on it; ``cautions`` stop nothing. ``needs`` say what training on it takes.
     """
 
     reading: Reading
@@ -36,6 +36,7 @@ class Validation:
     cautions: list[str]
     conflicts: list[str] = field(default_factory=list)
     depths: list[str] = field(default_factory=list)  # how deep images are scaled, and what they hold
+    needs: list[str] = field(default_factory=list)
 
     @property
     def stops(self) -> bool:
@@ -53,6 +54,7 @@ class Validation:
             f"{path}: {report(self.faults, every_place=every_place)}{self.reading.remedy()}",
             f"{path}: {summarize(self.dataset, read_attributes(self.reading.content), self.reading.declared())}",
             *(f"  depth       {sentence}" for sentence in self.depths),
+            *(f"  {sentence}" for sentence in self.needs),
             *(f"  caution: {sentence}" for sentence in self.cautions),
             *(f"  conflict: {sentence}" for sentence in self.conflicts),
         ]
@@ -97,6 +99,8 @@ def validate(
     options = {"check_images": check_images, "decode_images": check_images, "rules": rules}
     validations = [_validate(reading, shared, cfg, options) for reading in train]
     validations[-1].conflicts += [each for each in conflicts if each not in validations[-1].conflicts]
+    for item in validations:
+        item.needs = describe_needs(item.dataset)
     datasets = [item.dataset for item in validations]
     for name in held_out:
         reading = open_dataset(name, root, known=shared.categories, crowds_are_objects=crowds_are_objects)

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 
 from workbench.config import load_config
+from workbench.data import needs
 from workbench.data.coco import CocoDataset, Reading, common_vocabulary, open_dataset
 from workbench.data.crowds import crowds_to_objects
 from workbench.data.faults import Fault, broken, can_be_left_out, heading
 from workbench.data.mapper import build_mapper
-from workbench.data.summary import relative_sizes
+from workbench.data.summary import objects_and_edges, relative_sizes
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.environment.system import busy_cores, usable_cores
@@ -188,11 +188,10 @@ def _start(machine: _Machine) -> Lines:
 
 
 def _sizes(data: CocoDataset, machine: _Machine) -> Lines:
-    objects = np.array([sum(not a["iscrowd"] for a in d["annotations"]) for d in data.dicts])
-    edges = np.array([max(d["height"], d["width"]) for d in data.dicts])
-    queries = choices.queries(objects)
+    objects, edges = objects_and_edges(data)
+    queries = needs.queries(objects)
     lines: Lines = {
-        "INPUT.IMAGE_SIZE": tuple(choices.image_size(relative_sizes(data), edges, machine.largest)),
+        "INPUT.IMAGE_SIZE": tuple(needs.image_size(relative_sizes(data), edges, machine.largest)),
         "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": tuple(queries),
         "DATALOADER.NUM_WORKERS": tuple(choices.workers(usable_cores())),
     }
@@ -221,7 +220,7 @@ def _schedule(
     image_reason = lines["INPUT.IMAGE_SIZE"][1]
     smaller = choices.smaller_for_time(size, step, minutes, 0 if workers else reading)
     if smaller < size:
-        image_reason = choices.across(relative_sizes(data), smaller)
+        image_reason = needs.across(relative_sizes(data), smaller)
         image_reason += f"; at {size} the time would allow fewer than a thousand steps, at {duration(step)} each"
         step *= (smaller / size) ** 2
         size = smaller
