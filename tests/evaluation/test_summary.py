@@ -21,7 +21,7 @@ def metrics(ap: float | None, ap50: float = 0.0, recall: float = 0.0, images: in
         (20.0, 60.0, 28.0, "objects are found, their outlines are coarse", "Few objects"),
         (15.0, 28.0, 55.0, "more than twice the AP: objects are found, but confident mistakes", "coarse"),
         (50.0, 75.0, 60.0, "mask AP is 50.0", "found"),
-        (0.0, 0.0, 0.0, "Nothing was found at all", "Few objects"),
+        (0.04, 0.1, 0.2, "What to check, in this order:\n1. Masks moved?", "Few objects"),
     ],
 )
 def test_recall_is_looked_at_before_outlines(ap: float, ap50: float, recall: float, said: str, unsaid: str) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 
+from workbench.evaluation.nothing_found import NOTHING, explain_nothing_found
+
+_log = logging.getLogger(__name__)
 FEW_FOUND = 30  # percent of the objects; where fewer are found, recall is the thing to work on, not outlines
 # Training is called far ahead of validation by more points of AP than this, and more than this many times its AP.
 FAR_POINTS, FAR_TIMES = 10, 1.5
 
 
-def summarise(metrics: Mapping) -> str:
-    """Return a few sentences on what metrics.json says: the overall score, its extremes and its likeliest cause."""
+def summarise(metrics: Mapping, truth: Mapping | None = None, results: Sequence[Mapping] = ()) -> str:
+    """Return a few sentences on what metrics.json says: the overall score, its extremes and its likeliest cause.
+
+    Where the AP is 0, ``truth`` and ``results``, a COCO dict and the COCO results, tell what to check, a line each.
+    """
     if not metrics["images"]:
         return "There is no image to evaluate on."
     scores = metrics.get("segm") or metrics["bbox"]
@@ -21,9 +28,9 @@ def summarise(metrics: Mapping) -> str:
         f"and AP50 {scores['AP50']:.1f}"
         + (f"; joint with all subcategories it is {joint:.1f}." if (joint := _joint(metrics)) is not None else ".")
     ]
-    if scores["AP"] == 0:
-        parts.append("Nothing was found at all: the training was too short, or the data does not look as in training.")
-        return " ".join(parts)
+    if nothing_found(metrics):
+        parts.append("Next to nothing was found. What to check, in this order:")
+        return "\n".join([" ".join(parts), *what_to_check(metrics, truth, results)])
     known = {name: ap for name, ap in metrics["per_category"].items() if ap is not None}
     if len(known) > 1:
         best, worst = max(known, key=known.get), min(known, key=known.get)
@@ -36,6 +43,26 @@ def summarise(metrics: Mapping) -> str:
                 + (f" ({values['unmatched']} were not found)." if values["unmatched"] else ".")
             )
     return " ".join(parts)
+
+
+def nothing_found(metrics: Mapping) -> bool:
+    """Return whether there are objects and the AP is 0, as it is shown."""
+    ap = _mask_or_box_ap(metrics)
+    return bool(metrics["instances"]) and ap is not None and ap < NOTHING
+
+
+def warn_of_nothing_found(metrics: Mapping, truth: Mapping, results: Sequence[Mapping]) -> None:
+    """Log what to check where the AP is 0, a line each."""
+    if nothing_found(metrics):
+        for line in summarise(metrics, truth, results).splitlines():
+            _log.warning(line)
+
+
+def what_to_check(metrics: Mapping, truth: Mapping | None, results: Sequence[Mapping]) -> list[str]:
+    """Return a line a check where the AP is 0 (:func:`explain_nothing_found`); only their names without ``truth``."""
+    if truth is None:
+        return ["1. Masks moved?", "2. Classes permuted?", "3. Everything no-object?", "4. The same output everywhere?"]
+    return explain_nothing_found(truth, results, metrics.get("no_object_fraction"))
 
 
 def _likeliest_cause(scores: Mapping) -> list[str]:

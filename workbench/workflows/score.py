@@ -15,6 +15,7 @@ from workbench.data.reading import is_integer
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results, save_metrics
 from workbench.evaluation.results import load_predictions
+from workbench.evaluation.summary import warn_of_nothing_found
 
 
 def evaluate_file(
@@ -45,9 +46,11 @@ def evaluate_file(
     predictions = load_predictions(results)
     reading = _read_annotations(annotations, predictions, cfg)
     try:
-        metrics = evaluate_results(reading.sound_content(), predictions, reading.vocabulary, **scoring_options(cfg))
+        truth = reading.sound_content()
+        metrics = evaluate_results(truth, predictions, reading.vocabulary, **scoring_options(cfg))
     except WorkbenchError as error:
         raise WorkbenchError(f"{results} against {annotations}: {error}") from None
+    warn_of_nothing_found(metrics, truth, predictions)
     if output is not None:
         save_metrics(Path(output) / "metrics.json", metrics)
     return metrics
