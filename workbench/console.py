@@ -74,12 +74,22 @@ def print_line(text: str) -> None:
             print(f"workbench: stdout cannot be written ({reason}); the training goes on", file=sys.stderr)
 
 
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
+def again() -> str:
+    """Return how what was stopped is started again: "the same command", or in a notebook the notebook."""
+    return "running the notebook again" if in_notebook() else "the same command"
+
+
 def notebook_line() -> Callable[[str], None] | None:
     """Return what writes a line of output in a notebook, and writes over it when it is called again; else None.
 
     A saved notebook then holds the last state of a progress, in one line.
     """
-    if "ipykernel" not in sys.modules:
+    if not in_notebook():
         return None
     from IPython import display
 

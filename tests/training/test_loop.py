@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -101,6 +102,25 @@ def test_tensorboard_reads_the_numbers_of_both_parts_of_a_run(tmp_path: Path) ->
         assert [value for _, value in found] == pytest.approx([value for _, value in wanted], rel=1e-6)
 
 
+def test_tensorboard_gets_settings_pictures_and_no_constants(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    picture = np.full((6, 10, 3), 200, np.uint8)
+    scores = {"images": 200, "instances": 565, "segm": {"AP": 12.0}}
+    cfg = toy.config(tmp_path / "run", TEST_EVAL_PERIOD=4)
+    toy.trainer(cfg, evaluate=lambda model: scores, picture=lambda: picture).train()
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert {"segm/AP", "lr"} <= set(board.Tags()["scalars"]) and not {"images", "instances"} & set(
+        board.Tags()["scalars"]
+    )
+    shown = board.Images("validation images")
+    assert [(image.step, image.width, image.height) for image in shown] == [(4, 10, 6), (8, 10, 6)]
+    content = board.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    settings = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert settings["SOLVER.MAX_ITER"].number_value == cfg.SOLVER.MAX_ITER and "OUTPUT_DIR" not in settings
+
+
 def test_a_disk_that_is_full_when_logging_is_told_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +191,20 @@ def test_a_stop_between_steps_saves_and_can_be_continued(tmp_path: Path, number:
     assert signal.getsignal(number) is before
     assert load_checkpoint(output / "checkpoints" / "last").step == 5
     assert train(output) == whole
+
+
+def test_a_stop_in_a_notebook_speaks_of_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.console.in_notebook", lambda: True)
+    stop = [signal.SIGINT]
+
+    def batches(first: int):
+        for step in range(first, 8):
+            if stop:
+                signal.raise_signal(stop.pop())
+            yield toy.batch(step, range(4))
+
+    with pytest.raises(Interrupted, match="was written, and running the notebook again continues from it"):
+        toy.trainer(toy.config(tmp_path), batches=batches).train()
 
 
 def test_nohup_keeps_a_training_through_a_hangup(tmp_path: Path) -> None:

@@ -39,6 +39,14 @@ def test_a_recipe_for_another_number_of_processes_is_scaled_as_detectron2_scales
         scale_to_processes(settings(SOLVER_REFERENCE_WORLD_SIZE=3, **batch), 2)
 
 
+def test_a_training_that_ends_in_its_warm_up_says_what_rate_it_reaches() -> None:
+    short = settings(SOLVER_WARMUP_ITERS=100, SOLVER_WARMUP_FACTOR=0.0, SOLVER_MAX_ITER=51, SOLVER_BASE_LR=0.02)
+    line = lr_arithmetic(short)
+    assert "never reached, as MAX_ITER 51 ends within the warm-up (WARMUP_ITERS 100): the highest is 0.01" in line
+    for cfg in (settings(SOLVER_WARMUP_ITERS=99), settings(SOLVER_WARMUP_ITERS=200, SOLVER_WARMUP_FACTOR=1.0)):
+        assert "never reached" not in lr_arithmetic(cfg)
+
+
 def test_multistep_falls_at_its_steps() -> None:
     cfg = settings(SOLVER_GAMMA=0.1)
     assert [lr_factor(cfg, step) for step in (0, 59, 60, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from workbench.config import load_config
 from workbench.data.coco import load_dataset
@@ -46,6 +49,10 @@ def test_a_run_holds_what_the_design_says(tiny_run: Path) -> None:
     assert metrics["images"] == 6 and metrics["dataset"] == "shapes_val"
     rows = json.loads((tiny_run / "predictions.json").read_text())
     assert rows and {"image_id", "category_id", "segmentation", "bbox", "score", "attributes"} <= rows[0].keys()
+    (picture,) = EventAccumulator(str(tiny_run)).Reload().Images("validation images")  # six images, beside their truth
+    shown = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    assert picture.step == 4 and shown.shape == (picture.height, picture.width, 3) and shown.std() > 20
+    assert picture.width == pytest.approx(4 * 512, abs=40) and picture.height == pytest.approx(3 * 512, abs=40)
 
 
 def test_the_log_says_device_seed_versions_sizes_and_both_learning_rates(tiny_run: Path) -> None:
@@ -91,6 +98,15 @@ def test_evaluation_from_the_checkpoint_alone_equals_that_of_the_training(tiny_r
     assert metrics["segm"] == trained["segm"] and metrics["subcategories"] == trained["subcategories"]
     assert (tmp_path / "predictions.json").read_bytes() == (tiny_run / "predictions.json").read_bytes()
     assert json.loads((tmp_path / "metrics.json").read_text())["segm"] == metrics["segm"]
+
+
+def test_a_model_that_finds_nothing_is_told_what_to_check(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    evaluate(tiny_run, output=tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if "What to check, in this order:" in line)
+    assert [line[:2] for line in lines[start + 1 : start + 5]] == ["1.", "2.", "3.", "4."]
 
 
 def test_evaluation_goes_into_the_checkpoints_run_unless_told_otherwise(tiny_run: Path, tmp_path: Path) -> None:
@@ -268,9 +284,13 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_prediction_draws_every_image_and_writes_one_dataset(tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_prediction_draws_every_image_and_writes_one_dataset(
+    tiny_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     output = tmp_path / "out"
     files = predict(tiny_run, [pictures / "a", str(pictures / "*.png")], output, score_threshold=0.0)
+    objects = len(json.loads(files[-1].read_text())["annotations"])
+    assert re.fullmatch(rf"3 images, {objects:,} objects in \d+\.\d s\n", capsys.readouterr().out)
     assert [file.name for file in files] == ["one.png", "one_2.png", "b.png", "predictions.json"]
     assert all(file.is_file() for file in files)
     for file in files[:3]:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from workbench.config import config_to_dict, flatten
+from workbench.config import changes, config_to_dict, flatten
+from workbench.console import again
 from workbench.data.loaders import step_seed
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.memory import peak_memory
@@ -79,6 +81,8 @@ class Trainer:
         evaluate: ``evaluate(model)``, called in every process with the model in eval mode, returns metrics
             whose ``["segm"]["AP"]`` selects the best checkpoint; None never evaluates.
         on_best: called in the main process after a new best checkpoint was written.
+        picture: called in the main process after each evaluation; returns what TensorBoard shows of it, (H, W, 3)
+            uint8.
         chosen_on: digest of the data; the best checkpoint is chosen anew where it differs from the checkpoint's.
         processes: the result of ``start_processes(cfg)``, if that was called already.
 
@@ -95,11 +99,12 @@ class Trainer:
         *,
         evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
         on_best: Callable[[], object] | None = None,
+        picture: Callable[[], np.ndarray] | None = None,
         chosen_on: str | None = None,
         processes: Processes | None = None,
     ) -> None:
         self.cfg, self.vocabulary, self.run = cfg, vocabulary, run
-        self.batches, self.evaluate, self.on_best = batches, evaluate, on_best
+        self.batches, self.evaluate, self.on_best, self.picture = batches, evaluate, on_best, picture
         self.accelerator, self.device = processes or start_processes(cfg)
         check_batch_size(cfg)
         self.max_steps, self.chunks = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATION_STEPS
@@ -132,7 +137,7 @@ class Trainer:
             WorkbenchError: a batch could not be read, and a checkpoint was written; a loss was not finite, another
             process was lost, or something could not be saved.
         """
-        self.writers = _Writers(self.run, self.step - bool(self.pending)) if rank() == 0 else None
+        self.writers = _Writers(self.cfg, self.run, self.step - bool(self.pending)) if rank() == 0 else None
         progress = Progress(self.step, self.max_steps)
         try:
             with StopRequest() as stop, lost_processes_reported(self._resumption):
@@ -181,6 +186,8 @@ class Trainer:
         due = self._due(max(1, self.max_steps // _LOGGED_ROWS))
         if self.writers and evaluated is not None and (evaluated or due):
             self.writers.write({**row, **evaluated})
+        if self.writers and evaluated and self.picture is not None:
+            self.writers.write_picture(self.picture(), self.step)
         if stopping or self._due(self.cfg.SOLVER.CHECKPOINT_PERIOD):
             self._save_last()
         if stopping and (self.pending or self.step < self.max_steps):
@@ -188,14 +195,14 @@ class Trainer:
 
     def _saved(self) -> str:
         return (
-            f"after step {self.step} of {self.max_steps}; the checkpoint {self.run.last} was written, and the same "
-            "command continues from it"
+            f"after step {self.step} of {self.max_steps}; the checkpoint {self.run.last} was written, and {again()} "
+            "continues from it"
         )
 
     def _resumption(self) -> str:
         if not has_checkpoint(self.run.last):
             return "there is no checkpoint yet"
-        return f"the same command continues from the checkpoint {self.run.last}"
+        return f"{again()} continues from the checkpoint {self.run.last}"
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """Return this process's part of the next batch; where one process cannot read its part, all save and raise."""
@@ -368,15 +375,22 @@ def _raise(error: Exception | None) -> None:
 class _Writers:
     """metrics.csv and TensorBoard's events; WorkbenchError where they cannot be written."""
 
-    def __init__(self, run: RunDirectory, step: int) -> None:
+    def __init__(self, cfg: CfgNode, run: RunDirectory, step: int) -> None:
         self.failure = f"the metrics of {run.path} cannot be written"
+        settings = {key: value for key, (value, _) in changes(cfg).items() if key != "OUTPUT_DIR"}
+        settings = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
         with errors_as(self.failure, OSError):
             self.table, self.events = MetricsTable(run.metrics, step), EventFile(run.path, step)
+            self.events.write_settings(settings, str(run.path))
 
     def write(self, row: dict[str, Any]) -> None:
         with errors_as(self.failure, OSError):
             self.table.write(row)
             self.events.write(row)
+
+    def write_picture(self, picture: np.ndarray, step: int) -> None:
+        with errors_as(self.failure, OSError):
+            self.events.write_picture("validation images", picture, step)
 
     def close(self) -> None:
         for file in (self.table, self.events):

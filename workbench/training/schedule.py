@@ -35,15 +35,31 @@ def scaled_lr(cfg: CfgNode) -> float:
 
 
 def lr_arithmetic(cfg: CfgNode) -> str:
-    """Return one line that shows where the learning rate comes from."""
+    """Return one line that shows where the learning rate comes from, and whether it is reached."""
     solver = cfg.SOLVER
     rate = f"{scaled_lr(cfg):.6g}"
     if solver.LR_SCALING == "none":
         images = solver.IMS_PER_BATCH
-        return f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} (LR_SCALING none; {images} images a step)"
-    ratio = f"{solver.IMS_PER_BATCH} images a step / {solver.REFERENCE_BATCH_SIZE} reference"
-    ratio = f"sqrt({ratio})" if solver.LR_SCALING == "sqrt" else ratio
-    return f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} × {ratio} (LR_SCALING {solver.LR_SCALING})"
+        line = f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} (LR_SCALING none; {images} images a step)"
+    else:
+        ratio = f"{solver.IMS_PER_BATCH} images a step / {solver.REFERENCE_BATCH_SIZE} reference"
+        ratio = f"sqrt({ratio})" if solver.LR_SCALING == "sqrt" else ratio
+        line = f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} × {ratio} (LR_SCALING {solver.LR_SCALING})"
+    return line + _unreached(cfg)
+
+
+def _unreached(cfg: CfgNode) -> str:
+    """Return how the sentence on the learning rate ends where the training is over before the warm-up is."""
+    solver = cfg.SOLVER
+    if solver.MAX_ITER > solver.WARMUP_ITERS or not solver.MAX_ITER:
+        return ""
+    most = max(lr_factor(cfg, step) for step in range(solver.MAX_ITER))
+    if most >= 1:
+        return ""
+    return (
+        f"; it is never reached, as MAX_ITER {solver.MAX_ITER} ends within the warm-up (WARMUP_ITERS "
+        f"{solver.WARMUP_ITERS}): the highest is {most * scaled_lr(cfg):.3g}"
+    )
 
 
 def schedule_arithmetic(cfg: CfgNode) -> str:

@@ -14,12 +14,15 @@ from torch import nn
 
 from workbench.data.coco import CocoDataset, load_data
 from workbench.data.fingerprint import data_fingerprint
+from workbench.data.image_files import ImageRules
+from workbench.data.images import read_at_most
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
+from workbench.evaluation.summary import warn_of_nothing_found
 from workbench.runs.checkpoint import load_model, load_vocabulary, resolve_checkpoint
 from workbench.runs.directory import report_dataset, run_of
 from workbench.runs.evaluations import (
@@ -33,6 +36,13 @@ from workbench.runs.evaluations import (
 )
 from workbench.training.distributed import Processes, rank, run_on_all, run_on_main, start_processes, world_size
 from workbench.training.progress import log, log_machine, logging_to
+from workbench.visualization.drawing import (
+    LEAST_SIDE,
+    contact_sheet,
+    draw_instances,
+    drawables_of_annotations,
+    drawables_of_predictions,
+)
 from workbench.workflows.convert import local_checkpoint
 from workbench.workflows.score import scoring_options
 
@@ -90,7 +100,9 @@ def evaluate_checkpoint(
     """Score a checkpoint on a loaded dataset, in every process, and write the results to ``directory``."""
     model, checkpoint = run_on_all(lambda: load_model(evaluated.checkpoint, processes.device, config=cfg))
     evaluation = DatasetEvaluation(cfg, dataset, processes.accelerator)
-    evaluation(model)
+    metrics = evaluation(model)
+    if rank() == 0:
+        warn_of_nothing_found(metrics, evaluation.truth, evaluation.results)
     return run_on_main(lambda: evaluation.save(directory, evaluated, checkpoint.digest))
 
 
@@ -165,6 +177,22 @@ class DatasetEvaluation:
             world_size=world_size(),
             batch_size=8 if len(sizes) == 1 else 1,  # images of one size need no padding, so batches change nothing
         )
+
+    def picture(self, most: int = 8) -> np.ndarray:
+        """Draw the first images, ground truth beside what scores a half or more, two in a row: (H, W, 3) uint8."""
+        words, rules = self.dataset.vocabulary, ImageRules.from_config(self.cfg)
+        some = self.dataset.dicts[:most]
+        results: dict[int, list] = {item["image_id"]: [] for item in some}
+        for row in self.results:
+            results.get(row["image_id"], []).append(row)
+        panels = []
+        for item in some:
+            image, size, reduction = read_at_most(item["file_name"], LEAST_SIDE, rules)
+            rows = results[item["image_id"]]
+            truth = drawables_of_annotations(item["annotations"], words, *size, reduction)
+            predicted = drawables_of_predictions(rows, words, reduction=reduction)
+            panels += [draw_instances(image, drawn, words) for drawn in (truth, predicted)]
+        return contact_sheet(panels)
 
     def save(self, directory: Path, evaluated: Evaluated, weights: str | None = None) -> dict[str, Any]:
         """Write predictions.json and metrics.json and return the latter: :func:`save_evaluation`."""

@@ -6,6 +6,7 @@ import glob
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
+from workbench.console import follow
 from workbench.data.fingerprint import digest
 from workbench.data.image_files import ImageRules
 from workbench.data.images import read_image
@@ -30,6 +32,7 @@ from workbench.evaluation.filters import FilterSettings, apply_filters
 from workbench.evaluation.predict import encoding_masks, to_coco_results
 from workbench.files import replacing, write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
+from workbench.training.progress import log, logging_to
 from workbench.visualization.drawing import draw_instances
 from workbench.workflows.convert import local_checkpoint
 
@@ -48,6 +51,8 @@ def predict(
     overrides: Sequence[str] = (),
 ) -> list[Path]:
     """Find objects in images: an overlay PNG for each, and one predictions.json for all.
+
+    Shows how many images are done, and at the end logs how many images and objects there are and how long it took.
 
     Args:
         ckpt: a checkpoint directory, a run (its best), or another program's model.
@@ -85,7 +90,8 @@ def predict(
     output.mkdir(parents=True, exist_ok=True)
     find = partial(_find_objects, model, build_mapper(cfg, is_train=False), checkpoint.vocabulary, settings)
     images, annotations, written, unreadable = [], [], [], []
-    for number, (file, name) in enumerate(zip(files, names, strict=True), start=1):
+    began = time.perf_counter()
+    for number, (file, name) in enumerate(follow(list(zip(files, names, strict=True)), "predict", "image"), start=1):
         try:
             picture = read_image(str(file), ImageRules.from_config(cfg))
         except WorkbenchError as error:
@@ -103,10 +109,17 @@ def predict(
     written.append(output / "predictions.json")
     content = {"images": images, "annotations": annotations, **checkpoint.vocabulary.to_coco()}
     write_json(written[-1], {"info": {"software": _SOFTWARE, "content": digest(content)}, **content})
+    with logging_to(None):
+        seconds = time.perf_counter() - began
+        log.info(f"{_counted(len(images), 'image')}, {_counted(len(annotations), 'object')} in {seconds:.1f} s")
     if unreadable:
         rest = f"; the other {len(written) - 1} are in {output}" if len(written) > 1 else ""
         raise WorkbenchError(f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}")
     return written
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _check_replaceable(path: Path) -> None:

@@ -161,6 +161,7 @@ def _run_steps(
         ),
         evaluate=evaluation,
         on_best=save_evaluation,
+        picture=evaluation and evaluation.picture,
         chosen_on=chosen_on,
         processes=processes,
     )
