@@ -501,7 +501,7 @@ def report(args: argparse.Namespace) -> None:
 )
 def runs(args: argparse.Namespace) -> None:
     """List runs with their settings and key numbers, or compare two runs."""
-    from workbench.runs.table import find_runs, is_run, runs_frame
+    from workbench.runs.table import find_runs, is_run, runs_frame, runs_text
 
     if len(args.directory) == 2 and all(map(is_run, args.directory)):
         from workbench.workflows.compare import compare_runs
@@ -520,7 +520,7 @@ def runs(args: argparse.Namespace) -> None:
     if args.csv:
         frame.to_csv(sys.stdout, index=False)
     else:
-        print(frame.to_string(index=False, na_rep="-", float_format=lambda number: f"{number:.4g}"))
+        print(runs_text(frame))
 
 
 @command(
@@ -533,11 +533,12 @@ def runs(args: argparse.Namespace) -> None:
 )
 def sweep(args: argparse.Namespace) -> None:
     """Run a notebook over a grid of settings; finished runs are not repeated."""
+    from workbench.runs.table import runs_text
     from workbench.workflows.sweep import TABLE, load_sweep, run_sweep
 
     plan = load_sweep(args.sweep)
     table = run_sweep(plan, jobs=args.jobs)
-    print(table.to_string(index=False, na_rep="-", float_format=lambda number: f"{number:.4g}"))
+    print(runs_text(table))
     print(f"\ntable      {plan.output / TABLE}\nfigures    {plan.output / 'figures'}")
     failed = [run for run, status in zip(table["run"], table["status"], strict=True) if status == "failed"]
     if failed:

@@ -12,9 +12,9 @@ from workbench.errors import WorkbenchError
 from workbench.evaluation.queries import (
     collect_queries,
     detection_limits,
-    duplicate_counts,
-    find_duplicates,
+    find_overlaps,
     objects_per_image,
+    overlap_counts,
     right_and_wrong,
 )
 
@@ -71,7 +71,7 @@ def test_no_image_is_a_sentence() -> None:
         collect_queries(TwoQueries(), [], progress=False)
 
 
-def test_duplicates_are_told_apart_by_query_and_category() -> None:
+def test_overlaps_are_told_apart_by_query_and_category() -> None:
     mask, other = square(5, 5), square(40, 40)
     rows = [
         row(mask, 0.9, query=0),
@@ -81,8 +81,8 @@ def test_duplicates_are_told_apart_by_query_and_category() -> None:
         row(other, 0.3, query=3),
         row(mask, 0.7, query=4, image_id=11),
     ]
-    found = find_duplicates(rows, iou=0.7)
-    kinds = dict(zip(zip(found.image_id, found["query"], found.category_id, strict=True), found.duplicate, strict=True))
+    found = find_overlaps(rows, iou=0.7)
+    kinds = dict(zip(zip(found.image_id, found["query"], found.category_id, strict=True), found.overlaps, strict=True))
     assert kinds == {
         (10, 0, 3): "",
         (10, 1, 3): "other query, same category",
@@ -91,8 +91,8 @@ def test_duplicates_are_told_apart_by_query_and_category() -> None:
         (10, 3, 3): "",
         (11, 4, 3): "",
     }
-    counts = duplicate_counts({"all": found, "none": find_duplicates(rows, score_threshold=2)})
-    assert counts.loc["all", "same query"] == 1 and counts.loc["all", "duplicates in percent"] == 50
+    counts = overlap_counts({"all": found, "none": find_overlaps(rows, score_threshold=2)})
+    assert counts.loc["all", "same query"] == 1 and counts.loc["all", "overlapping in percent"] == 50
     assert counts.loc["none", "predictions"] == 0
 
 

@@ -61,6 +61,7 @@ def test_a_model_of_20_queries_misses_the_rest_and_duplicates_find_nothing() -> 
 def test_what_scores_too_little_or_has_another_category_finds_nothing() -> None:
     missed = saturation(Counter(100), [_tile()], counts=[3], repeats=1, score_threshold=0.7, progress=False)
     assert missed.share.tolist() == [100]
+    assert missed.predictions.tolist() == [0] and missed.merged.isna().all()  # not 0: nothing could merge
 
 
 def test_a_grid_has_100_cells() -> None:
@@ -118,7 +119,8 @@ class Merger(nn.Module):
 
 def test_what_is_taken_for_one_object_is_missed_and_merged() -> None:
     table = saturation(Merger(), [_tile()], counts=[1, 4], repeats=1, progress=False)
-    assert table.share.tolist() == [0, 100] and table.merged.tolist() == [0, 100]
+    assert table.share.tolist() == [0, 100] and table.predictions.tolist() == [1, 1]
+    assert np.isnan(table.merged[0]) and table.merged[1] == 100
 
 
 def test_several_objects_take_turns_in_cells_of_the_largest_ones_size() -> None:
@@ -130,4 +132,4 @@ def test_several_objects_take_turns_in_cells_of_the_largest_ones_size() -> None:
     assert canvas.shape == (250, 250, 3)
     assert masks.sum(axis=(1, 2)).tolist() == [144, 160, 144]
     only_small = saturation(Merger(), [small, wide], counts=[100], repeats=1, progress=False)
-    assert only_small.merged.tolist() == [50]
+    assert only_small.merged.tolist() == [50]  # of the 100 that are missed

@@ -74,8 +74,9 @@ def test_pictures_and_tables_are_written_where_they_are_shown(tmp_path: Path, mo
     bold, _, _ = shown[-1].to_html().partition("font-weight: bold")
     assert bold.count("#T_") == 1 and "_row0_col1 {" in bold  # of "n"; one known value of AP is no best
     assert pd.read_csv(figures / "scores.csv", index_col="category").loc["a", "n"] == 3
-    page.table([{"device": "cpu", "seconds": 0.25}], "devices")
-    assert (figures / "devices.csv").read_text().splitlines() == ["device,seconds", "cpu,0.25"]
+    page.table([{"device": "cpu", "seconds": 0.25, "agrees": True}], "devices")
+    assert (figures / "devices.csv").read_text().splitlines() == ["device,seconds,agrees", "cpu,0.25,True"]
+    assert ">yes</td>" in shown[-1].to_html()
     page.save({"torch": "2"}, "machine")
     assert json.loads((figures / "machine.json").read_text()) == {"torch": "2"}
 
@@ -101,9 +102,9 @@ def test_an_empty_result_is_a_sentence_and_no_file(tmp_path: Path, monkeypatch: 
     page = notebook.start(tmp_path)
     page.table(None, "gpus", empty="no GPU")
     page.table([], "gpus", empty="no GPU")
-    page.show({}, "confusion", empty="no subcategory <1>")
+    page.show({}, "confusion", empty="no subcategory <1>\nhere")
     page.show(None, "nothing")
-    assert [html.data for html in shown] == ["<p>no GPU</p>"] * 2 + ["<p>no subcategory &lt;1&gt;</p>"]
+    assert [html.data for html in shown] == ["<p>no GPU</p>"] * 2 + ["<p>no subcategory &lt;1&gt;<br>here</p>"]
     assert not (tmp_path / "figures").exists()
 
 

@@ -54,7 +54,7 @@ def test_every_parameter_has_its_type_and_is_checked_first(path: Path) -> None:
         ("04_eval", "max_images", "all", "it must be a whole number"),
         ("05_query_analysis", "counts", [], "it must be not empty"),
         ("05_query_analysis", "counts", [1, "x"], "it must be a whole number"),
-        ("05_query_analysis", "duplicate_iou", None, "it must be a finite number"),
+        ("05_query_analysis", "overlap_iou", None, "it must be a finite number"),
         ("06_visualize", "dataset", {"a": 1}, "it must be text, or a list of texts"),
         ("06_visualize", "subcategories", "colour", "it must be keys and values"),
         ("06_visualize", "images", ["x"], "it must be a whole number"),

@@ -39,6 +39,7 @@ def test_01_names_a_device_that_is_not_there(tmp_path: Path) -> None:
 def test_02_needs_no_download(tmp_path: Path) -> None:
     said = run_here("02_backbone_surgery", output=tmp_path / "run", size=96)
     assert "without renaming: 0 loaded" in said and "with renaming:    302 loaded; 0 missing" in said
+    assert "257 missing" in said and "Of the 302 loaded, 257 are weights and statistics. The other 45 count" in said
     assert "taps [3, 6, 10, 12]" in said and "stage of stride 16" in said
     for name in ("backbone_layers", "backbone_differences", "backbone_features", "resnet_layers"):
         assert (tmp_path / "run" / "figures" / f"{name}.png").stat().st_size > 5000

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from workbench.data.coco import load_dataset
@@ -21,7 +22,7 @@ from workbench.runs.evaluations import (
     fingerprint,
     saved_metrics,
 )
-from workbench.runs.table import describe_run, runs_frame
+from workbench.runs.table import describe_run, runs_frame, runs_text
 from workbench.workflows.evaluate import evaluate
 
 
@@ -140,3 +141,12 @@ def test_a_garbled_record_is_one_sentence(run: Path) -> None:
     with pytest.raises(WorkbenchError, match="metrics.json is not valid JSON"):
         find_evaluated(folder)
     assert saved_metrics(folder, fingerprint(run / "checkpoints" / "best", Evaluated(run).config, {})) is None
+
+
+def test_a_column_of_a_table_of_runs_has_one_precision() -> None:
+    frame = pd.DataFrame({"run": ["a", "b", "c"], "lr": [0.002, 0.00025, 0.1], "AP": [71.06, 9.12345, float("nan")]})
+    assert [line.split() for line in runs_text(frame).splitlines()[1:]] == [
+        ["a", "0.002", "71.1"],
+        ["b", "0.00025", "9.1"],
+        ["c", "0.1", "-"],
+    ]

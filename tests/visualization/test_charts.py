@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from workbench.evaluation.queries import QueryOutputs
-from workbench.visualization import charts, query_charts
+from workbench.notebook.surgery import LayerPair
+from workbench.visualization import charts, features, query_charts
 
 
 def _words(figure: Figure) -> str:
@@ -124,11 +126,55 @@ def test_scores_by_setting_shows_every_run_and_the_mean_of_each_value() -> None:
 
 
 def test_the_saturation_chart_shows_what_so_many_queries_must_miss() -> None:
-    table = pd.DataFrame({"visible": [1, 40], "repeat": 0, "missed": [0, 20], "share": [0.0, 50.0], "merged": 0.0})
+    table = pd.DataFrame({"visible": [1, 40, 50], "share": [0.0, 50.0, 100.0], "merged": [np.nan, 40.0, np.nan]})
+    table = table.assign(repeat=0, predictions=[1, 20, 0])
     table = table.assign(experiment="the same object", run="a", queries=20)
     figure = query_charts.saturation_chart(table)
     least = next(line for line in figure.axes[0].lines if line.get_linestyle() == ":" and len(line.get_xdata()))
     at_40 = least.get_ydata()[list(least.get_xdata()).index(40)]
     assert at_40 == pytest.approx(50)
-    assert "a: 20 queries" in _words(figure)
+    assert "missed by a (20 queries)" in _words(figure) and "nothing is predicted" in _words(figure)
+    merged, silent = (next(x for x in figure.axes[0].lines if look(x)) for look in (_is_dashed, _is_crossed))
+    assert (list(merged.get_xdata()), list(merged.get_ydata())) == ([40], [40])
+    assert list(silent.get_xdata()) == [50]
     assert "nothing to show" in _words(query_charts.saturation_chart(pd.DataFrame()))
+
+
+def _is_dashed(line: Line2D) -> bool:
+    return line.get_linestyle() == "--"
+
+
+def _is_crossed(line: Line2D) -> bool:
+    return line.get_marker() == "x"
+
+
+def test_histograms_of_more_and_of_fewer_images_have_one_scale() -> None:
+    axes = query_charts.objects_and_queries(pd.Series([1, 2] * 150), pd.Series([1, 1, 2, 2] * 50), 12).axes
+    assert [[round(bar.get_height()) for bar in each.patches if bar.get_height()] for each in axes] == [[50, 50]] * 2
+    assert [each.get_title(loc="left") for each in axes] == [
+        "Objects (300 images)",
+        "Queries that claim an object (200 images)",
+    ]
+
+
+def test_steps_are_whole_and_axes_have_names() -> None:
+    rows = pd.DataFrame({"step": [1, 2, 3], "total_loss": [3.0, 2.0, 1.0], "lr": 0.1, "segm/AP": [1.0, 2.0, 3.0]})
+    for figure in (charts.learning_curves(rows), charts.schedule(pd.Series([0.1, 0.2, 0.1]))):
+        figure.canvas.draw()
+        for axes in figure.axes:
+            assert axes.get_xlabel() == "step" and axes.get_ylabel()
+            assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def test_small_and_large_differences_of_layers_are_told_apart() -> None:
+    pairs = {
+        "same": [LayerPair(0, (1, 2, 2), (1, 2, 2), 0.0), LayerPair(1, (1, 2, 2), (1, 1, 1), None)],
+        "other": [LayerPair(0, (1, 2, 2), (1, 2, 2), 0.02), LayerPair(1, (1, 2, 2), (1, 2, 2), 6000.0)],
+    }
+    figure = features.layer_differences(pairs)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    zero, small, large, cross = axes.transData.transform([(0, 0), (0, 0.02), (0, 6000), (0, 24000)])[:, 1]
+    assert zero < small < large < cross and small - zero > 0.05 * (large - zero)
+    assert "sizes differ" in _words(figure)
+    assert not any("$" in label.get_text() for label in axes.get_yticklabels())

@@ -19,7 +19,7 @@ from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.matching import match_predictions
 
 GRID = 32  # side of the mean masks
-DUPLICATES = ("same query", "other query, same category", "other query, other category")
+OVERLAPS = ("same query", "other query, same category", "other query, other category")
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,13 @@ def right_and_wrong(truth: Mapping, results: Sequence[Mapping], *, iou: float = 
     return pd.DataFrame({"score": data.predictions.scores, "outcome": outcome})
 
 
-def find_duplicates(results: Sequence[Mapping], *, iou: float = 0.7, score_threshold: float = 0.0) -> pd.DataFrame:
-    """Predictions whose mask has an IoU above ``iou`` with a better one of the same image.
+def find_overlaps(results: Sequence[Mapping], *, iou: float = 0.7, score_threshold: float = 0.0) -> pd.DataFrame:
+    """Find predictions whose mask has an IoU above ``iou`` with a better one of the same image, whatever lies there.
 
-    One row a prediction scoring at least ``score_threshold``, best first within its image: image_id, score,
-    query, category_id, and "duplicate": "" (none), "same query" (one query reported under several main
-    categories), "other query, same category" or "other query, other category", of the best one it repeats.
+    Returns:
+        One row a prediction scoring at least ``score_threshold``, best first within its image: image_id, score,
+        query, category_id, and "overlaps": "" (no better one), or of ``OVERLAPS`` what the best one it overlaps has:
+        the same query (reported under several main categories), or another query and the same or another category.
     """
     groups: dict = {}
     for row in results:
@@ -178,25 +179,25 @@ def find_duplicates(results: Sequence[Mapping], *, iou: float = 0.7, score_thres
         overlaps = np.triu(ious > iou, k=1)
         for i, row in enumerate(members):
             better = np.flatnonzero(overlaps[:, i])
-            kind = _kind_of_duplicate(row, members[better[0]]) if len(better) else ""
+            kind = _kind_of_overlap(row, members[better[0]]) if len(better) else ""
             rows.append((image_id, row["score"], row.get("query", -1), row["category_id"], kind))
-    return pd.DataFrame(rows, columns=["image_id", "score", "query", "category_id", "duplicate"])
+    return pd.DataFrame(rows, columns=["image_id", "score", "query", "category_id", "overlaps"])
 
 
-def _kind_of_duplicate(row: Mapping, better: Mapping) -> str:
+def _kind_of_overlap(row: Mapping, better: Mapping) -> str:
     if "query" in row and row["query"] == better.get("query"):
-        return DUPLICATES[0]
-    return DUPLICATES[1 if row["category_id"] == better["category_id"] else 2]
+        return OVERLAPS[0]
+    return OVERLAPS[1 if row["category_id"] == better["category_id"] else 2]
 
 
-def duplicate_counts(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """How many duplicates of each kind there are; ``found``: {label: what `find_duplicates` returned}."""
+def overlap_counts(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Count the overlaps of each kind; ``tables``: {label: what :func:`find_overlaps` returned}."""
     rows = {}
-    for label, table in found.items():
-        kinds = table.duplicate.value_counts()
+    for label, table in tables.items():
+        kinds = table.overlaps.value_counts()
         rows[label] = {
             "predictions": len(table),
-            **{kind: int(kinds.get(kind, 0)) for kind in DUPLICATES},
-            "duplicates in percent": 100 * float((table.duplicate != "").mean()) if len(table) else float("nan"),
+            **{kind: int(kinds.get(kind, 0)) for kind in OVERLAPS},
+            "overlapping in percent": 100 * float((table.overlaps != "").mean()) if len(table) else float("nan"),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("of")

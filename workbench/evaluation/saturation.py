@@ -140,8 +140,11 @@ def saturation(
     iou: float = 0.5,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How many of n visible objects a model misses: one row a picture, with visible, repeat, missed (count),
-    share (missed, in percent) and merged (percent): missed, but covered by a prediction that covers others too.
+    """Count how many of n visible objects a model misses, one row a picture.
+
+    The columns are visible, repeat, predictions (how many score enough), missed (count), share (missed, in percent) and
+    merged: in how many percent of those missed a prediction covers the object together with others; NaN where none is
+    missed or nothing is predicted.
 
     For each n of ``counts``, ``repeats`` pictures with n cells drawn at random (the same for every model).
     Pictures reach the model as they are drawn; :func:`fit_tiles` gives tiles the size that objects have in evaluation.
@@ -163,10 +166,12 @@ def saturation(
                 predictions = _predict(model, canvas)
                 found, merged = _found(predictions, masks, labels, score_threshold, iou)
                 missed = int((~found).sum())
-                rows.append((n, repeat, missed, 100 * missed / n, 100 * int((merged & ~found).sum()) / n))
+                predicted = int((predictions["scores"] >= score_threshold).sum())
+                share = 100 * int((merged & ~found).sum()) / missed if missed and predicted else float("nan")
+                rows.append((n, repeat, predicted, missed, 100 * missed / n, share))
     finally:
         model.train(was_training)
-    return pd.DataFrame(rows, columns=["visible", "repeat", "missed", "share", "merged"])
+    return pd.DataFrame(rows, columns=["visible", "repeat", "predictions", "missed", "share", "merged"])
 
 
 @torch.inference_mode()

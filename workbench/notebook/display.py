@@ -142,10 +142,12 @@ class Page:
         self.save(frame, name)
         if rows is not None:
             frame = frame.head(rows) if isinstance(rows, int) else frame.iloc[list(rows)]
-        whole = [name for name in frame if frame[name].dropna().map(lambda v: isinstance(v, (int, np.integer))).all()]
+        whole = [name for name in frame if frame[name].dropna().map(_is_whole).all()]
         frame = frame.rename_axis(index=_escaped, columns=_escaped)  # names in it are from data, and the table is HTML
 
         def cell(value: object) -> str:
+            if isinstance(value, (bool, np.bool_)):
+                return "yes" if value else "no"
             return f"{value:.{decimals}f}" if isinstance(value, (float, np.floating)) else _escaped(value)
 
         style = frame.style.format(cell, na_rep="-").format("{:.0f}", subset=whole, na_rep="-")
@@ -164,15 +166,20 @@ class Page:
             write_text(path, json.dumps(content, indent=2))
 
     def note(self, text: str) -> None:
-        """Show a sentence that was computed."""
+        """Show sentences that were computed, each line of them on a line of its own."""
         if text:
-            ipython.display(ipython.HTML(f"<p>{html.escape(text)}</p>"))
+            lines = html.escape(text).replace("\n", "<br>")
+            ipython.display(ipython.HTML(f"<p>{lines}</p>"))
 
     def _path(self, name: str, suffix: str) -> Path | None:
         if self.figures is None:
             return None
         self.figures.mkdir(parents=True, exist_ok=True)
         return self.figures / f"{file_name(name)}{suffix}"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _escaped(value: object) -> str | None:

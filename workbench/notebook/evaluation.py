@@ -24,7 +24,7 @@ from workbench.evaluation.analysis import compare_results
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.filters import FilterSettings
 from workbench.evaluation.ground_truth import ground_truth
-from workbench.evaluation.queries import QueryOutputs, collect_queries, duplicate_counts, find_duplicates
+from workbench.evaluation.queries import QueryOutputs, collect_queries, find_overlaps, overlap_counts
 from workbench.evaluation.results import load_predictions
 from workbench.evaluation.saturation import SMALL_GRID, Tile, choose_objects, cut_tile, draw_grid, fit_tiles, saturation
 from workbench.evaluation.summary import compare_with_training, largest_recall
@@ -154,13 +154,13 @@ class Evaluation:
         some = random_sample(self.data, most)
         return collect_queries(self.model, build_test_loader(some, build_mapper(self.config, is_train=False)))
 
-    def duplicates(self, iou: float, score_threshold: float) -> pd.DataFrame:
-        """Count the duplicates of each kind among all predictions, and among those above the threshold."""
+    def overlaps(self, iou: float, score_threshold: float) -> pd.DataFrame:
+        """Count the overlaps of each kind among all predictions, and among those above the threshold."""
         tables = {
-            "all predictions": find_duplicates(self.results, iou=iou),
-            f"score ≥ {score_threshold:.2g}": find_duplicates(self.results, iou=iou, score_threshold=score_threshold),
+            "all predictions": find_overlaps(self.results, iou=iou),
+            f"score ≥ {score_threshold:.2g}": find_overlaps(self.results, iou=iou, score_threshold=score_threshold),
         }
-        return duplicate_counts(tables)
+        return overlap_counts(tables)
 
     def tiles(self, most: int = 20) -> list[Tile]:
         """Cut out the objects found best, for the saturation experiment; empty where no object is whole."""
@@ -210,14 +210,14 @@ def query_summary(objects: pd.Series, claims: pd.Series, queries: int) -> str:
 
 
 def query_comparison(
-    evaluations: Sequence[Evaluation], max_images: int | None = None, duplicate_iou: float = 0.7
+    evaluations: Sequence[Evaluation], max_images: int | None = None, overlap_iou: float = 0.7
 ) -> pd.DataFrame:
     """Return one row an evaluation: number of queries, key scores, how many queries claim an object in an image, and
-    the share of real duplicates (percent) among the predictions above the best threshold."""
+    how many percent of the predictions above the best threshold lie on one of their category by another query."""
     rows = {}
     for name, each in by_name(evaluations).items():
-        drawn = find_duplicates(each.results, iou=duplicate_iou, score_threshold=each.threshold())
-        twice = (drawn.duplicate == "other query, same category").mean() if len(drawn) else float("nan")
+        drawn = find_overlaps(each.results, iou=overlap_iou, score_threshold=each.threshold())
+        twice = (drawn.overlaps == "other query, same category").mean() if len(drawn) else float("nan")
         segm = each.metrics["segm"] or {}
         rows[name] = {
             "queries": each.queries,
@@ -225,7 +225,7 @@ def query_comparison(
             "AP50": segm.get("AP50"),
             "AR": segm.get(f"AR@{max(each.config.TEST.MAX_DETS)}"),
             "claims in an image": each.query_outputs(max_images).claims.sum(axis=1).mean(),
-            "duplicates in percent": 100 * twice,
+            "one object, two queries (percent)": 100 * twice,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 

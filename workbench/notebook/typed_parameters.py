@@ -87,7 +87,7 @@ class _Queries(_Parameters):
     dataset: _Text | None
     output: _Text | None
     max_images: _Some | None
-    duplicate_iou: _Share
+    overlap_iou: _Share
     score_threshold: _Share | None
     counts: Annotated[list[_Some], Field(min_length=1)]
     repeats: _Some

@@ -84,6 +84,16 @@ def _key_numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float("nan") if number is None else float(number) for name, number in numbers.items()}
 
 
+def runs_text(frame: pd.DataFrame) -> str:
+    """Return the rows of :func:`runs_frame` as text: scores with one decimal, settings as they are written."""
+
+    def score(number: float) -> str:
+        return "-" if pd.isna(number) else f"{number:.1f}"
+
+    scores = {name: score for name in frame if name.endswith(("AP", "AP50", "accuracy"))}
+    return frame.to_string(index=False, na_rep="-", float_format="{:g}".format, formatters=scores)
+
+
 def describe_run(directory: str | Path) -> str:
     """Return the metrics table of a run, or of an evaluation in it, and the paths of its results, as text.
 

@@ -19,7 +19,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from workbench.visualization.drawing import PALETTE
 
@@ -108,10 +108,14 @@ def learning_curves(rows: pd.DataFrame) -> Figure:
             known = rows[rows[name].notna()]
             label = name.replace("segm/AP", "mask AP").replace("joint/AP", "joint AP")
             axes["scores"].plot(known.step, known[name], marker=marker, color=colour, label=label)
-        axes["scores"].set(title="Evaluation", xlabel="step", ylabel="percent", ylim=(0, None))
-        axes["scores"].legend()
+        highest = float(rows[evaluated].max(axis=None))
+        axes["scores"].set(title="Evaluation", ylabel="percent", ylim=(0, 1.1 * max(highest, 1.0)))
+        axes["scores"].legend(loc="lower right")
     axes["rate"].plot(rows.step, rows.lr, color=INK)
     _rate_axis(axes["rate"])
+    for each in axes.values():
+        _step_axis(each)
+        each.set_xlim(0, 1.03 * max(rows.step.max(), 1))
     return figure
 
 
@@ -128,7 +132,7 @@ def _losses(axes: Axes, rows: pd.DataFrame) -> None:
         label = "total" if i == 0 else name.removeprefix("loss_").removeprefix("subcategory_")
         axes.plot(rows.step, smooth, dash, color=colour, linewidth=1.8, label=label)
         lowest = min(lowest, smooth[smooth > 0].min())
-    axes.set(title="Losses", xlabel="step", yscale="log")
+    axes.set(title="Losses", ylabel="loss of a step", yscale="log")
     plain_log_ticks(axes.yaxis)
     if math.isfinite(lowest):
         axes.set_ylim(bottom=lowest / 1.5)
@@ -342,12 +346,19 @@ def schedule(rates: pd.Series) -> Figure:
     axes = figure.subplots()
     axes.plot(rates.index, rates, color=BLUE)
     _rate_axis(axes)
+    _step_axis(axes)
     return figure
 
 
+def _step_axis(axes: Axes) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
 def _rate_axis(axes: Axes) -> None:
-    axes.set(title="Learning rate", xlabel="step", ylim=(0, None))
-    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.1e}".replace("e-0", "e-") if rate else "0")
+    axes.set(title="Learning rate", ylabel="learning rate", ylim=(0, None))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}".replace("e-0", "e-"))
 
 
 def thread_speed(table: pd.DataFrame) -> Figure:
@@ -355,9 +366,9 @@ def thread_speed(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5, 2.8))
     axes = figure.subplots()
     rates = table["images a second"]
-    axes.bar_label(axes.bar(table.threads.astype(str), rates, color=SKY), fmt="%.0f")
+    axes.bar_label(axes.bar(table.threads.astype(str), rates, color=SKY), fmt="%.0f", padding=6)
     axes.plot(table.threads.astype(str), rates[0] * table.threads / table.threads[0], "--", color=INK)
-    axes.margins(y=0.15)
+    axes.margins(y=0.2)
     axes.set(title="CPU speed by threads (dashed: perfect scaling)", xlabel="threads", ylabel="images a second")
     axes.grid(axis="x", visible=False)
     return figure

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from workbench.visualization.charts import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, VERMILION
+from workbench.visualization.charts import BLUE, GREEN, INK, ORANGE, PURPLE, QUIET, VERMILION, plain_log_ticks
 
 STAGE_COLOURS = dict(zip(("res2", "res3", "res4", "res5"), (ORANGE, GREEN, PURPLE, VERMILION), strict=True))
 
@@ -83,15 +84,19 @@ def staircase(
 def layer_differences(comparisons: Mapping[str, Sequence]) -> Figure:
     """Draw the difference of two networks after each layer; ``comparisons``: {label: result of `compare_layers`}.
 
-    A cross on the upper edge marks layers whose outputs have different sizes.
+    The axis is logarithmic above the smallest difference, and has a zero. A cross on the upper edge marks layers whose
+    outputs have different sizes. The first comparison has the largest marks, so that it shows behind the others.
     """
     figure = Figure(figsize=(8.4, 3.2))
     axes = figure.subplots()
     known = [p.difference for pairs in comparisons.values() for p in pairs if p.difference is not None]
-    top = max([*known, 1e-6]) * 1.6
-    for (label, pairs), colour, marker in zip(comparisons.items(), (GREEN, VERMILION, BLUE), "os^", strict=False):
+    least = 10 ** math.floor(math.log10(min([each for each in known if each > 0], default=1.0)))
+    top = max([*known, least]) * 4
+    looks = zip((GREEN, VERMILION, BLUE), "os^", (11, 7, 6), strict=True)
+    for (label, pairs), (colour, marker, size) in zip(comparisons.items(), looks, strict=False):
         same = [p for p in pairs if p.difference is not None]
-        axes.plot([p.index for p in same], [p.difference for p in same], marker=marker, color=colour, label=label)
+        places, differences = [p.index for p in same], [p.difference for p in same]
+        axes.plot(places, differences, marker=marker, markersize=size, color=colour, label=label)
         other = [p.index for p in pairs if p.difference is None]
         axes.plot(other, [top] * len(other), "x", color=colour, markersize=8, markeredgewidth=2)
         if other:
@@ -108,8 +113,10 @@ def layer_differences(comparisons: Mapping[str, Sequence]) -> Figure:
         title="Largest difference between the outputs of the two networks",
         xlabel="layer",
         ylabel="absolute difference",
-        ylim=(-0.04 * top, top * 1.1),
     )
+    axes.set_yscale("symlog", linthresh=least, linscale=0.5)
+    plain_log_ticks(axes.yaxis)
+    axes.set_ylim(-0.3 * least, top * 3)
     axes.set_xticks(range(max(len(pairs) for pairs in comparisons.values())))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from workbench.evaluation.queries import QueryOutputs
 from workbench.visualization.charts import (
@@ -24,13 +25,16 @@ OUTCOMES = {"right": GREEN, "duplicate": ORANGE, "wrong": VERMILION, "crowd": QU
 
 
 def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> Figure:
-    """Draw histograms of how many objects an image has, and of how many of the ``queries`` claim one."""
+    """Draw histograms of how many objects an image has, and of how many of the ``queries`` claim one.
+
+    Both are shares of the images that they were counted in, which may be more for the objects.
+    """
     figure = Figure(figsize=(8, 3.2))
     left, right = figure.subplots(1, 2, sharey=True)
     most = int(max(objects.max(), claims.max(), 1))
     edges = np.arange(-0.5, most + 1.5, max(1, most // 30))
     for axes, values, name in ((left, objects, "objects"), (right, claims, "queries that claim an object")):
-        axes.hist(values, bins=edges, color=SKY)
+        axes.hist(values, bins=edges, weights=np.full(len(values), 100 / max(1, len(values))), color=SKY)
         axes.margins(y=0.12)  # room for the words above the bars
         axes.axvline(values.mean(), color=INK, linestyle="--")
         axes.text(values.mean(), 0.97, f" mean {values.mean():.1f}", transform=axes.get_xaxis_transform(), va="top")
@@ -39,8 +43,9 @@ def objects_and_queries(objects: pd.Series, claims: pd.Series, queries: int) -> 
             axes.text(
                 queries, 0.85, f"{queries} queries ", color=VERMILION, ha="right", transform=axes.get_xaxis_transform()
             )
-        axes.set(xlabel=f"{name} in an image", title=name.capitalize())
-    left.set_ylabel("images")
+        axes.set(xlabel=f"{name} in an image", title=f"{name.capitalize()} ({len(values):,} images)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set_ylabel("percent of the images")
     return figure
 
 
@@ -146,8 +151,9 @@ def score_histogram(table: pd.DataFrame) -> Figure:
 def saturation_chart(table: pd.DataFrame) -> Figure:
     """Draw the share of missed objects against the number visible: mean and standard deviation over the repeats.
 
-    ``table`` is the result of ``compare_saturation``; each experiment is a panel. Dashed: missed objects that a
-    prediction covers together with others. Dotted: the share that a model with so many queries misses at least.
+    ``table`` is the result of ``compare_saturation``; each experiment is a panel. Dashed: the share of the missed ones
+    that a prediction covers together with others, without the pictures where nothing is predicted; those counts where
+    that holds for every picture have a cross. Dotted: the share that a model with so many queries misses at least.
     """
     if table.empty:
         return sentence("No object is whole, so the saturation experiment has nothing to show.")
@@ -160,14 +166,20 @@ def saturation_chart(table: pd.DataFrame) -> Figure:
             share = repeats.groupby("visible").share.agg(["mean", "std"]).fillna(0)
             low, high = share["mean"] - share["std"], share["mean"] + share["std"]
             axes.fill_between(share.index, low.clip(0), high.clip(upper=100), color=colour, alpha=0.2, linewidth=0)
-            axes.plot(share.index, share["mean"], marker=marker, color=colour, label=f"{run}: {queries} queries")
-            axes.plot(share.index, repeats.groupby("visible").merged.mean(), "--", color=colour, linewidth=1.3)
+            label = f"missed by {run} ({queries} queries)"
+            axes.plot(share.index, share["mean"], marker=marker, color=colour, label=label)
+            merged = repeats.groupby("visible").merged.mean().dropna()
+            axes.plot(merged.index, merged, "--", marker=".", color=colour, linewidth=1.3)
+            silent = share[repeats.groupby("visible").predictions.max() == 0]
+            axes.plot(silent.index, silent["mean"], "x", color=INK, markersize=9, markeredgewidth=2, zorder=3)
             visible = np.arange(1, 101)
             least = 100 * np.maximum(0, 1 - queries / visible)
             axes.plot(visible[least > 0], least[least > 0], ":", color=colour, linewidth=1.6)
         axes.set(title=title.capitalize(), xlabel="objects visible on a 10 × 10 grid", xlim=(0, 102), ylim=(-3, 103))
-    panels[0].set_ylabel("percent missed")
-    panels[-1].plot([], [], "--", color=QUIET, label="of these, merged")
-    panels[-1].plot([], [], ":", color=QUIET, label="fewer queries than objects")
+    panels[0].set_ylabel("percent")
+    panels[-1].plot([], [], "--", marker=".", color=QUIET, label="merged, of those missed")
+    panels[-1].plot([], [], ":", color=QUIET, label="missed for want of queries")
+    if (table.groupby(["experiment", "run", "visible"]).predictions.max() == 0).any():
+        panels[-1].plot([], [], "x", color=INK, markeredgewidth=2, label="nothing is predicted")
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
