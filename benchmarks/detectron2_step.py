@@ -36,7 +36,7 @@ from workbench.data.masks import decode_mask, encode_mask
 from workbench.data.shapes.generate import generate_shapes
 from workbench.detectron2 import add_workbench_config, register_datasets
 from workbench.detectron2.config import detectron2_config
-from workbench.detectron2.mapper import WorkbenchMapper, target_instances
+from workbench.detectron2.data import WorkbenchMapper, target_instances
 from workbench.detectron2.train_net import Trainer as HostedTrainer
 from workbench.models import build_model
 from workbench.runs.directory import RunDirectory

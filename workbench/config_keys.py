@@ -425,6 +425,7 @@ _DATALOADER = {
     "ASPECT_RATIO_GROUPING": _unread(True, "Training images are square."),
     "SAMPLER_TRAIN": _unread("TrainingSampler", "Each pass visits every image once."),
     "REPEAT_THRESHOLD": _unread(0.0, "No image is repeated."),
+    "REPEAT_SQRT": _unread(True, "No image is repeated."),
 }
 
 _SOLVER = {
@@ -483,6 +484,8 @@ _TEST = {
     "ONE_CLASS_PER_QUERY": _own(False, FLAG, "A query gives one row, of its best category."),
     "SCORER": _own("hotcoco", one_of("hotcoco", "pycocotools"), "What computes AP."),
     "EXPECTED_RESULTS": _unread([], "No result is expected."),
+    "PRECISE_BN.ENABLED": _unread(False, "Norms keep their running averages; detectron2's trainer reads it."),
+    "PRECISE_BN.NUM_ITER": _unread(200, "Norms keep their running averages."),
     "AUG.ENABLED": _unread(False, "There is no augmentation in evaluation."),
     "AUG.MIN_SIZES": _unread((400, 500, 600, 700, 800, 900), "There is no augmentation in evaluation."),
     "AUG.MAX_SIZE": _unread(4000, "There is no augmentation in evaluation."),

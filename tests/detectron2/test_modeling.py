@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_bac
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import nn
 
+from tests.workflows.test_baselines import MODELS
+from workbench.config import load_config
 from workbench.data.coco import load_data
 from workbench.data.mapper import build_mapper
 from workbench.data.masks import encode_polygons
-from workbench.detectron2 import add_workbench_config, register_parts
+from workbench.detectron2 import add_workbench_config, register_datasets, register_parts
 from workbench.detectron2.modeling import host_model
 from workbench.errors import WorkbenchError
 from workbench.models import build_model as build_own
@@ -32,11 +35,18 @@ def batch(own_config: Any) -> list[dict]:
     return [mapper(dataset.dicts[k], seed=k) for k in range(4)]
 
 
-@pytest.fixture()
-def pair(host_config: CfgNode, own_config: Any) -> tuple[nn.Module, nn.Module]:
-    """The workbench's model, and the same weights in detectron2."""
-    own = build_own(own_config, load_data(own_config, ["shapes_train"], None).vocabulary)
-    hosted = build_model(host_config)
+@pytest.fixture(params=["MaskFormer", *MODELS])
+def pair(request: pytest.FixtureRequest, tiny_config: Path) -> tuple[nn.Module, nn.Module]:
+    """A model of the workbench, and the same weights in detectron2."""
+    keys = {"MODEL.META_ARCHITECTURE": request.param, "MODEL.FPN.OUT_CHANNELS": "16", **MODELS.get(request.param, {})}
+    config = load_config(tiny_config, [part for pair in keys.items() for part in pair])
+    own = build_own(config, load_data(config, ["shapes_train"], None).vocabulary)
+    register_datasets(config)
+    cfg = get_cfg()
+    add_workbench_config(cfg, config)
+    if request.param == "GeneralizedRCNN":  # which detectron2 has too
+        cfg.MODEL.META_ARCHITECTURE = "workbench_GeneralizedRCNN"
+    hosted = build_model(cfg)
     hosted.load_state_dict(own.state_dict())
     return own, hosted
 
@@ -66,7 +76,9 @@ def test_losses_are_the_workbench_s(pair: tuple[nn.Module, nn.Module], batch: li
             keep = torch.tensor([encode_polygons(mask.numpy()) is not None for mask in item["targets"]["masks"]])
             item["targets"] = map_nested(item["targets"], lambda values, keep=keep: values[keep])
     assert sum(len(item["targets"]["labels"]) for item in batch) >= 4
+    torch.manual_seed(5)  # of what a model draws by itself
     expected = own.train()(batch)
+    torch.manual_seed(5)
     losses = hosted.train()([as_detectron2(item, polygons) for item in batch])
     assert list(losses) == list(expected)
     for name, value in expected.items():
@@ -86,7 +98,7 @@ def test_instances_are_the_workbench_s(pair: tuple[nn.Module, nn.Module], batch:
         assert torch.equal(instances.pred_boxes.tensor, reference["boxes"])
         assert torch.equal(instances.scores, reference["scores"])
         assert torch.equal(instances.pred_classes, reference["labels"])
-        assert output["predictions"]["no_object_fraction"] == reference["no_object_fraction"]
+        assert output["predictions"].get("no_object_fraction") == reference.get("no_object_fraction")
         for name, probabilities in reference["subcategories"].items():
             best = probabilities.argmax(-1)
             best[best == probabilities.shape[-1] - 1] = -1

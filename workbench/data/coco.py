@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
+from pycocotools import mask as coco_mask
 
 from workbench.data.catalog import DatasetEntry, find_images, get_entry
 from workbench.data.checking import check
 from workbench.data.crowds import brush_masks, crowds_to_objects
 from workbench.data.faults import DatasetError, Fault, broken, can_be_left_out, fault_lines, mended, report
 from workbench.data.image_files import ImageRules
-from workbench.data.masks import decode_mask, encode_mask
+from workbench.data.masks import decode_mask, encode_mask, to_rle
 from workbench.data.reading import collector_paused, image_path, is_integer, read_coco_json
 from workbench.data.vocabulary import (
     Vocabulary,
@@ -62,6 +63,10 @@ class CocoDataset:
 
     def __len__(self) -> int:
         return len(self.dicts)
+
+    def plain_dicts(self) -> list[dict]:
+        """Return ``dicts`` for readers that need each object's ``bbox``, and that know no uncompressed run lengths."""
+        return [{**item, "annotations": [_plain(a, item) for a in item["annotations"]]} for item in self.dicts]
 
     @property
     def objects(self) -> int:
@@ -315,6 +320,16 @@ def _to_dicts(
             }
         )
     return list(dicts.values()), skipped
+
+
+def _plain(annotation: dict, item: dict) -> dict:
+    """Return an annotation of a dataset dict with a box, and run lengths compressed."""
+    segmentation = annotation["segmentation"]
+    if annotation["bbox"] is None or (isinstance(segmentation, dict) and isinstance(segmentation["counts"], list)):
+        rle = to_rle(segmentation, item["height"], item["width"])
+        segmentation = segmentation if isinstance(segmentation, list) else rle
+        annotation = {**annotation, "bbox": coco_mask.toBbox(rle).tolist(), "segmentation": segmentation}
+    return annotation
 
 
 def _sound(content: dict, faults: list[Fault]) -> tuple[list[dict], list[dict]]:

@@ -364,7 +364,8 @@ class TrainMapper:
 
     def __call__(self, dataset_dict: dict, seed: int) -> dict:
         height, width = dataset_dict["height"], dataset_dict["width"]
-        things = [a for a in dataset_dict["annotations"] if not a["iscrowd"]]
+        # Dicts that detectron2 has read have neither ids nor subcategories, and not always ``iscrowd``.
+        things = [{"id": k, **a} for k, a in enumerate(dataset_dict["annotations"]) if not a.get("iscrowd")]
         with torch.random.fork_rng(devices=[]):
             image, masks = self._decode(dataset_dict, things, *self._reductions(height, width, seed))
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake every accelerator
@@ -385,7 +386,7 @@ class TrainMapper:
                 "annotation_ids": torch.tensor([t["id"] for t in things], dtype=torch.int64),
                 "subcategories": {
                     name: torch.tensor([t["subcategories"][name] for t in things], dtype=torch.int64)
-                    for name in dataset_dict["subcategories"]
+                    for name in dataset_dict.get("subcategories", ())
                 },
             },
         }

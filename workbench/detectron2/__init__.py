@@ -1,9 +1,6 @@
 """The detectron2 host: the workbench's parts in detectron2's registries, catalogs, loaders and trainer.
 
 Importing this package registers the backbones, the models and the named datasets. docs/detectron2.md has examples.
-
-Raises:
-    ImportError: detectron2 is not installed. The message says how to get it.
 """
 
 from workbench.environment.problems import GET_DETECTRON2
@@ -16,7 +13,7 @@ except ImportError as error:
     ) from error
 
 from workbench.detectron2.config import add_workbench_config, workbench_config
-from workbench.detectron2.datasets import register_datasets, register_known_datasets
+from workbench.detectron2.data import register_datasets, register_known_datasets
 from workbench.detectron2.modeling import register_parts
 
 __all__ = ["add_workbench_config", "register_datasets", "register_parts", "workbench_config"]

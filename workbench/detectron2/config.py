@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from operator import getitem
 
-from detectron2.config import get_cfg as get_detectron2_cfg
 from fvcore.common.config import CfgNode
 
 from workbench.config import config_from_dict, flatten, get_cfg
@@ -14,19 +12,16 @@ from workbench.config_keys import KEYS
 PREFIX = "workbench_"  # of parts whose name detectron2 has taken
 
 
-def add_workbench_config(cfg: CfgNode, *, defaults: bool = True) -> None:
+def add_workbench_config(cfg: CfgNode, config: CfgNode | None = None, *, defaults: bool = True) -> None:
     """Add the workbench's keys to a config of detectron2's ``get_cfg()``, in place and before any file is merged.
 
-    Args:
-        cfg: detectron2's config.
-        defaults: whether keys that both have take the workbench's default, so that a YAML file says the same in both
-            hosts. MODEL.DEVICE keeps detectron2's. False is for detectron2's own models, whose files rely on
-            detectron2's defaults.
+    Their values are those of ``config``, a workbench config, or else the workbench's defaults, but for MODEL.DEVICE.
+    ``defaults`` False only adds keys that ``cfg`` lacks: files of detectron2's own models rely on its defaults.
     """
-    for name, value in flatten(get_cfg()).items():
+    for name, value in flatten(config or get_cfg()).items():
         *parents, leaf = name.split(".")
         node = reduce(lambda node, part: node.setdefault(part, type(cfg)()), parents, cfg)
-        if leaf not in node or (defaults and name != "MODEL.DEVICE"):
+        if leaf not in node or config is not None or (defaults and name != "MODEL.DEVICE"):
             node[leaf] = value
 
 
@@ -34,22 +29,10 @@ def workbench_config(cfg: CfgNode, *, model: bool = True) -> CfgNode:
     """Return the workbench's frozen config of a detectron2 config: the keys that the workbench knows, checked.
 
     ``model`` False leaves those of MODEL and SOLVER at their defaults, as detectron2's own models have other values.
-
-    Raises:
-        WorkbenchError: a value that its key does not take, or keys that do not fit each other.
+    WorkbenchError for a value that its key does not take, or keys that do not fit each other.
     """
     left_out = () if model else ("MODEL.", "SOLVER.")
     values = {name: v for name, v in flatten(cfg).items() if name in KEYS and not name.startswith(left_out)}
     for name in {"MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"} & set(values):
         values[name] = values[name].removeprefix(PREFIX)
     return config_from_dict(values, "the detectron2 config")
-
-
-def detectron2_config(config: CfgNode) -> CfgNode:
-    """Return the inverse of :func:`workbench_config`: detectron2's defaults with every key of a workbench config."""
-    cfg = get_detectron2_cfg()
-    add_workbench_config(cfg)
-    for name, value in flatten(config).items():
-        *parents, leaf = name.split(".")
-        reduce(getitem, parents, cfg)[leaf] = value
-    return cfg

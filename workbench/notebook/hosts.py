@@ -8,12 +8,17 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from workbench.errors import WorkbenchError
+from workbench.runs.checkpoint import has_checkpoint, read_description
+from workbench.runs.directory import RunDirectory
+from workbench.workflows.train import train as train_here
 
-HOSTS = {"workbench": "workbench.workflows.train", "detectron2": "workbench.detectron2.train_net"}
+HOSTS = ("workbench", "detectron2")
 
 
 def train(cfg: CfgNode, *, host: str = "workbench", resume: bool = True) -> Path:
     """Train what a config describes, or continue the run in its OUTPUT_DIR; return the run directory.
+
+    A finished run is left as it is.
 
     Args:
         cfg: the workbench's config.
@@ -25,8 +30,16 @@ def train(cfg: CfgNode, *, host: str = "workbench", resume: bool = True) -> Path
     """
     if host not in HOSTS:
         raise WorkbenchError(f"host is {host!r}; it must be one of {', '.join(HOSTS)}")
+    if host == "workbench":
+        return train_here(cfg, resume=resume)
     try:
-        module = import_module(HOSTS[host])
+        train_net = import_module("workbench.detectron2.train_net")
     except ImportError as error:
         raise WorkbenchError(f"host {host!r} cannot be used: {error}") from error
-    return module.train(cfg, resume=resume)
+    run = RunDirectory(cfg.OUTPUT_DIR)
+    if has_checkpoint(run.last) and not resume:
+        raise WorkbenchError(f"OUTPUT_DIR {run.path} holds a run already; resume it, or choose another")
+    is_detectron2_run = has_checkpoint(run.last) and (run.path / "last_checkpoint").exists()
+    if not (is_detectron2_run and run.scores.exists() and read_description(run.last).step == cfg.SOLVER.MAX_ITER):
+        train_net.main(cfg, train_net.parser().parse_args(["--resume"]))
+    return run.path

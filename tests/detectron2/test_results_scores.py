@@ -18,9 +18,9 @@ from workbench.data.coco import CocoDataset, load_data
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.masks import decode_mask
-from workbench.detectron2.evaluation import WorkbenchEvaluator
-from workbench.detectron2.mapper import WorkbenchMapper
+from workbench.detectron2.data import WorkbenchMapper
 from workbench.detectron2.modeling import host_model
+from workbench.detectron2.results import WorkbenchEvaluator
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.ground_truth import ground_truth

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 
-from workbench.detectron2.visualizer import SubcategoryVisualizer
+from workbench.detectron2.results import SubcategoryVisualizer
 
 
 @pytest.fixture()

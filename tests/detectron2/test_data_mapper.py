@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import (
@@ -11,13 +15,15 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
 from workbench.data.mapper import LargeScaleJitter, TrainMapper
 from workbench.detectron2 import add_workbench_config
-from workbench.detectron2.mapper import WorkbenchMapper
+from workbench.detectron2.data import WorkbenchMapper
+from workbench.detectron2.results import WorkbenchEvaluator
 
 
 def test_a_training_batch_is_what_the_workbench_s_mapper_makes(host_config: CfgNode) -> None:
@@ -100,3 +106,22 @@ def test_detectron2_s_mask_rcnn_trains_with_our_mobilenet_and_data(host_config: 
     assert totals[-1] < 0.9 * totals[0]
     stem = next(model.backbone.parameters())
     assert stem.grad is not None and stem.grad.abs().sum() > 0
+
+
+def test_detectron2_s_trainer_trains_it_and_the_workbench_scores_it(host_config: CfgNode, tmp_path: Path) -> None:
+    class OwnData(DefaultTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg: CfgNode) -> Any:
+            return build_detection_train_loader(cfg, mapper=WorkbenchMapper(cfg, is_train=True))
+
+        @classmethod
+        def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> WorkbenchEvaluator:
+            return WorkbenchEvaluator(cfg, dataset_name)
+
+    cfg = mask_rcnn_config(host_config)
+    cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST, cfg.OUTPUT_DIR = 2, ("shapes_val",), str(tmp_path)
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    trainer = OwnData(cfg)
+    trainer.train()
+    assert set(trainer._last_eval_results) >= {"segm", "bbox"}
+    assert json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])["iteration"] == 2

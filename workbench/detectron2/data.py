@@ -1,0 +1,145 @@
+"""The workbench's datasets in detectron2's catalogs, and its mappers in detectron2's loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, Boxes, Instances
+from fvcore.common.config import CfgNode
+
+from workbench.config import get_cfg
+from workbench.data.catalog import get_entry, known_names
+from workbench.data.coco import CocoDataset, load_data
+from workbench.data.mapper import build_mapper
+from workbench.data.vocabulary import Vocabulary
+from workbench.detectron2.config import workbench_config
+from workbench.errors import WorkbenchError
+from workbench.models.postprocess import boxes_of_masks
+from workbench.visualization.drawing import PALETTE
+
+_loaders: dict[str, Callable[[], CocoDataset]] = {}  # of the names that are the workbench's
+
+
+def register_known_datasets(root: str = "data") -> None:
+    """Register every dataset that the workbench knows by name and detectron2 does not; each is read when it is used."""
+    cfg = get_cfg()
+    cfg.DATASETS.ROOT = root
+    for name in known_names(root):
+        if name not in DatasetCatalog:
+            _register(name, partial(load_data, cfg, [name], None))
+
+
+def register_datasets(cfg: CfgNode, vocabulary: Vocabulary | None = None) -> None:
+    """Register the datasets of DATASETS.TRAIN, VAL and TEST, names and paths, as the workbench's config ``cfg`` says.
+
+    A name that the workbench knows becomes the workbench's dataset, also where detectron2 has one of that name. A name
+    that only detectron2 knows is left to it. The classes are those of ``vocabulary``, a checkpoint's, or else of the
+    datasets to train on. WorkbenchError for a name that neither knows, and for faults in the data to train on.
+    """
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]
+    own = [name for name in dict.fromkeys(names) if is_own(name, cfg.DATASETS.ROOT)]
+    train = [name for name in cfg.DATASETS.TRAIN if name in own]
+    joined = None
+    if vocabulary is None and train:
+        joined = load_data(cfg, train, None, for_training=True)
+        vocabulary = joined.vocabulary
+    for name in own:
+        if joined is not None and train == [name] and names.count(name) == 1:
+            _register(name, lambda: joined)  # read once; only training may leave out its images without objects
+        else:
+            _register(name, partial(load_data, cfg, [name], vocabulary))
+
+
+def is_own(name: str, root: str) -> bool:
+    """Return whether a dataset is the workbench's, or else detectron2's; WorkbenchError where neither knows it."""
+    try:
+        get_entry(name, root)
+    except WorkbenchError:
+        if name not in DatasetCatalog:
+            raise
+        return name in _loaders
+    return True
+
+
+def loaded_dataset(name: str) -> CocoDataset | None:
+    """Return the workbench's dataset that ``name`` is registered for; None where the name is detectron2's own."""
+    return _loaders[name]() if name in _loaders else None
+
+
+def vocabulary_of(cfg: CfgNode) -> Vocabulary:
+    """Return the classes of the first of DATASETS.TRAIN, or else of DATASETS.TEST, from detectron2's metadata.
+
+    Its ``subcategory_classes`` are read too. WorkbenchError where there is none, or it has no ``thing_classes``.
+    """
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if not names:
+        raise WorkbenchError("the model's classes are those of a dataset: name one in DATASETS.TRAIN or DATASETS.TEST")
+    metadata = MetadataCatalog.get(names[0])
+    if not hasattr(metadata, "thing_classes") and names[0] in DatasetCatalog:
+        DatasetCatalog.get(names[0])  # which sets the metadata, as detectron2's own datasets do too
+    if not hasattr(metadata, "thing_classes"):
+        raise WorkbenchError(f"dataset {names[0]!r} has no thing_classes in detectron2's MetadataCatalog")
+    classes = tuple(metadata.thing_classes)
+    labels = metadata.get("thing_dataset_id_to_contiguous_id") or {k: k for k in range(len(classes))}
+    subcategories = {name: tuple(values) for name, values in metadata.get("subcategory_classes", {}).items()}
+    return Vocabulary(tuple(sorted(labels, key=labels.get)), classes, subcategories)
+
+
+def _register(name: str, load: Callable[[], CocoDataset]) -> None:
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.pop(name, None)
+    _loaders[name] = cache(load)
+    DatasetCatalog.register(name, partial(_read, name))
+
+
+def _read(name: str) -> list[dict]:
+    """Return a dataset's dicts as detectron2's own mapper takes them, and set its metadata."""
+    dataset = _loaders[name]()
+    vocabulary, entry = dataset.vocabulary, dataset.entries[0]
+    MetadataCatalog.get(name).set(
+        thing_classes=list(vocabulary.categories),
+        thing_colors=[PALETTE[k % len(PALETTE)] for k in range(vocabulary.num_classes)],
+        thing_dataset_id_to_contiguous_id={number: k for k, number in enumerate(vocabulary.category_ids)},
+        subcategory_classes={subcategory: list(values) for subcategory, values in vocabulary.subcategories.items()},
+        json_file=str(entry.annotations),
+        image_root=str(entry.images),
+        evaluator_type="coco",
+    )
+    return dataset.plain_dicts()
+
+
+class WorkbenchMapper:
+    """The mapper that INPUT.DATASET_MAPPER_NAME names, for ``build_detection_train_loader`` and its sibling for tests.
+
+    It returns what the workbench's mapper does, but in training ``instances`` in place of ``targets``: ``gt_classes``,
+    ``gt_masks`` (``BitMasks``), ``gt_boxes``, ``annotation_ids`` and for each subcategory ``gt_<name>`` (N,) int64, -1
+    unlabelled. Its ``seed``, on which all that is random in an image and its losses depends, is drawn from torch's
+    global generator. Dicts of detectron2's own datasets are taken too; they have no subcategories.
+    """
+
+    def __init__(self, cfg: CfgNode, is_train: bool):
+        self.is_train, self.mapper = is_train, build_mapper(workbench_config(cfg, model=False), is_train)
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        if not self.is_train:
+            return self.mapper(dataset_dict)
+        mapped = self.mapper(dataset_dict, int(torch.empty((), dtype=torch.int64).random_()))
+        mapped["instances"] = target_instances(mapped.pop("targets"))
+        return mapped
+
+
+def target_instances(targets: dict[str, Any]) -> Instances:
+    """Return the ``targets`` of a batched input as ground truth of detectron2."""
+    masks = targets["masks"]
+    return Instances(
+        tuple(masks.shape[-2:]),
+        gt_classes=targets["labels"],
+        gt_masks=BitMasks(masks),
+        gt_boxes=Boxes(boxes_of_masks(masks)),
+        annotation_ids=targets["annotation_ids"],
+        **{f"gt_{name}": values for name, values in targets["subcategories"].items()},
+    )
