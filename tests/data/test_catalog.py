@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.data import catalog
+from workbench.config import load_config
+from workbench.data import catalog, coco
 from workbench.data.catalog import find_images, get_entry, known_names, register
 from workbench.data.coco import load_dataset
 from workbench.data.reading import read_coco_json
@@ -119,3 +120,27 @@ def test_images_are_not_looked_for_outside(tmp_path: Path) -> None:
 def test_a_json_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="There is no annotation file"):
         load_dataset(tmp_path / "none.json")
+
+
+def test_readers_share_the_classes_of_the_data_to_train_on(shapes_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [
+        "DATASETS.ROOT",
+        str(shapes_root),
+        "DATASETS.TRAIN",
+        "('shapes_train',)",
+        "DATASETS.TEST",
+        "('shapes_val',)",
+    ]
+    reads: list[str] = []
+    open_dataset = coco.open_dataset
+
+    def counting(name: str, *args: object, **options: object) -> coco.Reading:
+        reads.append(name)
+        return open_dataset(name, *args, **options)
+
+    monkeypatch.setattr(coco, "open_dataset", counting)
+    readers = coco.dataset_readers(load_config(None, keys), ["shapes_train", "shapes_val"])
+    assert reads == ["shapes_train"]
+    train, val = readers["shapes_train"](), readers["shapes_val"]()
+    assert readers["shapes_val"]() is val and reads == ["shapes_train", "shapes_val"]
+    assert val.vocabulary == train.vocabulary and len(train) == 16

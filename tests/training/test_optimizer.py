@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.training.toy import config
-from workbench.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_lr
+from workbench.training.optimizer import build_optimizer, clip_before_steps, clip_gradients, parameter_groups, set_lr
 
 
 class Net(nn.Module):
@@ -113,3 +113,16 @@ def test_clipping(kind: str, first: float, second: float) -> None:
     assert norm == 5.0
     assert one.tolist() == pytest.approx([first, 0.0], abs=1e-5)
     assert two.tolist() == pytest.approx([second], abs=1e-5)
+
+
+def test_steps_of_another_loop_are_clipped() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    cfg = settings().clone()
+    cfg.defrost()
+    cfg.SOLVER.CLIP_GRADIENTS.update({"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 1.0})
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    clip_before_steps(optimizer, cfg)
+    for gradient in ([3.0, 4.0], [0.0, 0.0]):
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+    assert parameter.tolist() == pytest.approx([-0.6, -0.8], abs=1e-5)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -374,3 +375,21 @@ def load_data(
             with_objects = [d for d in dataset.dicts if any(not a["iscrowd"] for a in d["annotations"])]
             dataset = replace(dataset, dicts=with_objects)
     return dataset
+
+
+def dataset_readers(
+    cfg: CfgNode, names: Sequence[str], vocabulary: Vocabulary | None = None
+) -> dict[str, Callable[[], CocoDataset]]:
+    """Return for each of ``names`` a function that reads it once, as a config says, see :func:`load_data`.
+
+    All are read for the classes of ``vocabulary``, or else of those among them that DATASETS.TRAIN names, which are
+    read and checked here; without any of these each has its own classes.
+    """
+    readers = {}
+    train, used = [name for name in cfg.DATASETS.TRAIN if name in names], (*cfg.DATASETS.VAL, *cfg.DATASETS.TEST)
+    if vocabulary is None and train:
+        joined = load_data(cfg, train, None, for_training=True)
+        vocabulary = joined.vocabulary
+        if len(train) == 1 and train[0] not in used:  # only training may leave out its images without objects
+            readers[train[0]] = lambda: joined
+    return {name: cache(partial(load_data, cfg, [name], vocabulary)) for name in names} | readers

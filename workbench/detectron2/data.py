@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from workbench.config import get_cfg
 from workbench.data.catalog import get_entry, known_names
-from workbench.data.coco import CocoDataset, load_data
+from workbench.data.coco import CocoDataset, dataset_readers
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.detectron2.config import workbench_config
@@ -21,16 +21,14 @@ from workbench.errors import WorkbenchError
 from workbench.models.postprocess import boxes_of_masks
 from workbench.visualization.drawing import PALETTE
 
-_loaders: dict[str, Callable[[], CocoDataset]] = {}  # of the names that are the workbench's
+_readers: dict[str, Callable[[], CocoDataset]] = {}  # of the names that are the workbench's
 
 
-def register_known_datasets(root: str = "data") -> None:
+def register_known_datasets() -> None:
     """Register every dataset that the workbench knows by name and detectron2 does not; each is read when it is used."""
-    cfg = get_cfg()
-    cfg.DATASETS.ROOT = root
-    for name in known_names(root):
-        if name not in DatasetCatalog:
-            _register(name, partial(load_data, cfg, [name], None))
+    names = [name for name in known_names() if name not in DatasetCatalog]
+    for name, read in dataset_readers(get_cfg(), names).items():
+        _register(name, read)
 
 
 def register_datasets(cfg: CfgNode, vocabulary: Vocabulary | None = None) -> None:
@@ -40,18 +38,10 @@ def register_datasets(cfg: CfgNode, vocabulary: Vocabulary | None = None) -> Non
     that only detectron2 knows is left to it. The classes are those of ``vocabulary``, a checkpoint's, or else of the
     datasets to train on. WorkbenchError for a name that neither knows, and for faults in the data to train on.
     """
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST]
-    own = [name for name in dict.fromkeys(names) if is_own(name, cfg.DATASETS.ROOT)]
-    train = [name for name in cfg.DATASETS.TRAIN if name in own]
-    joined = None
-    if vocabulary is None and train:
-        joined = load_data(cfg, train, None, for_training=True)
-        vocabulary = joined.vocabulary
-    for name in own:
-        if joined is not None and train == [name] and names.count(name) == 1:
-            _register(name, lambda: joined)  # read once; only training may leave out its images without objects
-        else:
-            _register(name, partial(load_data, cfg, [name], vocabulary))
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST))
+    own = [name for name in names if is_own(name, cfg.DATASETS.ROOT)]
+    for name, read in dataset_readers(cfg, own, vocabulary).items():
+        _register(name, read)
 
 
 def is_own(name: str, root: str) -> bool:
@@ -61,13 +51,13 @@ def is_own(name: str, root: str) -> bool:
     except WorkbenchError:
         if name not in DatasetCatalog:
             raise
-        return name in _loaders
+        return name in _readers
     return True
 
 
 def loaded_dataset(name: str) -> CocoDataset | None:
     """Return the workbench's dataset that ``name`` is registered for; None where the name is detectron2's own."""
-    return _loaders[name]() if name in _loaders else None
+    return _readers[name]() if name in _readers else None
 
 
 def vocabulary_of(cfg: CfgNode) -> Vocabulary:
@@ -89,16 +79,16 @@ def vocabulary_of(cfg: CfgNode) -> Vocabulary:
     return Vocabulary(tuple(sorted(labels, key=labels.get)), classes, subcategories)
 
 
-def _register(name: str, load: Callable[[], CocoDataset]) -> None:
+def _register(name: str, read: Callable[[], CocoDataset]) -> None:
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)
-    _loaders[name] = cache(load)
+    _readers[name] = read
     DatasetCatalog.register(name, partial(_read, name))
 
 
 def _read(name: str) -> list[dict]:
     """Return a dataset's dicts as detectron2's own mapper takes them, and set its metadata."""
-    dataset = _loaders[name]()
+    dataset = _readers[name]()
     vocabulary, entry = dataset.vocabulary, dataset.entries[0]
     MetadataCatalog.get(name).set(
         thing_classes=list(vocabulary.categories),

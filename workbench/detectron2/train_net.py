@@ -35,7 +35,7 @@ from workbench.registry import import_parts
 from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
 from workbench.runs.directory import RunDirectory, report_dataset, selection_dataset
 from workbench.runs.hosted import HostedRun
-from workbench.training.optimizer import build_optimizer, clip_gradients
+from workbench.training.optimizer import build_optimizer, clip_before_steps
 from workbench.training.schedule import lr_arithmetic, lr_factor, scale_to_processes
 from workbench.training.weights import load_weights
 from workbench.workflows.evaluate import evaluate
@@ -101,11 +101,11 @@ class Trainer(DefaultTrainer):
             best.best_metric = run.best_ap() if trainer.start_iter > 0 else None
 
         def record(trainer: DefaultTrainer) -> None:
-            if (trainer.iter + 1) % 20 == 0 or trainer.iter + 1 >= trainer.max_iter:  # as often as detectron2's writers
-                run.write({name: (value, step + 1) for name, (value, step) in trainer.storage.latest().items()})
+            if trainer.iter % 20 == 19 or trainer.iter + 1 >= trainer.max_iter:  # as often as detectron2's writers
+                run.write(trainer.storage.latest())
 
-        own = [hooks.CallbackHook(before_train=begin, after_step=record, after_train=record)]
-        own = [best, *own] if chosen_on else own
+        own = [best] * bool(chosen_on)
+        own.append(hooks.CallbackHook(before_train=begin, after_step=record, after_train=record))
         return [*super().build_hooks(), *(own if comm.is_main_process() else [])]
 
     def build_writers(self) -> list[EventWriter]:
@@ -120,12 +120,7 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         config = workbench_config(cfg)
         optimizer = build_optimizer(model, config)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-        def clip(*_: Any) -> None:
-            clip_gradients(parameters, config)
-
-        optimizer.register_step_pre_hook(clip)
+        clip_before_steps(optimizer, config)
         _log.info(lr_arithmetic(config))
         return optimizer
 
@@ -143,10 +138,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-        if loaded_dataset(dataset_name) is None:
-            return COCOEvaluator(dataset_name, output_dir=folder)
-        return WorkbenchEvaluator(cfg, dataset_name, folder)
+        evaluator = COCOEvaluator if loaded_dataset(dataset_name) is None else partial(WorkbenchEvaluator, cfg)
+        return evaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
 
 
 def run(config: CfgNode, args: Namespace) -> dict[str, Any] | None:

@@ -45,14 +45,14 @@ class HostedRun(RunDirectory):
         return ((metrics or {}).get("segm") or {}).get("AP")
 
     def write(self, scalars: Mapping[str, tuple[float, int]]) -> None:
-        """Add {name: (value, step done)} to metrics.csv; values of steps that were written before are left out.
+        """Add {name: (value, steps done before)} to metrics.csv; those of steps that are there already are left out.
 
         The first call drops the rows of later steps, which a run that was continued had from before.
         """
         rows: dict[int, dict[str, float]] = {}
-        for name, (value, step) in scalars.items():
-            if step > self._written:
-                rows.setdefault(step, {})[_COLUMNS.get(name, name)] = value
+        for name, (value, before) in scalars.items():
+            if before + 1 > self._written:
+                rows.setdefault(before + 1, {})[_COLUMNS.get(name, name)] = value
         for step, row in sorted(rows.items()):
             self._table = self._table or MetricsTable(self.metrics, step - 1)
             self._table.write({"step": min(step, self._config.SOLVER.MAX_ITER), **row})

@@ -90,3 +90,13 @@ def clip_gradients(parameters: Iterable[Tensor], cfg: CfgNode) -> Tensor:
     elif clip.ENABLED:
         nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
     return norm
+
+
+def clip_before_steps(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> None:
+    """Let an optimiser whose steps another loop takes clip its gradients first, see :func:`clip_gradients`."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def clip(*_: object) -> None:
+        clip_gradients(parameters, cfg)
+
+    optimizer.register_step_pre_hook(clip)
