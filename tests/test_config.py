@@ -36,6 +36,11 @@ def test_a_config_survives_its_own_yaml(tmp_path):
     assert config_from_dict(config_to_dict(cfg)) == cfg
 
 
+def test_whole_numbers_in_a_list_of_rates_are_floats():
+    mean = load_config(None, ["MODEL.PIXEL_MEAN", "[3, 1.5, 2]"]).MODEL.PIXEL_MEAN
+    assert mean == [3.0, 1.5, 2.0] and set(map(type, mean)) == {float}
+
+
 def test_a_published_yaml_loads_unchanged(tmp_path):
     """Keys of the published instance-segmentation configs, base and all, the tuples included."""
     (tmp_path / "base.yaml").write_text(

@@ -21,7 +21,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from workbench.config_keys import EDGE_MAPPERS, JITTER_MAPPERS, KEYS, NAME, NAMED_PARTS, READ_WITH
-from workbench.errors import WorkbenchError, is_number, nearest, shown
+from workbench.errors import WorkbenchError, all_numbers, is_number, nearest, shown
 from workbench.yaml_files import read_yaml
 
 _log = logging.getLogger(__name__)
@@ -353,6 +353,8 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         fits = isinstance(value, (list, tuple))
         if fits:  # YAML has no tuples, so that lists within lists stay equal through a file
             value = type(default)(list(each) if isinstance(each, tuple) else each for each in value)
+            if set(map(type, default)) == {float} and all_numbers(value):
+                value = type(default)(map(float, value))
     else:
         fits = isinstance(value, type(default))
     if not fits:

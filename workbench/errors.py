@@ -33,7 +33,12 @@ def errors_as(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return why something failed, in one line of at most 300 characters that needs no knowledge of Python."""
+    """Return why something failed, in one line that needs no knowledge of Python.
+
+    It has at most 300 characters, but for a WorkbenchError, which is its own sentence.
+    """
+    if isinstance(error, WorkbenchError):
+        return str(error)
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, KeyError) and error.args:
         reason = f"there is no {shown(error.args[0])}"

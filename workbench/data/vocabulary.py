@@ -283,7 +283,8 @@ def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str], declared:
     for name in names:
         if name not in known:
             raise WorkbenchError(
-                f"The dataset has no subcategory {name!r}{nearest(name, known)}; it has {', '.join(known) or 'none'}."
+                f"MODEL.SUBCATEGORIES names {name!r}, which the dataset lacks{nearest(name, known)}; it has "
+                f"{', '.join(known) or 'none'}."
             )
     chosen = {name: known[name] for name in names}
     return Vocabulary(vocabulary.category_ids, vocabulary.categories, chosen)

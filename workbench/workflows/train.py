@@ -18,6 +18,7 @@ from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.memory import check_memory
+from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.ground_truth import check_ground_truth
 from workbench.models import build_model
 from workbench.registry import imported_parts
@@ -89,7 +90,8 @@ def _train(run: RunDirectory, cfg: CfgNode, processes: Processes, accept_data: b
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         torch.manual_seed(cfg.SEED)
         if cfg.MODEL.WEIGHTS and not continued:  # downloaded once, and found in the cache by the other processes
-            run_on_main(lambda: local_weights(cfg.MODEL.WEIGHTS) and None)
+            with errors_as("MODEL.WEIGHTS", WorkbenchError):
+                run_on_main(lambda: local_weights(cfg.MODEL.WEIGHTS) and None)
         model = run_on_all(lambda: _initial_model(cfg, data.train.vocabulary, continued))
         log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for part in imported_parts():
@@ -130,7 +132,9 @@ def _initial_model(cfg: CfgNode, vocabulary: Vocabulary, continued: bool) -> nn.
     """Build the model, with the weights that the config names unless a checkpoint brings them."""
     model = build_model(cfg, vocabulary, pretrained=not continued)
     if cfg.MODEL.WEIGHTS and not continued:
-        log.info(f"weights {cfg.MODEL.WEIGHTS}: {load_weights(model, cfg.MODEL.WEIGHTS)}")
+        with errors_as("MODEL.WEIGHTS", WorkbenchError):
+            report = load_weights(model, cfg.MODEL.WEIGHTS)
+        log.info(f"weights {cfg.MODEL.WEIGHTS}: {report}")
     return model
 
 
