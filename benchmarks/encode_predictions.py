@@ -101,7 +101,8 @@ def main() -> int:
     every = [run for runs in measured.values() for run in runs]
     scores = np.array([run["scores"] for run in every])
     equal = len({run["digest"] for run in every}) == 1 and np.ptp(scores, axis=0).max() < 1e-6
-    print(f"{args.size[0]}x{args.size[1]}, {args.queries} queries, {scores.shape[1]} rows, {torch.get_num_threads()} threads")
+    rows, threads = scores.shape[1], torch.get_num_threads()
+    print(f"{args.size[0]}x{args.size[1]}, {args.queries} queries, {rows} rows, {threads} threads")
     medians = {
         way: [statistics.median(run[key] for run in runs) for key in ("seconds", "megabytes")]
         for way, runs in measured.items()

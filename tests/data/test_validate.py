@@ -380,6 +380,8 @@ def test_fix_keeps_what_is_broken_and_the_file_itself(
     path = write(content(annotations=[annotation(1, area="3"), annotation(2, category_id=99)]))
     before = path.read_bytes()
     assert cli.main(["validate", str(path), "--fix", str(path)]) == 2
+    for name in ("", str(path.with_suffix(".png"))):
+        assert cli.main(["validate", str(path), "--fix", name]) == 2
     assert "would overwrite" in capsys.readouterr().err and path.read_bytes() == before
     fixed = path.with_name("fixed.json")
     assert cli.main(["validate", str(path), "--fix", str(fixed)]) == 2

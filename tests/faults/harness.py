@@ -7,6 +7,7 @@ next one: its memory and its time are limited, and what it writes is thrown away
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import resource
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 KINDS = ("clear", "traceback", "silent", "lost", "hung")
 ERROR = "workbench: error: "
-SECONDS = 60  # the longest case of a healthy workbench takes a few
+SECONDS = 180  # the longest case of a healthy workbench takes some ten, on a machine with nothing else to do
 MEMORY = 3 * 2**30  # bytes that a case may have on top of what the imports take
 
 # Words of Python, numpy and torch that tell a user nothing.
@@ -171,9 +172,18 @@ def _run_case(case: Case, scratch: Path) -> int:
 
 def _holds(name: str, content: bytes) -> bool:
     try:
-        return Path(name).read_bytes() == content
+        now = Path(name).read_bytes()
     except OSError:
         return False
+    return now == content or (Path(name).name == "metrics.json" and _untimed(now) == _untimed(content))
+
+
+def _untimed(content: bytes) -> object:
+    """Return what a metrics.json says, but for how long it took: the same evaluation may be made again."""
+    try:
+        return {**json.loads(content), "seconds": None}
+    except (ValueError, TypeError):
+        return content
 
 
 def _judge(case: Case, code: int, said: str, reason: str) -> Outcome:

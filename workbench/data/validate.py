@@ -16,7 +16,7 @@ from workbench.data.image_files import ImageRules, describe_depth
 from workbench.data.masks import encode_segmentation, mask_areas, segmentation_problem
 from workbench.data.summary import cautions, describe_needs, shared_images, summarize
 from workbench.data.vocabulary import Vocabulary, read_attributes
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shown
 from workbench.files import write_json
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ def write_mended(reading: Reading, path: Path) -> str:
     entry = reading.entry
     if path.resolve() == entry.annotations.resolve():
         raise WorkbenchError(f"--fix would overwrite {path}; name another file.")
+    if path.suffix != ".json":
+        raise WorkbenchError(f"--fix takes the name of a .json file, not {shown(str(path))}.")
     _measure(reading.content)
     write_json(path, reading.content)
     stopping = broken(reading.faults)

@@ -34,9 +34,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench import __version__
-from workbench.config import config_from_dict, override
+from workbench.config import changes, config_from_dict, override
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError, errors_as, is_number
+from workbench.errors import WorkbenchError, errors_as, is_number, shown
 from workbench.files import sync, write_text
 from workbench.models import build_model
 from workbench.models.weights import require_finite
@@ -250,7 +250,9 @@ def load_model(
     checkpoint = load_checkpoint(path)
     check_parts(checkpoint.imports, f"checkpoint {checkpoint.path}")
     model = build_model(config or checkpoint.config, checkpoint.vocabulary, pretrained=False)
-    with errors_as(f"checkpoint {checkpoint.path} does not fit the model of its config", RuntimeError):
+    other = changes(config or checkpoint.config, checkpoint.config)
+    keys = "".join(f", where {key} is {shown(new)}" for key, (new, _) in other.items() if key.startswith("MODEL."))
+    with errors_as(f"checkpoint {checkpoint.path} does not fit the model of its config{keys}", RuntimeError):
         model.load_state_dict(checkpoint.state_dict)
     return model.to(device).eval(), checkpoint
 
