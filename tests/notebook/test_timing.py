@@ -32,8 +32,8 @@ def test_the_time_is_that_of_what_is_not_predicted_yet(run: Path) -> None:
     done = time_needed(run, dataset="shapes_val")
     assert done.startswith("About 10 s on this machine: all predictions are there already")
     said = time_needed(run, dataset="shapes_train", max_images=9, training=True)
-    assert "9 images of shapes_train (a random sample of 16; all would take 5.33 minutes), 10 training images" in said
-    assert said.startswith(f"About {(10 + 19 * 20) / 60:.3g} minutes")
+    assert "9 images of shapes_train (a random sample of 16; all would take 5.3 minutes), 10 training images" in said
+    assert said.startswith(f"About {(10 + 19 * 20) / 60:.1f} minutes")
     assert "6 pictures of the saturation experiment" in time_needed(run, "shapes_val", counts=[1, 2, 3], repeats=1)
     assert time_needed(run / "nothing").startswith("How long this will take is unknown: ")
 
@@ -51,6 +51,14 @@ def test_a_sample_is_evaluated_apart_from_the_runs_own_scores(run: Path) -> None
     (run / "metrics.json").unlink()  # else the whole evaluation is taken, which is better
     assert open_evaluation(run, max_images=5, again=False).metrics == own.metrics
     assert written.stat().st_mtime_ns == time
+
+
+def test_the_queries_of_a_model_are_looked_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("workbench.notebook.evaluation.collect_queries", lambda *_: calls.append(1) or object())
+    evaluation = open_evaluation(run, again=False)
+    assert evaluation.query_outputs(2) is evaluation.query_outputs(2) is not evaluation.query_outputs(3)
+    assert len(calls) == 2
 
 
 def test_the_time_of_the_surgery() -> None:

@@ -98,7 +98,15 @@ def test_threads_beside_busy_processes_are_warned_of(threads: int, cores: int, b
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.254, "0.25 s"), (45.2, "45 s"), (600, "10 minutes"), (9000, "2.5 hours"), (1e6, "11.6 days")],
+    [
+        (0.254, "0.25 s"),
+        (45.2, "45 s"),
+        (600, "10 minutes"),
+        (9000, "2.5 hours"),
+        (1e6, "11.6 days"),
+        (163.8, "2.7 minutes"),
+        (7100, "118 minutes"),
+    ],
 )
 def test_durations_have_a_fitting_unit(seconds: float, words: str) -> None:
     assert duration(seconds) == words

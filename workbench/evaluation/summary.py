@@ -39,7 +39,7 @@ def summarise(metrics: Mapping, truth: Mapping | None = None, results: Sequence[
     for name, values in (metrics.get("subcategories") or {}).items():
         if values["accuracy"] is not None:
             parts.append(
-                f"Of the objects found, {values['accuracy']:.0f} % have the right {name}"
+                f"Of the objects found, {values['accuracy']:.1f} % have the right {name}"
                 + (f" ({values['unmatched']} were not found)." if values["unmatched"] else ".")
             )
     return " ".join(parts)

@@ -149,10 +149,19 @@ class Evaluation:
         return contact_sheet(pictures, columns=2)
 
     def query_outputs(self, max_images: int | None = None) -> QueryOutputs:
-        """Run the model on a random sample of images, see :func:`affordable`, and return what every query does."""
-        most = affordable(image_seconds(self.checkpoint, self.config, self.data), len(self.data), max_images)
-        some = random_sample(self.data, most)
-        return collect_queries(self.model, build_test_loader(some, build_mapper(self.config, is_train=False)))
+        """Run the model on a random sample of images, see :func:`affordable`, and return what every query does.
+
+        What was returned before for ``max_images`` is returned again.
+        """
+        if max_images not in self._query_outputs:
+            most = affordable(image_seconds(self.checkpoint, self.config, self.data), len(self.data), max_images)
+            loader = build_test_loader(random_sample(self.data, most), build_mapper(self.config, is_train=False))
+            self._query_outputs[max_images] = collect_queries(self.model, loader)
+        return self._query_outputs[max_images]
+
+    @cached_property
+    def _query_outputs(self) -> dict[int | None, QueryOutputs]:
+        return {}
 
     def overlaps(self, iou: float, score_threshold: float) -> pd.DataFrame:
         """Count the overlaps of each kind among all predictions, and among those above the threshold."""

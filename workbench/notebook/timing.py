@@ -100,7 +100,7 @@ def _time_needed(
     for count, what in (
         (sample, "training images"),
         (more, "images"),
-        (looked_at * (runs + bool(runs)), "times an image's queries"),
+        (looked_at * runs, "images for their queries"),
     ):
         if count:
             total += count * seconds

@@ -228,5 +228,6 @@ def duration(seconds: float) -> str:
     """Return a time in words, such as ``0.25 s``, ``12 minutes`` or ``3.5 hours``."""
     for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
+            number = seconds / length
+            return f"{round(number, 1 if number < 20 else None):g} {unit}"
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
