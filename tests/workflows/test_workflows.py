@@ -76,6 +76,7 @@ def test_a_finished_run_is_not_trained_again(tiny_run: Path, tiny_config: Path, 
     (run / "metrics.json").unlink()
     assert train(load_config(tiny_config, ["OUTPUT_DIR", str(run)])) == run
     assert all(path.read_bytes() == content for path, content in before.items())
+    assert (run / "log.txt").read_text().count("a step needs at least") == 1  # no time is foretold where none is left
     again, first = (json.loads((place / "metrics.json").read_text()) for place in (run, tiny_run))
     assert again["segm"] == first["segm"]
 

@@ -41,7 +41,8 @@ def data_cautions(cfg: CfgNode, dataset: CocoDataset) -> str:
     if cfg.DATASETS.VAL:
         held_out = load_data(cfg, cfg.DATASETS.VAL, dataset.vocabulary)
         sentences += [f"{', '.join(cfg.DATASETS.VAL)}: {sentence}" for sentence in shared_images([dataset], held_out)]
-    return "\n".join(f"caution: {sentence}" for sentence in sentences) or "Nothing to think about was found."
+    lines = [f"caution: {sentence}" for sentence in sentences]
+    return "\n".join(lines or ["No caution: classes, sizes and splits are sound."])
 
 
 def config_table(cfg: CfgNode) -> pd.DataFrame:

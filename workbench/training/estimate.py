@@ -171,8 +171,8 @@ def device_memory(device: torch.device) -> Memory:
     return Memory(free + unused, total)
 
 
-def log_cost(cfg: CfgNode, model: nn.Module, data: CocoDataset, processes: Processes) -> None:
-    """Log what a step will take, and warn of memory that may not be enough and of cores that are busy.
+def log_cost(cfg: CfgNode, model: nn.Module, data: CocoDataset, processes: Processes, steps: int) -> None:
+    """Log what a step, and the ``steps`` that are left, will take; warn of scarce memory and of cores that are busy.
 
     Raises:
         WorkbenchError: a step cannot fit into memory.
@@ -198,8 +198,8 @@ def log_cost(cfg: CfgNode, model: nn.Module, data: CocoDataset, processes: Proce
         log.warning(warning)
     log.info(
         f"a step needs at least {need.memory / GB:.1f} GB of memory ({memory.free / GB:.1f} GB are free) and, by a dry "
-        f"run, about {duration(need.seconds)}; {cfg.SOLVER.MAX_ITER} steps take about "
-        f"{duration(need.seconds * cfg.SOLVER.MAX_ITER)}, reading images and evaluation aside"
+        f"run, about {duration(need.seconds)}; {steps} steps take about "
+        f"{duration(need.seconds * steps)}, reading images and evaluation aside"
     )
 
 

@@ -27,6 +27,7 @@ from workbench.runs.continuing import check_checkpoints, check_data, choice_dige
 from workbench.runs.directory import (
     RunDirectory,
     open_run,
+    read_metrics,
     report_dataset,
     selection_dataset,
 )
@@ -96,7 +97,9 @@ def _train(run: RunDirectory, cfg: CfgNode, processes: Processes, accept_data: b
         log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for part in imported_parts():
             log.info(f"parts of {part.name}, sha256 {part.sha256}")
-        run_on_all(lambda: log_cost(cfg, model, data.train, processes))
+        steps = cfg.SOLVER.MAX_ITER - run_on_main(lambda: int((read_metrics(run.metrics) or [{"step": 0}])[-1]["step"]))
+        if steps > 0:
+            run_on_all(lambda: log_cost(cfg, model, data.train, processes, steps))
         _run_steps(cfg, run, model, data, choice_digest(prints), processes)
         if data.report is not None:
             _report(cfg, run, data.report, processes)
