@@ -38,7 +38,7 @@ def test_the_assignment_is_the_cheapest_of_all(queries, objects):
     for seed in range(5):
         layer = outputs(queries, 3, subcategories, seed=seed)
         truth = target(objects, 3, subcategories, seed=seed + 100)
-        cost = matcher._costs([layer], 0, truth, torch.Generator().manual_seed(seed))[0]
+        cost = sum(matcher.cost_terms([layer], 0, truth, torch.Generator().manual_seed(seed)).values())[0]
         ((chosen,),) = matcher([layer], [truth], [torch.Generator().manual_seed(seed)])
         found = cost[chosen].sum()
         fewest = min(queries, objects)
@@ -88,8 +88,10 @@ def test_unlabelled_adds_nothing_to_any_query():
     layer, truth = outputs(4, 3, {"colour": 3}), target(3, 3, {"colour": 3})
     truth["subcategories"]["colour"] = torch.tensor([-1, 2, -1])
     generator = torch.Generator()
-    with_cost = HungarianMatcher(num_points=64)._costs([layer], 0, truth, generator.manual_seed(0))[0]
-    without = HungarianMatcher(num_points=64, subcategory_cost=0)._costs([layer], 0, truth, generator.manual_seed(0))[0]
+    with_cost, without = (
+        sum(HungarianMatcher(num_points=64, **cost).cost_terms([layer], 0, truth, generator.manual_seed(0)).values())[0]
+        for cost in ({}, {"subcategory_cost": 0})
+    )
     assert torch.equal(with_cost[:, [0, 2]], without[:, [0, 2]])
     assert not torch.equal(with_cost[:, 1], without[:, 1])
     assert torch.equal(label_cost(torch.randn(4, 3), torch.tensor([-1, -1])), torch.zeros(4, 2))

@@ -129,7 +129,7 @@ class SetCriterion(nn.Module):
             matched = [(queries.to(device), objects.to(device)) for queries, objects in pairs]
             for loss in self.losses.values():
                 for key, term in loss(layer, targets, matched, generators).items():
-                    key = key if layer is outputs else _name_in_layer(key, index)
+                    key = key if layer is outputs else name_in_layer(key, index)
                     if key in terms:
                         raise ValueError(f"two losses are both called {key}: rename one of them")
                     terms[key] = term
@@ -245,7 +245,7 @@ def _cross_entropy(
     return total, torch.where(wanted >= 0, weights[wanted], 0.0).sum()
 
 
-def _name_in_layer(key: str, index: int) -> str:
+def name_in_layer(key: str, index: int) -> str:
     """Return the key of a loss of an earlier decoder layer. The number follows, but not the name of a subcategory:
     ``loss_subcategory_a_0`` is that of a subcategory "a_0" in the last layer."""
     if key.startswith(_SUBCATEGORY):

@@ -87,7 +87,7 @@ class HungarianMatcher(nn.Module):
         generators = generators or [None] * len(targets)
         matches: list[list[Match]] = [[] for _ in layers]
         for image, (target, generator) in enumerate(zip(targets, generators, strict=True)):
-            costs = self._costs(layers, image, target, generator).float().cpu()
+            costs = sum(self.cost_terms(layers, image, target, generator).values()).float().cpu()
             # A non-finite cost is no reason to stop here: the loss it leads to names the component at fault.
             for layer, cost in enumerate(costs.nan_to_num(1e6, 1e6, -1e6).numpy()):
                 queries, objects = (torch.as_tensor(index) for index in linear_sum_assignment(cost))
@@ -95,28 +95,37 @@ class HungarianMatcher(nn.Module):
                 matches[layer].append((queries[order], objects[order]))
         return matches
 
-    def _costs(
+    def cost_terms(
         self,
         layers: Sequence[Mapping[str, Tensor]],
         image: int,
         target: Mapping[str, Tensor],
         generator: torch.Generator | None,
-    ) -> Tensor:
-        """(layers, Q, N) cost of one image."""
+    ) -> dict[str, Tensor]:
+        """Return the terms whose sum is the cost of one image's pairs.
+
+        Args:
+            layers: as in :meth:`forward`. target: that of the image.
+            generator: draws the points that masks are compared at.
+
+        Returns:
+            ``class``, ``mask`` and ``dice``, and ``subcategory <name>`` unless their cost is 0: each (layers, Q, N)
+            float, already multiplied by its weight.
+        """
         logits = torch.stack([layer["pred_logits"][image] for layer in layers]).float()
         if not len(target["labels"]):
-            return logits.new_zeros(*logits.shape[:2], 0)
+            return {"class": logits.new_zeros(*logits.shape[:2], 0)}
         points = torch.rand(1, self.num_points, 2, generator=generator, device=logits.device)
         samples = torch.cat([point_sample(layer["pred_masks"][image : image + 1], points) for layer in layers]).float()
         truth = point_sample(target["masks"].to(samples.dtype).unsqueeze(0), points).squeeze(0)
         cross_entropy, dice = mask_costs(samples, truth)
-        cost = (
-            self.class_cost * label_cost(logits, target["labels"])
-            + self.mask_cost * cross_entropy
-            + self.dice_cost * dice
-        )
+        terms = {
+            "class": self.class_cost * label_cost(logits, target["labels"]),
+            "mask": self.mask_cost * cross_entropy,
+            "dice": self.dice_cost * dice,
+        }
         if self.subcategory_cost:
             for name, labels in target["subcategories"].items():
                 heads = torch.stack([layer["pred_subcategories"][name][image] for layer in layers]).float()
-                cost = cost + self.subcategory_cost * label_cost(heads, labels)
-        return cost
+                terms[f"subcategory {name}"] = self.subcategory_cost * label_cost(heads, labels)
+        return terms

@@ -48,8 +48,20 @@ class MSDeformAttn(nn.Module):
         self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Sequence[tuple[int, int]]
     ) -> Tensor:
         """query (B, Lq, C), reference_points (Lq, 2) as (x, y) in [0, 1], value (B, S, C) -> (B, Lq, C)."""
-        batch, length, _ = query.shape
         value = self.value_proj(value).unflatten(2, (self.heads, -1))
+        locations, weights = self.sampling(query, reference_points, spatial_shapes)
+        return self.output_proj(deform_attn(value, spatial_shapes, locations, weights))
+
+    def sampling(
+        self, query: Tensor, reference_points: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return where each query reads and with which weight; the arguments are those of :meth:`forward`.
+
+        Returns:
+            locations (B, Lq, heads, levels, points, 2) as (x, y), where [0, 1] is the map, and weights (B, Lq, heads,
+            levels, points), which sum to 1 over levels and points.
+        """
+        batch, length, _ = query.shape
         samples = (batch, length, self.heads, self.levels, self.points)
         # All coordinates in one dimension: on a CPU, torch is slow on a last dimension of two.
         # Filled, and not made of a list: sizes are symbols where the model is exported.
@@ -59,8 +71,7 @@ class MSDeformAttn(nn.Module):
         locations = (centres + self.sampling_offsets(query) / sizes).view(*samples, 2)
         # Softmax over the first dimension: on a CPU, torch is slow on a last dimension as short as this.
         weights = self.attention_weights(query).view(-1, self.levels * self.points).t().softmax(0)
-        weights = weights.t().contiguous().view(samples)
-        return self.output_proj(deform_attn(value, spatial_shapes, locations, weights))
+        return locations, weights.t().contiguous().view(samples)
 
 
 class DeformableEncoderLayer(nn.Module):

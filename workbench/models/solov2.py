@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +175,7 @@ class SOLOv2(nn.Module):
         instance_strides: strides that the maps of the instance head are brought to.
         pixel_mean, pixel_std: of the three channels, in 0-255.
         size_divisibility: images are padded at the right and bottom to a multiple of it.
-        inference: settings of :func:`cell_inference`.
+        inference: settings of :func:`cell_inference`, those of :func:`rank_cells` but the grids and strides included.
 
     Attributes:
         encode_masks: (n, H, W) bool -> n encoded masks; None keeps the masks of predictions as tensors.
@@ -315,7 +315,28 @@ def matrix_nms(masks: Tensor, labels: Tensor, *, kernel: str = "gaussian", sigma
     return (torch.exp(-sigma * iou.square()) / torch.exp(-sigma * most.square())).amin(0)
 
 
-def cell_inference(
+class RankedCells(NamedTuple):
+    """Rows of one image around matrix NMS, best first as they were before it.
+
+    Attributes:
+        cells, labels: (n,) int64.
+        main: (n,) probability of the category. rank: (n,) what :func:`~workbench.models.postprocess.rank_scores` makes
+            of it. quality: (n,) mean probability within the mask. Their product is the score before matrix NMS.
+        decay: (n,) the factor of matrix NMS.
+        maps: (m, h, w) mask probabilities at a quarter of the image's size. row: (n,) int64, the map of each row.
+    """
+
+    cells: Tensor
+    labels: Tensor
+    main: Tensor
+    rank: Tensor
+    quality: Tensor
+    decay: Tensor
+    maps: Tensor
+    row: Tensor
+
+
+def rank_cells(
     logits: Tensor,
     kernels: Tensor,
     features: Tensor,
@@ -323,49 +344,22 @@ def cell_inference(
     *,
     grids: Sequence[int],
     strides: Sequence[int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
     score_threshold: float = 0.1,
     mask_threshold: float = 0.5,
     before_nms: int = 500,
     nms_kernel: str = "gaussian",
     nms_sigma: float = 2.0,
-    update_threshold: float = 0.05,
-    top_k: int = 100,
     rank_by: str = "main",
-    encode_masks: Callable[[Tensor], Sequence[Any]] | None = None,
-) -> dict[str, Any]:
-    """Return the predictions of one image.
-
-    Args:
-        logits: (cells, K). kernels: (cells, E). features: (E, h, w). subcategory_logits: {name: (cells, K_s+1)}: this
-            image's raw outputs.
-        grids, strides: of each level. A mask of no more pixels (at a quarter of the image's size) than its level's
-            stride is left out, as in the published code.
-        image_size: the (height, width) of the padded image that is image. output_size: the original image's size.
-        score_threshold: a category below it gives no row.
-        mask_threshold: probability above which a pixel belongs to a mask.
-        before_nms: rows, best first, that matrix NMS looks at.
-        nms_kernel, nms_sigma: of :func:`matrix_nms`. update_threshold: a score below it after NMS gives no row.
-        top_k: the most rows.
-        rank_by: of :func:`~workbench.models.postprocess.rank_scores`.
-        encode_masks: (n, H, W) bool -> n encoded masks.
-
-    Returns:
-        ``scores`` (k,): rank score times mask score; ``main_scores`` (k,): probability of the category;
-        ``mask_scores`` (k,): mean probability within the mask at a quarter of the image's size, times the factor of
-        matrix NMS; ``labels`` (k,) int64; ``masks`` (k, H, W) bool, or k encoded masks, where rows of one cell share
-        one; ``boxes`` (k, 4) XYXY in pixels; ``cell`` (k,) int64; ``subcategories`` {name: probabilities
-        (k, K_s+1)}; ``subcategory_logits`` the same in logits.
-    """
+) -> RankedCells:
+    """Return the best rows of one image and what matrix NMS makes of them; the arguments are those of
+    :func:`cell_inference`."""
     probabilities = logits.float().sigmoid()
     levels = probabilities.t().split([grid**2 for grid in grids], 1)
     peaks = [point_nms(level.unflatten(1, (grid, grid))).flatten(1) for level, grid in zip(levels, grids, strict=True)]
     peaks = torch.cat(peaks, 1).t()
     cells, labels = (peaks > score_threshold).nonzero(as_tuple=True)
     main = peaks[cells, labels]
-    heads = {name: head.float() for name, head in subcategory_logits.items()}
-    rank = rank_scores(main, [head[cells].softmax(-1) for head in heads.values()], rank_by)
+    rank = rank_scores(main, [head[cells].float().softmax(-1) for head in subcategory_logits.values()], rank_by)
 
     distinct, row = cells.unique(return_inverse=True)
     size, quality = _measure(kernels[distinct], features, mask_threshold)
@@ -375,37 +369,78 @@ def cell_inference(
     best = large[(rank * quality)[large].argsort(descending=True)][:before_nms]
 
     distinct, row = cells[best].unique(return_inverse=True)
-    maps = _soft_masks(kernels[distinct], features)
+    maps = soft_masks(kernels[distinct], features)
     decay = matrix_nms((maps > mask_threshold).flatten(1)[row], labels[best], kernel=nms_kernel, sigma=nms_sigma)
-    scores = rank[best] * quality[best] * decay
+    return RankedCells(cells[best], labels[best], main[best], rank[best], quality[best], decay, maps, row)
+
+
+def cell_inference(
+    logits: Tensor,
+    kernels: Tensor,
+    features: Tensor,
+    subcategory_logits: Mapping[str, Tensor],
+    *,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    mask_threshold: float = 0.5,
+    update_threshold: float = 0.05,
+    top_k: int = 100,
+    encode_masks: Callable[[Tensor], Sequence[Any]] | None = None,
+    **ranking: Any,
+) -> dict[str, Any]:
+    """Return the predictions of one image.
+
+    Args:
+        logits: (cells, K). kernels: (cells, E). features: (E, h, w). subcategory_logits: {name: (cells, K_s+1)}: this
+            image's raw outputs.
+        image_size: the (height, width) of the padded image that is image. output_size: the original image's size.
+        mask_threshold: probability above which a pixel belongs to a mask.
+        update_threshold: a score below it after NMS gives no row.
+        top_k: the most rows.
+        ranking: of :func:`rank_cells`. ``grids`` and ``strides`` of each level: a mask of no more pixels (at a quarter
+            of the image's size) than its level's stride is left out, as in the published code; ``score_threshold``: a
+            category below it gives no row; ``before_nms``: rows, best first, that matrix NMS looks at; ``nms_kernel``
+            and ``nms_sigma`` of :func:`matrix_nms`; ``rank_by`` of
+            :func:`~workbench.models.postprocess.rank_scores`.
+        encode_masks: (n, H, W) bool -> n encoded masks.
+
+    Returns:
+        ``scores`` (k,): rank score times mask score; ``main_scores`` (k,): probability of the category;
+        ``mask_scores`` (k,): mean probability within the mask at a quarter of the image's size, times the factor of
+        matrix NMS; ``labels`` (k,) int64; ``masks`` (k, H, W) bool, or k encoded masks, where rows of one cell share
+        one; ``boxes`` (k, 4) XYXY in pixels; ``cell`` (k,) int64; ``subcategories`` {name: probabilities
+        (k, K_s+1)}; ``subcategory_logits`` the same in logits.
+    """
+    rows = rank_cells(logits, kernels, features, subcategory_logits, mask_threshold=mask_threshold, **ranking)
+    scores = rows.rank * rows.quality * rows.decay
     kept = scores.argsort(descending=True)[:top_k]
     kept = kept[scores[kept] >= update_threshold]
-    best, scores, decay = best[kept], scores[kept], decay[kept]
 
-    distinct, row = row[kept].unique(return_inverse=True)
+    distinct, row = rows.row[kept].unique(return_inverse=True)
     padded_size = tuple(MASK_STRIDE * side for side in features.shape[-2:])
     pieces = []
-    for chunk in maps[distinct].split(maps_at_once(output_size)):
+    for chunk in rows.maps[distinct].split(maps_at_once(output_size)):
         masks = chunk.new_zeros((len(chunk), *output_size), dtype=torch.bool)
         for index, place, strip in enlarged_strips(chunk, padded_size, image_size, output_size, mask_threshold):
             masks[index][place] = strip > mask_threshold
         pieces.append((masks if encode_masks is None else encode_masks(masks), boxes_of_masks(masks)))
     masks, boxes = zip(*pieces, strict=True)
-    cells = cells[best]
+    cells = rows.cells[kept]
+    heads = {name: head.float()[cells] for name, head in subcategory_logits.items()}
     return {
-        "scores": scores,
-        "main_scores": main[best],
-        "mask_scores": quality[best] * decay,
-        "labels": labels[best],
+        "scores": scores[kept],
+        "main_scores": rows.main[kept],
+        "mask_scores": (rows.quality * rows.decay)[kept],
+        "labels": rows.labels[kept],
         "masks": masks_of_rows(masks, row),
         "boxes": torch.cat(boxes)[row],
         "cell": cells,
-        "subcategories": {name: head[cells].softmax(-1) for name, head in heads.items()},
-        "subcategory_logits": {name: head[cells] for name, head in heads.items()},
+        "subcategories": {name: head.softmax(-1) for name, head in heads.items()},
+        "subcategory_logits": heads,
     }
 
 
-def _soft_masks(kernels: Tensor, features: Tensor) -> Tensor:
+def soft_masks(kernels: Tensor, features: Tensor) -> Tensor:
     """M = sigmoid(G * F): kernels (n, E), features (E, h, w) -> (n, h, w) float32."""
     return torch.einsum("ne,ehw->nhw", kernels, features).float().sigmoid()
 
@@ -414,7 +449,7 @@ def _measure(kernels: Tensor, features: Tensor, threshold: float) -> tuple[Tenso
     """Return (n,) pixels above ``threshold`` of each kernel's mask, and (n,) the mean probability of those pixels."""
     sizes, sums = [features.new_zeros(0, dtype=torch.int64)], [features.new_zeros(0, dtype=torch.float32)]
     for chunk in kernels.split(max(1, _CHUNK_VALUES // features[0].numel())):
-        maps = _soft_masks(chunk, features).flatten(1)
+        maps = soft_masks(chunk, features).flatten(1)
         inside = maps > threshold
         sizes.append(inside.sum(1))
         sums.append((maps * inside).sum(1))

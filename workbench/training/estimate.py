@@ -62,7 +62,7 @@ def dry_run(model: nn.Module, vocabulary: Vocabulary, size: int, images: int, ob
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with _unchanged(model):
+    with unchanged(model):
         began = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = sum(model(batch).values())
@@ -93,7 +93,7 @@ def _noise(vocabulary: Vocabulary, size: int, objects: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Put the model into training mode; afterwards restore mode, buffers and random states, and clear gradients."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     training = model.training

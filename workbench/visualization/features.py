@@ -23,7 +23,7 @@ def feature_maps(features: Mapping[str, Tensor], image: np.ndarray, channels: in
     grid = figure.subplots(len(features), channels + 1, squeeze=False)
     for row, (name, maps) in zip(grid, features.items(), strict=True):
         maps = maps[0].detach().float().cpu()
-        strongest = maps.flatten(1).std(1).argsort(descending=True)[:channels]
+        strongest = maps.flatten(1).std(1, correction=0).argsort(descending=True)[:channels]
         row[0].imshow(image)
         row[0].set_title(f"{name}: {len(maps)} × {maps.shape[1]} × {maps.shape[2]}", fontsize=9, loc="left")
         for axes, channel in zip(row[1:], strongest.tolist(), strict=False):

@@ -93,7 +93,7 @@ def _train(run: RunDirectory, cfg: CfgNode, processes: Processes, accept_data: b
         if cfg.MODEL.WEIGHTS and not continued:  # downloaded once, and found in the cache by the other processes
             with errors_as("MODEL.WEIGHTS", WorkbenchError):
                 run_on_main(lambda: local_weights(cfg.MODEL.WEIGHTS) and None)
-        model = run_on_all(lambda: _initial_model(cfg, data.train.vocabulary, continued))
+        model = run_on_all(lambda: initial_model(cfg, data.train.vocabulary, continued))
         log.info(f"model: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
         for part in imported_parts():
             log.info(f"parts of {part.name}, sha256 {part.sha256}")
@@ -131,7 +131,7 @@ def _check_data(run: RunDirectory, data: _Splits, accept: bool) -> dict[str, Any
     return prints
 
 
-def _initial_model(cfg: CfgNode, vocabulary: Vocabulary, continued: bool) -> nn.Module:
+def initial_model(cfg: CfgNode, vocabulary: Vocabulary, continued: bool = False) -> nn.Module:
     """Build the model, with the weights that the config names unless a checkpoint brings them."""
     model = build_model(cfg, vocabulary, pretrained=not continued)
     if cfg.MODEL.WEIGHTS and not continued:
