@@ -401,6 +401,16 @@ def test_two_runs_are_compared(tiny_run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "workbench eval --ckpt" in _refused(capsys, "runs", str(first), str(second))
 
 
+def test_trace_prints_a_step(tiny_run: Path, tiny_config: Path, capsys: pytest.CaptureFixture) -> None:
+    before = (tiny_run / "checkpoints" / "best" / "model.json").read_bytes()
+    assert cli.main(["trace", "--config", str(tiny_config), "--ckpt", str(tiny_run)]) == 0
+    printed = capsys.readouterr().out
+    for part in ("transformer_decoder.class_embed", "loss_0_subcategory_colour", "update / weight", "norm of all"):
+        assert part in printed
+    assert (tiny_run / "checkpoints" / "best" / "model.json").read_bytes() == before
+    assert "gone" in _refused(capsys, "trace", "--config", str(tiny_config), "--ckpt", "gone")
+
+
 def test_runs_on_different_datasets_are_not_compared(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

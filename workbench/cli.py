@@ -324,6 +324,30 @@ def train(args: argparse.Namespace) -> None:
 
 
 @command(
+    "trace",
+    """
+  workbench trace --config configs/shapes/demo.yaml
+  workbench trace --config configs/shapes/demo.yaml --ckpt outputs/demo --depth 3
+  workbench trace --config my.yaml MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2""",
+    option("--config", "--config-file", required=True, metavar="YAML", help="the config, in detectron2's keys"),
+    option("--ckpt", metavar="CKPT", help="a checkpoint directory, or a run, whose weights are taken"),
+    option("--depth", type=_positive, default=2, metavar="N", help="parts of a stage's name; more stages (2)"),
+    IMPORT,
+    overrides=True,
+)
+def trace(args: argparse.Namespace) -> None:
+    """Run one training step and print what every stage put out, the losses, the gradients and the updates.
+
+    Nothing is trained or written. The numbers are those of the first step that `train` would take.
+    """
+    from workbench.config import load_config
+    from workbench.notebook.inside import open_step
+
+    import_parts(args.imports)
+    print(open_step(load_config(args.config, args.overrides), args.ckpt, depth=args.depth).trace.text())
+
+
+@command(
     "eval",
     """
   workbench eval --ckpt outputs/demo/checkpoints/best

@@ -103,6 +103,7 @@ def command_line(seeds: range) -> Iterator[Case]:
         "split": (VAL, "--out", "parts"),
         "init": (TRAIN, "--out", "made.yaml", "--minutes", "1"),
         "train": ("--config", CONFIG, "--output", "new"),
+        "trace": ("--config", CONFIG),
         "eval": ("--ckpt", RUN),
         "predict": ("--ckpt", RUN, "--output", "out", PHOTO),
         "show": (RUN,),

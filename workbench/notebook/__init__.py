@@ -24,6 +24,8 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "notebook.evaluation": "compare_saturation open_evaluation open_evaluations query_comparison query_summary "
     "saturation_examples suggest training_beside_validation",
     "notebook.hosts": "train",
+    "notebook.inside": "by_model open_steps step_page trace",
+    "notebook.inside_matching": "open_matching",
     "notebook.gallery": "beside counts_table dropped_table open_gallery",
     "notebook.preview": "config_table contents data_cautions learning_rates mapped_samples training_config "
     "training_data",

@@ -34,6 +34,7 @@ _Name = Annotated[_Text, Field(min_length=1)]
 _Texts = list[Annotated[str, BeforeValidator(str)]]  # config values are text, whatever YAML takes them for
 _Share = Annotated[Number, Field(ge=0, le=1)]
 _Size = Annotated[Whole, Field(ge=32, le=8192)]
+_Position = Annotated[Whole, Field(ge=0, le=10_000_000)]
 _Some = Annotated[Whole, Field(ge=1, le=100_000)]
 
 
@@ -116,6 +117,19 @@ class _Visualize(_Parameters):
 
 
 @dataclass(frozen=True)
+class _Inside(_Parameters):
+    ckpt: _Name
+    compare: list[_Name]
+    overrides: _Texts
+    output: _Text | None
+    images: _Some
+    image: _Position
+    test_image: _Position
+    depth: _Some
+    imports: list[_Name]
+
+
+@dataclass(frozen=True)
 class _Baselines(_Parameters):
     configs: list[_Name]
     runs: list[_Name]
@@ -134,6 +148,7 @@ NOTEBOOKS: dict[str, type] = {
     "04_eval": _Eval,
     "05_query_analysis": _Queries,
     "06_visualize": _Visualize,
+    "07_inside": _Inside,
     "08_baselines": _Baselines,
 }
 
