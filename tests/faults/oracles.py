@@ -10,6 +10,7 @@ import math
 import random
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def _record(path: Path) -> None:
     from workbench.runs.checkpoint import _measure
 
     description = json.loads((path.parent / "model.json").read_text())
-    description["files"][path.name] = _measure(path)
+    description["files"][path.name] = asdict(_measure(path))
     (path.parent / "model.json").write_text(json.dumps(description))
 
 

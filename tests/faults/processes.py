@@ -119,8 +119,10 @@ def stops(workplace: Path, seeds: range, short: bool) -> Tried:
     chosen = random.Random(seeds.start)
     for number in range(2 if short else 25):
         name, at = STOPS[number % len(STOPS)], chosen.randrange(changes)
-        before = _at_change(at, lambda name=name: signal.raise_signal(getattr(signal, name)))
-        yield f"{name} at change {at} of files", _resumed(workplace, reference, before, (0, 2))
+        sent = getattr(signal, name)
+        before = _at_change(at, lambda sent=sent: signal.raise_signal(sent))
+        # Before the first step there is nothing to save, and the signal ends the process as it ends any other.
+        yield f"{name} at change {at} of files", _resumed(workplace, reference, before, (0, 2, -sent))
 
 
 def _reference(workplace: Path) -> tuple[int, dict[str, Any]]:

@@ -22,6 +22,7 @@ from workbench.runs.checkpoint import (
     load_model,
     load_state,
     load_vocabulary,
+    remove_leftovers,
     resolve_checkpoint,
     save_checkpoint,
     weights_digest,
@@ -116,6 +117,8 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path
         assert found.step in (1, 2)
         assert torch.equal(found.state_dict["a"], torch.full((3, 2), float(found.step)))
         assert load_state(place)["step"] == found.step
+        remove_leftovers(place)
+        assert load_checkpoint(place).step == found.step and len(os.listdir(place.parent)) == 1
         save(place, step=3)  # what the kill left lying about is no hindrance
         assert load_checkpoint(place).step == 3
         assert os.listdir(place.parent) == ["last"]

@@ -319,6 +319,13 @@ def resolve_checkpoint(path: str | Path) -> Path:
     raise WorkbenchError(f"{path} is neither a checkpoint (a directory with {DESCRIPTION}) nor a run that holds one")
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed save left beside a checkpoint: its draft, and the one before if ``directory`` is whole."""
+    shutil.rmtree(_beside(directory, "new"), ignore_errors=True)
+    if (directory / DESCRIPTION).is_file():
+        shutil.rmtree(_beside(directory, "old"), ignore_errors=True)
+
+
 def has_checkpoint(path: str | Path) -> bool:
     """Return whether a complete checkpoint can be read at ``path``."""
     try:

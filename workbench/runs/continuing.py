@@ -10,7 +10,7 @@ from typing import Any
 from workbench.data.fingerprint import digest
 from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_json
-from workbench.runs.checkpoint import has_checkpoint
+from workbench.runs.checkpoint import has_checkpoint, remove_leftovers
 from workbench.runs.directory import RunDirectory
 from workbench.typed_files import Count, Text, load_typed
 
@@ -34,7 +34,8 @@ class _Fingerprint:
 def check_checkpoints(run: RunDirectory, restart: bool) -> None:
     """Raise WorkbenchError where a run has a best checkpoint but none to continue from, unless it is to ``restart``.
 
-    A restart keeps all earlier checkpoints, in ``checkpoints_until_<time>``.
+    A restart keeps all earlier checkpoints, in ``checkpoints_until_<time>``. What killed saves left behind is removed,
+    so the caller holds the run's lock.
     """
     if restart and run.last.parent.is_dir() and any(run.last.parent.iterdir()):
         kept = run.path / f"checkpoints_until_{datetime.now():%Y%m%d_%H%M%S_%f}"
@@ -47,6 +48,8 @@ def check_checkpoints(run: RunDirectory, restart: bool) -> None:
             "would start again at step 0; do that with --restart, which keeps the present checkpoints under another "
             "name, or choose another OUTPUT_DIR"
         )
+    for checkpoint in (run.last, run.best):
+        remove_leftovers(checkpoint)
 
 
 def check_data(run: RunDirectory, data: Mapping[str, Mapping[str, Any] | None], accept: bool) -> list[str]:

@@ -15,6 +15,7 @@ from workbench.data.formats.source import MOST_PIXELS, Source, reading
 from workbench.data.image_files import ERRORS, ImageRules, open_image
 from workbench.data.images import oriented_size
 from workbench.data.masks import decode_mask, encode_mask, to_rle
+from workbench.data.vocabulary import name_problem
 from workbench.errors import WorkbenchError, reason_of
 
 _ORIENTATION = 0x0112
@@ -140,6 +141,8 @@ class Frame:
         if category == "":
             self._builder.note("shapes without a label, left out", where)
             return
+        if problem := name_problem(category):
+            raise ValueError(f"its label {problem}")
         key = (self.record["id"], category, group) if group is not None else None
         self._builder.add_object(_Object(self.record, category, attributes or {}, where, [segmentation]), key)
 
