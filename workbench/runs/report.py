@@ -29,7 +29,8 @@ POLICY = (
 )
 _STYLE = """
 .jp-RenderedImage img, .jp-MarkdownOutput img { max-width: 100%; height: auto; }
-nav ul { columns: 3; list-style: none; padding: 0; }
+.jp-RenderedHTMLCommon nav ul { columns: 3; padding: 0; }
+.jp-RenderedHTMLCommon nav li { list-style: none; }
 nav .level-1 { font-weight: bold; }
 nav .level-2 { padding-left: 1em; }
 .jp-MarkdownOutput table { margin-left: 0; }
