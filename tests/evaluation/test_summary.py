@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.evaluation.scenes import add, row, scene, square
 from workbench.evaluation.summary import compare_with_training, largest_recall, summarise
 
 
@@ -28,6 +29,17 @@ def test_recall_is_looked_at_before_outlines(ap: float, ap50: float, recall: flo
     text = summarise(metrics(ap, ap50, recall))
     assert said in text
     assert unsaid not in text
+
+
+def test_a_low_score_names_the_cause_that_the_predictions_confirm() -> None:
+    truth = scene(3)
+    rows = []
+    for image, (x, y) in zip(truth["images"], [(3, 5), (40, 8), (9, 44)], strict=True):
+        add(truth, square(x, y), image_id=image["id"])
+        rows.append(row(square(x, y), 0.9, 7, image["id"]))
+    text = summarise(metrics(5.2, 7.1, 81.0), truth, rows)
+    assert "Classes permuted? Yes:" in text and "disc as box (3)" in text and "Masks moved?" not in text
+    assert "permuted" not in summarise(metrics(50.0, 75.0, 60.0), truth, rows)
 
 
 def test_the_recall_is_that_of_the_most_detections() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_mask
 from workbench.evaluation.columns import EvaluationData, read_inputs
 
 NOTHING = 0.5  # percent; an AP below it is shown as 0
+LITTLE = 10.0  # percent; an AP below it may have such a cause too
 _MOST_IMAGES = 200
 _BEST = 10  # distinct boxes of an image, or twice as many as it has objects
 _MANY = 0.3  # share of the objects from which on a check explains why nothing is found
@@ -32,8 +34,16 @@ _MOVES: dict[str, Callable[[_Boxes], _Boxes]] = {
 }
 
 
-def explain_nothing_found(gt: Mapping, results: Sequence[Mapping], no_object: float | None = None) -> list[str]:
-    """Say what to check, in order, where nothing was found, and what the predictions tell of it.
+class Check(NamedTuple):
+    """A question and its answer in words, whether it is yes, and whether it explains that nothing is found."""
+
+    text: str
+    yes: bool = False
+    explains: bool = False
+
+
+def check_predictions(gt: Mapping, results: Sequence[Mapping], no_object: float | None = None) -> list[Check]:
+    """Look in predictions for what may be wrong where next to nothing is found, likeliest first.
 
     Args:
         gt: a COCO dict with at least one object.
@@ -41,15 +51,19 @@ def explain_nothing_found(gt: Mapping, results: Sequence[Mapping], no_object: fl
         no_object: the share of queries that say no-object, where it is known.
 
     Returns:
-        One sentence for each check: masks moved, classes permuted, everything no-object, the same output for every
-        image; and what remains where none of them explains it. Boxes are compared, of at most ``_MOST_IMAGES`` images.
+        masks moved, classes permuted, everything no-object, the same output for every image. Boxes are compared, of at
+        most ``_MOST_IMAGES`` images.
     """
     data = read_inputs(gt, results, iou_type="bbox")
     images = [_Image(data, i) for i in _with_objects(data)]
-    checks = [_moved(images), _permuted(data, images), _silent(data, no_object), _same(images)]
-    explained = any(found for found, _ in checks)
-    lines = [f"{number}. {text}" for number, (_, text) in enumerate(checks, start=1)]
-    if not explained:
+    return [_moved(images), _permuted(data, images), _silent(data, no_object), _same(images)]
+
+
+def explain_nothing_found(gt: Mapping, results: Sequence[Mapping], no_object: float | None = None) -> list[str]:
+    """Return :func:`check_predictions` as numbered lines, and what remains where none of them explains it."""
+    checks = check_predictions(gt, results, no_object)
+    lines = [f"{number}. {check.text}" for number, check in enumerate(checks, start=1)]
+    if not any(check.explains for check in checks):
         lines.append(
             "None of these explains it, so the training was too short or its learning rate unfit: look whether the "
             "losses of notebook 03 fell, and whether the data look as in training."
@@ -89,7 +103,7 @@ def _covered(images: Sequence[_Image], move: Callable[[_Boxes], _Boxes] = lambda
     return float(np.concatenate(found).mean())
 
 
-def _moved(images: Sequence[_Image]) -> tuple[bool, str]:
+def _moved(images: Sequence[_Image]) -> Check:
     here = _covered(images)
     x, y = _displacement(images)
     shift = f"moved by {x:+.0%} of the width and {y:+.0%} of the height"
@@ -97,13 +111,15 @@ def _moved(images: Sequence[_Image]) -> tuple[bool, str]:
     shares = {name: _covered(images, move) for name, move in moves.items()}
     best = max(shares, key=shares.get)
     if shares[best] >= _MANY and shares[best] > 2 * here:
-        return True, (
+        return Check(
             f"Masks moved? Yes: the predictions fit {shares[best]:.0%} of the objects once they are {best}, and "
             f"{here:.0%} as they are. Image and masks were not transformed alike, in training or here: look at the "
-            "training images of notebook 03."
+            "training images of notebook 03.",
+            True,
+            True,
         )
     text = "no transformation of the predictions (mirrored, turned, scaled, displaced) fits more objects"
-    return False, f"Masks moved? Not as far as boxes tell: {text}; the outlines of notebook 03 show it for certain."
+    return Check(f"Masks moved? Not as far as boxes tell: {text}; the outlines of notebook 03 show it for certain.")
 
 
 def _displacement(images: Sequence[_Image]) -> tuple[float, float]:
@@ -123,7 +139,7 @@ def _displacement(images: Sequence[_Image]) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def _permuted(data: EvaluationData, images: Sequence[_Image]) -> tuple[bool, str]:
+def _permuted(data: EvaluationData, images: Sequence[_Image]) -> Check:
     pairs, right = Counter(), 0
     for image in images:
         ious = _overlaps(image.predicted, image.truth)
@@ -138,40 +154,45 @@ def _permuted(data: EvaluationData, images: Sequence[_Image]) -> tuple[bool, str
     share = pairs.total() / objects
     covered = f"{share:.0%} of the objects lie under a prediction of some category (box IoU of half or more)"
     if share < _MANY:
-        return False, f"Classes permuted? Not to be told: only {covered}."
+        return Check(f"Classes permuted? Not to be told: only {covered}.")
     if right > pairs.total() / 2:
-        return True, (
+        return Check(
             f"Classes permuted? No: {covered}, and most have the right category. So boxes are right and masks wrong, "
-            "or the scores rank wrong predictions first."
+            "or the scores rank wrong predictions first.",
+            explains=True,
         )
     wrong = Counter({pair: count for pair, count in pairs.items() if pair[0] != pair[1]}).most_common(3)
     listed = ", ".join(f"{true} as {predicted} ({count})" for (true, predicted), count in wrong)
-    return True, (
+    return Check(
         f"Classes permuted? Yes: {covered}, but under another: {listed}. Compare the order of the categories in "
-        "checkpoint and dataset."
+        "checkpoint and dataset.",
+        True,
+        True,
     )
 
 
-def _silent(data: EvaluationData, no_object: float | None) -> tuple[bool, str]:
+def _silent(data: EvaluationData, no_object: float | None) -> Check:
     best = float(data.predictions.scores.max(initial=0.0))
     said = f"the highest score is {best:.2f}" if len(data.predictions) else "there is no prediction"
     if no_object is not None:
         said = f"{no_object:.1%} of the queries say no-object, and {said}"
     if best < _UNSURE or (no_object or 0) >= _SILENT:
         reason = "trained too briefly, or with too few objects or too high a learning rate"
-        return True, f"Everything no-object? Yes: {said}. The model was {reason}."
-    return False, f"Everything no-object? No: {said}."
+        return Check(f"Everything no-object? Yes: {said}. The model was {reason}.", True, True)
+    return Check(f"Everything no-object? No: {said}.")
 
 
-def _same(images: Sequence[_Image]) -> tuple[bool, str]:
+def _same(images: Sequence[_Image]) -> Check:
     best = np.array([image.predicted[0] for image in images if len(image.predicted)])
     truth = np.concatenate([image.truth for image in images])
     if len(best) < 3:
-        return False, "The same output for every image? Not to be told: too few images have a prediction."
+        return Check("The same output for every image? Not to be told: too few images have a prediction.")
     spread = float(np.median(best.std(axis=0)))
     if spread < _STILL < float(np.median(truth.std(axis=0))):
-        return True, (
+        return Check(
             "The same output for every image? Yes: the best prediction has the same box in each, so the model does not "
-            "look at the image. Check that MODEL.PIXEL_MEAN and PIXEL_STD fit the images, and that the losses fell."
+            "look at the image. Check that MODEL.PIXEL_MEAN and PIXEL_STD fit the images, and that the losses fell.",
+            True,
+            True,
         )
-    return False, "The same output for every image? No: the best prediction has another box in each."
+    return Check("The same output for every image? No: the best prediction has another box in each.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from workbench.evaluation.nothing_found import NOTHING, explain_nothing_found
+from workbench.evaluation.nothing_found import LITTLE, NOTHING, check_predictions, explain_nothing_found
 
 _log = logging.getLogger(__name__)
 FEW_FOUND = 30  # percent of the objects; where fewer are found, recall is the thing to work on, not outlines
@@ -16,7 +16,8 @@ FAR_POINTS, FAR_TIMES = 10, 1.5
 def summarise(metrics: Mapping, truth: Mapping | None = None, results: Sequence[Mapping] = ()) -> str:
     """Return a few sentences on what metrics.json says: the overall score, its extremes and its likeliest cause.
 
-    Where the AP is 0, ``truth`` and ``results``, a COCO dict and the COCO results, tell what to check, a line each.
+    Where the AP is 0, ``truth`` and ``results``, a COCO dict and the COCO results, tell what to check, a line each;
+    where it is low, what of that they confirm.
     """
     if not metrics["images"]:
         return "There is no image to evaluate on."
@@ -31,6 +32,8 @@ def summarise(metrics: Mapping, truth: Mapping | None = None, results: Sequence[
     if nothing_found(metrics):
         parts.append("Next to nothing was found. What to check, in this order:")
         return "\n".join([" ".join(parts), *what_to_check(metrics, truth, results)])
+    if truth is not None:
+        parts += _confirmed(metrics, truth, results)
     known = {name: ap for name, ap in metrics["per_category"].items() if ap is not None}
     if len(known) > 1:
         best, worst = max(known, key=known.get), min(known, key=known.get)
@@ -52,10 +55,18 @@ def nothing_found(metrics: Mapping) -> bool:
 
 
 def warn_of_nothing_found(metrics: Mapping, truth: Mapping, results: Sequence[Mapping]) -> None:
-    """Log what to check where the AP is 0, a line each."""
-    if nothing_found(metrics):
-        for line in summarise(metrics, truth, results).splitlines():
-            _log.warning(line)
+    """Log what to check where the AP is 0, a line each; where it is low, what of that the predictions confirm."""
+    lines = summarise(metrics, truth, results).splitlines() if nothing_found(metrics) else []
+    for line in lines or _confirmed(metrics, truth, results):
+        _log.warning(line)
+
+
+def _confirmed(metrics: Mapping, truth: Mapping, results: Sequence[Mapping]) -> list[str]:
+    ap = _mask_or_box_ap(metrics)
+    if ap is None or ap >= LITTLE:
+        return []
+    checks = check_predictions(truth, results, metrics.get("no_object_fraction"))
+    return [check.text for check in checks if check.yes]
 
 
 def what_to_check(metrics: Mapping, truth: Mapping | None, results: Sequence[Mapping]) -> list[str]:
