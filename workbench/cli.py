@@ -331,7 +331,7 @@ def train(args: argparse.Namespace) -> None:
   workbench trace --config my.yaml MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2""",
     option("--config", "--config-file", required=True, metavar="YAML", help="the config, in detectron2's keys"),
     option("--ckpt", metavar="CKPT", help="a checkpoint directory, or a run, whose weights are taken"),
-    option("--depth", type=_positive, default=2, metavar="N", help="parts of a stage's name; more stages (2)"),
+    option("--depth", type=_positive, default=2, metavar="N", help="how deep modules within modules are looked at (2)"),
     IMPORT,
     overrides=True,
 )

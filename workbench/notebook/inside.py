@@ -43,7 +43,7 @@ from workbench.training.optimizer import build_optimizer, clip_gradients
 from workbench.visualization.drawing import as_image
 from workbench.workflows.train import initial_model
 
-DEPTH = 2  # names of modules are cut after so many parts; "backbone.layers.0" has two, as a number belongs to its name
+DEPTH = 2  # modules within modules; those of a ModuleList or ModuleDict are as deep as the list
 _CONFIGS = (".yaml", ".yml")
 MODELS = {  # the modules whose inputs and outputs pictures are made of
     Mask2Former: r"backbone|(pixel_decoder|transformer_decoder)(\.layers\.\d+(\.self_attn)?)?|criterion(\.matcher)?",
@@ -121,18 +121,18 @@ def trace(
         model: ``model(batch)`` returns a dict of weighted losses in training mode.
         batch: batched inputs with targets.
         cfg: its SOLVER gives the optimiser and the clipping; by default the defaults of all keys.
-        depth: how many parts the names of the modules have at most.
+        depth: how deep modules within modules are looked at.
         keep: a regular expression of the names of modules whose inputs and outputs are copied into ``calls``.
 
     Raises:
         WorkbenchError: the model gives no losses, or none that a gradient can be taken of.
     """
     cfg = cfg or get_cfg()
-    recorder = _Recorder(depth, keep)
+    recorder = _Recorder(model, depth, keep)
     model.zero_grad(set_to_none=True)
     with unchanged(model):
         with ExitStack() as hooks:
-            recorder.watch(model, hooks)
+            recorder.watch(hooks)
             losses = model(batch)
         if not isinstance(losses, Mapping) or not any(
             isinstance(v, Tensor) and v.requires_grad for v in losses.values()
@@ -142,7 +142,7 @@ def trace(
                 "and at least one weight must be trained"
             )
         sum(losses.values()).backward()
-        gradients = _gradients(model, depth)
+        gradients = _gradients(model, recorder.stage_of)
         updates, norm = _updates(model, cfg)
     values = {name: float(value.detach()) for name, value in losses.items()}
     return Trace(pd.DataFrame(recorder.rows, columns=_COLUMNS), values, gradients, norm, updates, recorder.calls)
@@ -154,15 +154,29 @@ _COLUMNS = ("stage", "call", "tensor", "shape", "dtype", "least", "mean", "large
 class _Recorder:
     """Forward hooks that note what modules put out; values are read at once, as later layers may work in place."""
 
-    def __init__(self, depth: int, keep: str) -> None:
+    def __init__(self, model: nn.Module, depth: int, keep: str) -> None:
         self.depth, self.keep = depth, re.compile(keep)
+        self._modules = dict(model.named_modules())
+        self._depths = {"": 0}
         self.rows: list[tuple] = []
         self.calls: dict[str, list[Call]] = {}
         self._counts: dict[str, int] = {}
+        for name in self._modules:
+            if name:
+                above = name.rpartition(".")[0]
+                is_list = isinstance(self._modules[above], (nn.ModuleList, nn.ModuleDict))
+                self._depths[name] = self._depths[above] + (not is_list)
 
-    def watch(self, model: nn.Module, hooks: ExitStack) -> None:
-        for name, module in model.named_modules():
-            if name and (name == _cut(name, self.depth) or self.keep.fullmatch(name)):
+    def stage_of(self, name: str) -> str:
+        """Return the name of the deepest module, at ``depth`` at most, that a module is or belongs to."""
+        while self._depths[name] > self.depth:
+            name = name.rpartition(".")[0]
+        return name
+
+    def watch(self, hooks: ExitStack) -> None:
+        """Put hooks on the model's modules, which ``hooks`` removes at its end."""
+        for name, module in self._modules.items():
+            if name and (name == self.stage_of(name) or self.keep.fullmatch(name)):
                 hooks.callback(module.register_forward_hook(self._hook(name), with_kwargs=True).remove)
 
     def _hook(self, stage: str) -> Any:
@@ -170,7 +184,7 @@ class _Recorder:
             if not self._counts and args:
                 self._add("input", 1, args[0])
             call = self._counts[stage] = self._counts.get(stage, 0) + 1
-            if stage == _cut(stage, self.depth):
+            if stage == self.stage_of(stage):
                 self._add(stage, call, output)
             if self.keep.fullmatch(stage):
                 self.calls.setdefault(stage, []).append(
@@ -185,11 +199,6 @@ class _Recorder:
                 kind = str(tensor.dtype).removeprefix("torch.")
                 shape = " x ".join(map(str, tensor.shape))
                 self.rows.append((stage, call, name, shape, kind, *_statistics(tensor)))
-
-
-def _cut(name: str, depth: int) -> str:
-    """Return the first ``depth`` parts of a module's name; a number after a name belongs to it."""
-    return ".".join(re.findall(r"[^.]+(?:(?<=\D)\.\d+(?=\.|$))?", name)[:depth])
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -223,10 +232,10 @@ def _statistics(tensor: Tensor) -> tuple[float, float, float, float, int]:
 
 
 @torch.no_grad()
-def _gradients(model: nn.Module, depth: int) -> pd.DataFrame:
+def _gradients(model: nn.Module, stage_of: Callable[[str], str]) -> pd.DataFrame:
     modules: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        modules.setdefault(_cut(name.rpartition(".")[0], depth) or name, []).append(parameter)
+        modules.setdefault(stage_of(name.rpartition(".")[0]) or name, []).append(parameter)
     rows = {}
     for name, parameters in modules.items():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -323,10 +332,10 @@ class Step:
     def predict(self, image: int, keep: str) -> tuple[dict[str, Any], dict[str, list[Call]]]:
         """Return what the model predicts for an image at the size of its input, and the calls of the stages that the
         regular expression ``keep`` names."""
-        recorder = _Recorder(0, keep)
+        recorder = _Recorder(self.model, 0, keep)
         self.model.eval()
         with torch.no_grad(), ExitStack() as hooks:
-            recorder.watch(self.model, hooks)
+            recorder.watch(hooks)
             (prediction,) = self.model([{key: self.batch[image][key] for key in ("image", "image_id")}])
         return prediction, recorder.calls
 

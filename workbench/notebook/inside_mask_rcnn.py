@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from workbench.models.mask_rcnn import MaskRCNN
 from workbench.notebook.inside import Step, opens
-from workbench.visualization.charts import GREEN, INK, ORANGE, QUIET, VERMILION, category_colour, sentence
+from workbench.visualization.charts import BLUE, GREEN, INK, ORANGE, QUIET, VERMILION, category_colour, sentence
 from workbench.visualization.features import feature_maps
 from workbench.visualization.step_charts import Boxes, BoxPanel, box_panels, region_rows
 
@@ -82,7 +82,7 @@ def proposals(step: Step, image: int = 0) -> tuple[Tensor, Tensor]:
 
 @opens(MaskRCNN)
 def proposal_chart(step: Step, image: int = 0) -> Figure:
-    """Draw the best proposals before non-maximum suppression, those that it drops in grey, and the best after it."""
+    """Draw the best proposals before non-maximum suppression, those that it drops in blue, and the best after it."""
     before, after = proposals(step, image)
     best = before[:_MOST_BOXES]
     kept = (best[:, None] == after).all(-1).any(1)
@@ -92,7 +92,7 @@ def proposal_chart(step: Step, image: int = 0) -> Figure:
         (f"before: {len(before)} proposals, {int(kept.sum())} of the best {len(best)} stay", best[kept], best[~kept]),
         (f"after: {len(after)}, the best {min(len(after), _MOST_BOXES)}", after[:_MOST_BOXES], after[:0]),
     ):
-        drawn = Boxes(dropped.cpu().numpy(), QUIET, 0.7), Boxes(boxes.cpu().numpy(), VERMILION, 0.9), objects
+        drawn = Boxes(boxes.cpu().numpy(), VERMILION, 0.9), Boxes(dropped.cpu().numpy(), BLUE, 1.2), objects
         shown.append(BoxPanel(title, drawn))
     return box_panels(step.picture(image), shown)
 

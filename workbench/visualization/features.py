@@ -25,7 +25,8 @@ def feature_maps(features: Mapping[str, Tensor], image: np.ndarray, channels: in
         maps = maps[0].detach().float().cpu()
         strongest = maps.flatten(1).std(1, correction=0).argsort(descending=True)[:channels]
         row[0].imshow(image)
-        row[0].set_title(f"{name}: {len(maps)} × {maps.shape[1]} × {maps.shape[2]}", fontsize=9, loc="left")
+        colon = ": " if len(name) < 6 else "\n"
+        row[0].set_title(f"{name}{colon}{len(maps)} × {maps.shape[1]} × {maps.shape[2]}", fontsize=9, loc="left")
         for axes, channel in zip(row[1:], strongest.tolist(), strict=False):
             axes.imshow(maps[channel].numpy(), cmap="cividis", interpolation="nearest")
             axes.set_title(f"channel {channel}", fontsize=8, fontweight="normal", loc="left")
