@@ -51,10 +51,13 @@ def test_it_opens_with_the_run_its_scores_and_the_contents(tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text("SEED: 7\nDATASETS:\n  TRAIN: [some_train]\n")
     scores = {"segm": {"AP": 41.25}, "joint": {"AP": 30.0}, "dataset": "some<test>", "images": 3, "instances": 9}
     (tmp_path / "metrics.json").write_text(json.dumps(scores | {"subcategories": {"colour": {"accuracy": 88.0}}}))
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "worst.png").write_bytes(base64.b64decode(_picture()))
     html = write_report(tmp_path).read_text(encoding="utf-8")
     beginning = html[html.index("<body") : html.index('<h1 id="4')]
     for words in ("some_train", "<td>41.2</td>", "<td>30.0</td>", "colour accuracy", "SEED", "some&lt;test&gt;"):
         assert words in beginning
+    assert f'src="data:image/png;base64,{_picture()}"' in beginning
     links = re.findall(r'<a href="#([^"]+)">([^<]+)', beginning)
     assert [title for _, title in links] == ["4 · Evaluate", "4.2 · Precision &lt;b&gt;"]
     assert all(f'id="{anchor}"' in html for anchor, _ in links)

@@ -97,7 +97,7 @@ def _opening(run: Path, contents: list[tuple[str, str, int]]) -> str:
         facts |= {split.lower(): ", ".join(cfg.DATASETS[split]) or "-" for split in ("TRAIN", "VAL", "TEST")}
     rows = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
     lines += [f"<table>{rows}</table>", "", _headline(metrics), ""]
-    for name in ("contact_sheet", "worst_images"):
+    for name in ("contact_sheet", "worst"):  # of notebooks 06 and 04
         picture = run / "figures" / f"{name}.png"
         if picture.is_file():
             data = _small(base64.b64encode(picture.read_bytes()).decode("ascii"))
