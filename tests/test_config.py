@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from workbench.config import (
     reads,
     to_yaml,
 )
-from workbench.config_keys import KEYS, page
+from workbench.config_keys import KEYS, one_of, page
 from workbench.errors import WorkbenchError
 from workbench.training.schedule import scaled_lr
 
@@ -100,6 +101,28 @@ SOLVER: {LR_SCHEDULER_NAME: WarmupPolyLR, STEPS: [10], MAX_ITER: 20}
     )
     path.write_text(to_yaml(cfg))  # a run's config.yaml, which sets every key
     assert load_config(path, saved=True) == cfg and len(caplog.records) == 1
+
+
+def test_a_config_that_sets_every_key_lists_all_those_that_nothing_reads(tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text(to_yaml(get_cfg()))
+    cfg = load_config(tmp_path / "config.yaml")
+    (line,) = [record.getMessage() for record in caplog.records]
+    listed = line.removeprefix("config keys without effect here: ").split(", ")
+    assert listed == sorted(name for name, key in KEYS.items() if key.unread or not reads(cfg, name))
+    assert {"DATALOADER.SAMPLER_TRAIN", "VIS_PERIOD", "MODEL.SWIN.DEPTHS", "TEST.EXPECTED_RESULTS"} <= set(listed)
+
+
+def test_every_key_that_is_not_listed_is_read_somewhere():
+    """A key whose only legal value is its default needs no reader."""
+    code = "".join(p.read_text() for p in ROOT.glob("workbench/**/*.py") if p.name != "config_keys.py")
+    unread = [
+        name
+        for name, key in KEYS.items()
+        if not key.unread and key.rule.wanted != one_of(key.default).wanted
+        if not re.search(rf"[.\"]{name.rsplit('.')[-1]}\b", code)
+    ]
+    # Which keys a file may set does not depend on VERSION, and QK_SCALE may only be None.
+    assert unread == ["VERSION", "MODEL.SWIN.QK_SCALE"]
 
 
 def test_a_part_of_ones_own_may_read_any_key():

@@ -234,6 +234,11 @@ def _check_pairs(cfg: CfgNode) -> None:
                 f"config keys {channels} and {heads}: {dim} channels cannot be shared among {count} heads; "
                 "the channels must be a multiple of 4 and of the heads"
             )
+    kinds = cfg.MODEL.MASK_FORMER.TEST
+    if not (kinds.INSTANCE_ON or kinds.SEMANTIC_ON or kinds.PANOPTIC_ON):
+        raise WorkbenchError(
+            "config keys MODEL.MASK_FORMER.TEST.INSTANCE_ON, SEMANTIC_ON and PANOPTIC_ON are False; one must be True"
+        )
     encoded = cfg.MODEL.SEM_SEG_HEAD
     missing = set(encoded.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES) - set(encoded.IN_FEATURES)
     if missing:

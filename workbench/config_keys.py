@@ -235,12 +235,18 @@ _MODEL = {
     "MASK_FORMER.TRAIN_NUM_POINTS": Key(12544, whole(1, 10**8), "Points of a mask that losses and matching look at."),
     "MASK_FORMER.OVERSAMPLE_RATIO": Key(3.0, number(1, 1000), "Candidates for each of these points."),
     "MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": Key(0.75, _SHARE, "Share of the points taken where the mask is unsure."),
-    "MASK_FORMER.TEST.SEMANTIC_ON": _unread(False, "Instances are predicted."),
-    "MASK_FORMER.TEST.INSTANCE_ON": _unread(True, "Instances are predicted."),
-    "MASK_FORMER.TEST.PANOPTIC_ON": _unread(False, "Instances are predicted."),
-    "MASK_FORMER.TEST.OVERLAP_THRESHOLD": _unread(0.8, "Of panoptic prediction."),
-    "MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": _unread(0.8, "Of panoptic prediction."),
-    "MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": _unread(False, "Masks get the original size first."),
+    "MASK_FORMER.TEST.SEMANTIC_ON": Key(False, FLAG, "Predict the category of each pixel, scored by mIoU."),
+    "MASK_FORMER.TEST.INSTANCE_ON": Key(True, FLAG, "Predict instances, scored by AP."),
+    "MASK_FORMER.TEST.PANOPTIC_ON": Key(False, FLAG, "Predict segments that do not overlap, scored by PQ."),
+    "MASK_FORMER.TEST.OVERLAP_THRESHOLD": Key(
+        0.8, _SHARE, "A panoptic segment that keeps a smaller share of its mask is left out."
+    ),
+    "MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": Key(
+        0.8, _SHARE, "A query of a lower probability gives no panoptic segment."
+    ),
+    "MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": Key(
+        False, FLAG, "Enlarge masks before categories are summed up; with instances or segments they always are."
+    ),
 }
 
 _FPN = {
@@ -406,7 +412,7 @@ _INPUT = {
         "What CROP.SIZE is: shares of the image or pixels, or the least shares, or least and most pixels.",
     ),
     "CROP.SIZE": Key([0.9, 0.9], each(number(0, 65536, above=True), 2), "Height and width of the window."),
-    "CROP.SINGLE_CATEGORY_MAX_AREA": _unread(1.0, "Of semantic training."),
+    "CROP.SINGLE_CATEGORY_MAX_AREA": _unread(1.0, "A window may hold one category alone."),
 }
 
 _DATASETS = {
@@ -518,6 +524,7 @@ _MODEL_NAME, _BACKBONE_NAME, _MAPPER_NAME = NAMED_PARTS = (
 """Keys that may name a part of the user's own, which may read any key."""
 
 _MASK2FORMER = ("MaskFormer", "Mask2Former")
+_TEST_KEYS = "MODEL.MASK_FORMER.TEST."
 _WITH_PYRAMID = ("GeneralizedRCNN", "SOLOv2")
 JITTER_MAPPERS = ("coco_instance_lsj", "coco_panoptic_lsj")
 EDGE_MAPPERS = ("mask_former_instance", "mask_former_panoptic", "mask_former_semantic")
@@ -527,6 +534,9 @@ READ_WITH: tuple[tuple[str, str, tuple], ...] = (
     ("MODEL.SEM_SEG_HEAD.", _MODEL_NAME, _MASK2FORMER),
     ("MODEL.MASK_FORMER.", _MODEL_NAME, _MASK2FORMER),
     ("TEST.ONE_CLASS_PER_QUERY", _MODEL_NAME, _MASK2FORMER),
+    (f"{_TEST_KEYS}OVERLAP_THRESHOLD", f"{_TEST_KEYS}PANOPTIC_ON", (True,)),
+    (f"{_TEST_KEYS}OBJECT_MASK_THRESHOLD", f"{_TEST_KEYS}PANOPTIC_ON", (True,)),
+    (f"{_TEST_KEYS}SEM_SEG_POSTPROCESSING", f"{_TEST_KEYS}SEMANTIC_ON", (True,)),
     ("MODEL.FPN.", _MODEL_NAME, _WITH_PYRAMID),
     *(
         (f"MODEL.{group}.", _MODEL_NAME, ("GeneralizedRCNN",))

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.models.postprocess import (
+    Kinds,
+    batch_inference,
     boxes_of_masks,
     enlarge_in_chunks,
     enlarged_strips,
@@ -244,3 +246,49 @@ def test_semantic_scores_add_up_the_queries():
     enlarged = torch.nn.functional.interpolate(enlarged, (40, 30), mode="bilinear")[0].sigmoid()
     expected = (logits.softmax(-1)[:, :3, None, None] * enlarged[:, None]).sum(0)
     torch.testing.assert_close(scores, expected)
+
+
+def test_semantic_scores_may_be_enlarged_after_they_are_summed_up():
+    """As published models do that predict nothing else."""
+    generator = torch.Generator().manual_seed(6)
+    logits, masks = torch.randn(3, 4, generator=generator), torch.randn(3, 8, 8, generator=generator)
+    sizes = {"padded_size": (32, 32), "image_size": (32, 24), "output_size": (40, 30)}
+    small = semantic_inference(logits, masks, **(sizes | {"output_size": (32, 24)}))
+    expected = torch.nn.functional.interpolate(small[None], (40, 30), mode="bilinear")[0]
+    scores = semantic_inference(logits, masks, enlarge_masks=False, **sizes)
+    torch.testing.assert_close(scores, expected)
+    assert not torch.allclose(scores, semantic_inference(logits, masks, **sizes), atol=1e-3)
+
+
+def _batch(**kinds):
+    logits, masks, heads = raw(queries=6)
+    outputs = {
+        "pred_logits": logits[None],
+        "pred_masks": masks[None],
+        "pred_subcategories": {name: head[None] for name, head in heads.items()},
+    }
+    inputs = [{"height": 60, "width": 56, "image_id": 5}]
+    return batch_inference(outputs, inputs, [(30, 28)], padded_size=(32, 32), top_k=20, kinds=Kinds(**kinds))[0]
+
+
+def test_what_is_inferred_is_a_choice():
+    logits, masks, heads = raw(queries=6)
+    sizes = {"padded_size": (32, 32), "image_size": (30, 28), "output_size": (60, 56)}
+    rows = _batch()
+    assert not {"semantic", "panoptic"} & rows.keys() and rows["image_id"] == 5
+    assert torch.equal(rows["scores"], infer(logits, masks, heads, top_k=20)["scores"])
+    thresholds = {"object_mask_threshold": 0.3, "overlap_threshold": 0.1}
+    both = _batch(instances=False, semantic=True, panoptic=True, stuff=frozenset({1}), **thresholds)
+    assert len(both["scores"]) == len(both["labels"]) == len(both["subcategories"]["colour"]) == 0
+    assert both["masks"].shape == (0, 60, 56) and both["boxes"].shape == (0, 4)
+    assert torch.equal(both["semantic"], semantic_inference(logits, masks, **sizes).argmax(0).int())
+    expected = panoptic_inference(logits, masks, stuff={1}, **thresholds, **sizes)
+    assert torch.equal(both["panoptic"][0], expected[0]) and both["panoptic"][1] == expected[1] != []
+
+
+def test_stuff_gives_no_rows_of_instances():
+    everything, things = _batch(), _batch(stuff=frozenset({0, 2}))
+    kept = everything["labels"] == 1
+    assert 0 < len(things["labels"]) == int(kept.sum()) < len(kept)
+    assert torch.equal(things["query"], everything["query"][kept])
+    assert torch.equal(things["scores"], everything["scores"][kept])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from workbench.cli import main
 from workbench.config import config_to_dict, load_config
 from workbench.data.vocabulary import Vocabulary
 from workbench.models import build_model
+from workbench.models.postprocess import Kinds
 from workbench.runs.checkpoint import load_checkpoint, load_model, save_checkpoint
 from workbench.workflows.convert import convert, local_checkpoint
 from workbench.workflows.predict import predict
@@ -37,26 +39,37 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
 
 
+# WORKBENCH_WHOLE_MODELS=1 pytest -rP compares whole Swin-T and R50 models instead, with larger images, and prints by
+# how much they differ.
+WHOLE = bool(os.environ.get("WORKBENCH_WHOLE_MODELS"))
+SMALL_HEAD = {
+    **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 64),
+    "encoder_feedforward_dim": 48,
+    "dim_feedforward": 40,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "num_attention_heads": 4,
+    "num_queries": 7,
+}
+SMALL_SWIN = {"embed_dim": 12, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4]}
+
+
+def _printed(what: str, difference: torch.Tensor | float) -> float:
+    difference = difference.item() if isinstance(difference, torch.Tensor) else difference
+    print(f"{what}: {difference:.2g}")
+    return difference
+
+
 @pytest.fixture(scope="module", params=["swin", "resnet50"])
 def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that transformers wrote, with the names of three categories."""
     stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
     if request.param == "swin":
-        backbone = transformers.SwinConfig(embed_dim=12, depths=[1, 1, 2, 1], num_heads=[1, 2, 3, 4], **stages)
+        backbone = transformers.SwinConfig(**({} if WHOLE else SMALL_SWIN), **stages)
     else:
         backbone = transformers.ResNetConfig(depths=[3, 4, 6, 3], **stages)
     config = transformers.Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=64,
-        mask_feature_size=64,
-        hidden_dim=64,
-        encoder_feedforward_dim=48,
-        dim_feedforward=40,
-        encoder_layers=1,
-        decoder_layers=3,
-        num_attention_heads=4,
-        num_queries=7,
-        id2label={0: "cat", 1: "dog", 2: "cow"},
+        backbone_config=backbone, id2label={0: "cat", 1: "dog", 2: "cow"}, **({} if WHOLE else SMALL_HEAD)
     )
     torch.manual_seed(0)
     model = transformers.Mask2FormerForUniversalSegmentation(config)
@@ -77,16 +90,13 @@ def test_a_model_of_transformers_computes_the_same_here(peer: Path, tmp_path: Pa
     assert checkpoint.vocabulary.categories == ("cat", "dog", "cow")
     assert checkpoint.config.MODEL.PIXEL_MEAN == [127.5, 102.0, 76.5]
     assert checkpoint.config.MODEL.PIXEL_STD == [51.0, 63.75, 76.5]
-    for height, width in ((64, 96), (97, 131)):
+    for height, width in ((427, 640), (333, 517)) if WHOLE else ((64, 96), (97, 131)):
         images = torch.randn(2, 3, height, width)
         with torch.no_grad():
             outputs, expected = model.raw_outputs(images), reference(pixel_values=images)
-        pairs = (
-            (outputs["pred_logits"], expected.class_queries_logits),
-            (outputs["pred_masks"], expected.masks_queries_logits),
-        )
-        for values, wanted in pairs:
-            assert (values - wanted).abs().max() < 1e-4 * wanted.abs().max()
+        for name, wanted in (("logits", expected.class_queries_logits), ("masks", expected.masks_queries_logits)):
+            difference = (outputs[f"pred_{name}"] - wanted).abs().max() / wanted.abs().max()
+            assert _printed(f"{name} at {height}x{width}, relative", difference) < 1e-4
 
 
 @pytest.fixture
@@ -122,10 +132,10 @@ def test_all_losses_are_those_of_transformers_at_the_same_points(
     wanted = reference.get_loss_dict(
         outputs.masks_queries_logits, outputs.class_queries_logits, floats, labels, outputs.auxiliary_logits
     )
-    assert len(losses) == len(wanted) == 9
-    for name, loss in losses.items():
-        other = wanted[name.replace("loss_ce", "loss_cross_entropy")]
-        assert abs(loss - other) < 1e-4 * abs(other)
+    assert len(losses) == len(wanted) == (30 if WHOLE else 9)
+    others = {name: wanted[name.replace("loss_ce", "loss_cross_entropy")] for name in losses}
+    differences = [abs(loss - others[name]) / abs(others[name]) for name, loss in losses.items()]
+    assert _printed("losses, relative", max(differences)) < 1e-4
     assert abs(sum(losses.values()) - outputs.loss) < 1e-4 * outputs.loss
 
 
@@ -133,7 +143,7 @@ def test_instances_are_those_of_transformers(converted: tuple[torch.nn.Module, t
     """At 384 x 384, to which transformers enlarges the masks of every model."""
     model, reference = converted
     picture = torch.randint(0, 256, (3, 384, 384)).float()
-    model.top_k = 7
+    model.top_k = reference.config.num_queries
     with torch.no_grad():
         rows = model([{"image": picture}])[0]
         outputs = reference(pixel_values=((picture - model.pixel_mean) / model.pixel_std)[None])
@@ -147,7 +157,42 @@ def test_instances_are_those_of_transformers(converted: tuple[torch.nn.Module, t
         assert segment["label_id"] == rows["labels"][kept][row]
         assert segment["score"] == pytest.approx(rows["scores"][kept][row].item(), abs=2e-6)
         differing = rows["masks"][kept][row] != result["segmentation"][segment["id"]].bool()
-        assert differing.float().mean() < 1e-4  # pixels whose logit is zero up to rounding
+        assert _printed("pixels of an instance", differing.float().mean()) < 1e-4  # their logit is zero up to rounding
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.1])
+def test_panoptic_segments_are_those_of_transformers(
+    converted: tuple[torch.nn.Module, torch.nn.Module], overlap: float
+) -> None:
+    """Class logits are so sharp that scores are one: transformers compares a mask times its score with one half.
+
+    It also gives a segment every pixel that its query won, here only those where the mask is one half or more.
+    """
+    model, reference = converted
+    for head in (model.transformer_decoder.class_embed, reference.class_predictor):
+        head.weight.data *= 1e4
+        head.bias.data *= 1e4
+    model.kinds = Kinds(panoptic=True, overlap_threshold=overlap)
+    picture = torch.randint(0, 256, (3, 384, 384)).float()
+    with torch.no_grad():
+        segments, infos = model([{"image": picture}])[0]["panoptic"]
+        outputs = reference(pixel_values=((picture - model.pixel_mean) / model.pixel_std)[None])
+    (expected,) = transformers.Mask2FormerImageProcessor().post_process_panoptic_segmentation(
+        outputs,
+        threshold=0.8,
+        overlap_mask_area_threshold=overlap,
+        label_ids_to_fuse=set(),
+        target_sizes=[(384, 384)],
+    )
+    assert len(infos) > 1
+    wanted = expected["segments_info"]
+    assert [(info["id"], info["category"]) for info in infos] == [(each["id"], each["label_id"]) for each in wanted]
+    assert [info["score"] for info in infos] == pytest.approx([each["score"] for each in wanted], abs=1e-5)
+    masks = outputs.masks_queries_logits[0, [info["query"] for info in infos]]
+    masks = torch.nn.functional.interpolate(masks[None], (384, 384), mode="bilinear")[0]
+    sure = masks.amax(0) >= 0
+    differing = segments != expected["segmentation"] * sure
+    assert _printed("pixels of segments", differing.float().mean()) < 1e-4  # those whose masks are equal up to rounding
 
 
 def test_a_model_of_transformers_comes_back_bit_by_bit(peer: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,12 +19,15 @@ CATALOG_FILE = "catalog.yaml"
 class DatasetEntry:
     """Where a dataset lies: its COCO instances JSON and the folder its file names are relative to.
 
-    ``images`` is None where the folder is to be looked for near the JSON, see :func:`find_images`.
+    The JSON may be of COCO's panoptic form, or a folder of label maps (:mod:`workbench.data.segments`). ``images`` is
+    None where the folder is to be looked for near the JSON, see :func:`find_images`. ``label_maps`` is the folder of
+    PNG files that semantic predictions are compared with, where it is there.
     """
 
     name: str
     annotations: Path
     images: Path | None
+    label_maps: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,9 @@ class _Place:
     images: str
 
 
-def _builtin() -> dict[str, tuple[str, str]]:
-    """Usual places of known datasets below the data folder, as (annotations, images)."""
-    places = {}
+def _builtin() -> dict[str, tuple[str, ...]]:
+    """Usual places of known datasets below the data folder, as (annotations, images) and perhaps label maps."""
+    places: dict[str, tuple[str, ...]] = {}
     for split in ("train", "val", "test"):
         for name in ("shapes", "shapes_crowded"):
             places[f"{name}_{split}"] = (f"{name}/annotations/{split}.json", f"{name}/{split}")
@@ -47,11 +51,16 @@ def _builtin() -> dict[str, tuple[str, str]]:
                 f"coco/annotations/instances_{split}{year}.json",
                 f"coco/{split}{year}",
             )
+    for split in ("train2017", "val2017"):
+        panoptic = (f"coco/annotations/panoptic_{split}.json", f"coco/{split}", f"coco/panoptic_semseg_{split}")
+        for suffix in ("panoptic", "panoptic_with_sem_seg"):
+            places[f"coco_2017_{split[:-4]}_{suffix}"] = panoptic
+    ade20k = "ADEChallengeData2016"
     for split, folder in (("train", "training"), ("val", "validation")):
-        places[f"ade20k_instance_{split}"] = (
-            f"ADEChallengeData2016/ade20k_instance_{split}.json",
-            f"ADEChallengeData2016/images/{folder}",
-        )
+        images, label_maps = f"{ade20k}/images/{folder}", f"{ade20k}/annotations_detectron2/{folder}"
+        places[f"ade20k_instance_{split}"] = (f"{ade20k}/ade20k_instance_{split}.json", images)
+        places[f"ade20k_panoptic_{split}"] = (f"{ade20k}/ade20k_panoptic_{split}.json", images, label_maps)
+        places[f"ade20k_sem_seg_{split}"] = (label_maps, images)
     return places
 
 
@@ -97,8 +106,7 @@ def get_entry(name_or_path: str | Path, root: Path | str = "data") -> DatasetEnt
     if text in catalog:
         return catalog[text]
     if text in _BUILTIN:
-        annotations, images = _BUILTIN[text]
-        return DatasetEntry(text, root / annotations, root / images)
+        return DatasetEntry(text, *(root / place for place in _BUILTIN[text]))
     if Path(text).is_dir():
         raise WorkbenchError(
             f"{text} is a folder; a dataset is the path of its COCO JSON. `workbench import {text} OUT` reads "
@@ -127,9 +135,10 @@ def _read_catalog(root: Path) -> dict[str, DatasetEntry]:
     }
 
 
-def find_images(annotations: Path, content: dict) -> Path:
+def find_images(annotations: Path, content: dict, without: Collection[Path] = ()) -> Path:
     """Return the folder, of the usual ones near a dataset file, that holds its first image, or where that is missing
-    the next one that is not. ``content`` is what :func:`read_coco_json` returns for the file.
+    the next one that is not. ``content`` is what :func:`read_coco_json` returns for the file; folders of ``without``
+    hold no images.
 
     WorkbenchError where no folder holds any of them.
     """
@@ -137,12 +146,12 @@ def find_images(annotations: Path, content: dict) -> Path:
     names = [name for name in names if isinstance(name, str)]
     here = annotations.absolute().parent
     stem = annotations.stem
-    subset = stem.removeprefix("instances_")
+    subset = stem.removeprefix("instances_").removeprefix("panoptic_")
     candidates = []
     for base in (here, here.parent):
         candidates += [base / "images", base / "images" / subset, base / stem, base / subset]
     candidates += [here, here.parent]
-    candidates = [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
+    candidates = [folder for folder in dict.fromkeys(candidates) if folder.is_dir() and folder not in without]
     if not names:  # no image to look for: an empty dataset is for validation to speak of
         return candidates[0]
     for name in names:

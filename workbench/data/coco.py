@@ -18,6 +18,7 @@ from workbench.data.faults import DatasetError, Fault, broken, can_be_left_out, 
 from workbench.data.image_files import ImageRules
 from workbench.data.masks import decode_mask, encode_mask, to_rle
 from workbench.data.reading import collector_paused, image_path, is_integer, read_coco_json
+from workbench.data.segments import open_content
 from workbench.data.vocabulary import (
     Vocabulary,
     align_vocabulary,
@@ -199,7 +200,7 @@ def open_dataset(
     used: Collection[int] = (),
     crowds_are_objects: bool = False,
 ) -> Reading:
-    """Read a dataset's file and class lists, without checking what they hold.
+    """Read a dataset's file and class lists, without checking what they hold; panoptic and semantic ones are converted.
 
     Args:
         name: catalog name or path.
@@ -211,8 +212,7 @@ def open_dataset(
     Raises:
         WorkbenchError: the file is no COCO instances file, or its class lists are garbled.
     """
-    entry = get_entry(name, root)
-    content = read_coco_json(entry.annotations)
+    entry, content = open_content(get_entry(name, root))
     faults = mend_categories(content, known, used)
     if crowds_are_objects:
         faults += crowds_to_objects(content["annotations"])

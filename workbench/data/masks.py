@@ -48,6 +48,34 @@ def encode_uncompressed(mask: np.ndarray) -> dict:
     return {"size": [int(n) for n in mask.shape], "counts": _runs(np.asarray(mask, dtype=bool)).tolist()}
 
 
+def encode_labels(labels: np.ndarray) -> dict[int, dict]:
+    """Return the compressed RLE of each value in an (H, W) array of whole numbers, by value, all in one pass."""
+    height, width = labels.shape
+    columns = labels.T.ravel()
+    begins = np.concatenate([[0], np.flatnonzero(columns[1:] != columns[:-1]) + 1])
+    ends = np.append(begins[1:], columns.size)
+    order = np.argsort(columns[begins], kind="stable")
+    values, first = np.unique(columns[begins[order]], return_index=True)
+    runs = []
+    for rows in np.split(order, first[1:]):
+        bounds = np.stack([begins[rows], ends[rows]], axis=1).ravel()
+        lengths = np.diff(bounds, prepend=0, append=columns.size)
+        lengths = lengths[: len(lengths) - int(lengths[-1] == 0)]
+        runs.append({"size": [height, width], "counts": lengths.tolist()})
+    rles = coco_mask.frPyObjects(runs, height, width)
+    return {
+        int(value): {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+        for value, rle in zip(values, rles, strict=True)
+    }
+
+
+def paint_labels(rles: Sequence[dict], values: Sequence[int], empty: np.ndarray) -> np.ndarray:
+    """Set ``values`` in ``empty``, an (H, W) array, where the masks of N compressed RLEs are, later over earlier."""
+    for rle, value in zip(rles, values, strict=True):
+        empty[coco_mask.decode(rle).view(bool)] = value
+    return empty
+
+
 def _runs(mask: np.ndarray) -> np.ndarray:
     """(H, W) bool array -> (R,) int64: lengths of its runs column by column, zeros first."""
     height, width = mask.shape

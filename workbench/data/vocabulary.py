@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from workbench.data.faults import Fault
 from workbench.data.reading import is_integer
@@ -35,12 +35,13 @@ class Vocabulary:
 
     ``category_ids`` are the dataset's own ids (any whole numbers), ``categories`` their names in the same
     order: the label k of a model is ``categories[k]``. ``subcategories`` maps a name to its classes,
-    without the no-object class.
+    without the no-object class. ``stuff`` are the categories whose regions are no objects, such as sky.
     """
 
     category_ids: tuple[int, ...]
     categories: tuple[str, ...]
     subcategories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    stuff: frozenset[str] = frozenset()
 
     @property
     def num_classes(self) -> int:
@@ -52,11 +53,22 @@ class Vocabulary:
         """K_s of each subcategory, without the no-object class."""
         return {name: len(classes) for name, classes in self.subcategories.items()}
 
+    @property
+    def stuff_labels(self) -> frozenset[int]:
+        """The labels of ``stuff``."""
+        return frozenset(label for label, name in enumerate(self.categories) if name in self.stuff)
+
     def to_coco(self) -> dict:
-        """Return the top-level ``categories`` and ``subcategories`` of a COCO instances file."""
-        categories = zip(self.category_ids, self.categories, strict=True)
+        """Return the top-level ``categories`` and ``subcategories`` of a COCO instances file.
+
+        Where there is stuff, ``isthing`` says which categories it is not.
+        """
+        categories = [
+            {"id": number, "name": name} | ({"isthing": int(name not in self.stuff)} if self.stuff else {})
+            for number, name in zip(self.category_ids, self.categories, strict=True)
+        ]
         return {
-            "categories": [{"id": number, "name": name} for number, name in categories],
+            "categories": categories,
             "subcategories": [{"name": n, "classes": list(c)} for n, c in self.subcategories.items()],
         }
 
@@ -244,12 +256,15 @@ def _has_whole_category(annotation: object) -> bool:
 
 
 def read_vocabulary(content: dict, path: object) -> Vocabulary:
-    """All class lists of a dataset file. Categories are ordered by id, whatever ids they have.
+    """Return all class lists of a dataset file. Categories are ordered by id, whatever ids they have.
+
+    Categories whose ``isthing`` is 0, as COCO's panoptic files have it, are stuff.
 
     WorkbenchError where the categories are not ``{"id": int, "name": str}`` with different ids and names:
     then no annotation can be understood.
     """
     categories: dict[int, str] = {}
+    stuff = set()
     for item in content["categories"]:
         if not _is_category(item):
             raise WorkbenchError(f"A category of {path} is not {{id: whole number, name: text}}: {str(item)[:80]}.")
@@ -260,6 +275,8 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
         if problem := name_problem(item["name"]):
             raise WorkbenchError(f"Category {item['id']} of {path}, {item['name'][:40]!r}, {problem}: rename it.")
         categories[item["id"]] = item["name"]
+        if item.get("isthing") == 0:
+            stuff.add(item["name"])
     if not categories:
         raise WorkbenchError(f"The dataset {path} has no categories.")
     declared = declared_subcategories(content, path)
@@ -268,6 +285,7 @@ def read_vocabulary(content: dict, path: object) -> Vocabulary:
         category_ids=ids,
         categories=tuple(categories[n] for n in ids),
         subcategories=collected_subcategories(content) if declared is None else declared,
+        stuff=frozenset(stuff),
     )
 
 
@@ -287,7 +305,7 @@ def choose_subcategories(vocabulary: Vocabulary, names: Sequence[str], declared:
                 f"{', '.join(known) or 'none'}."
             )
     chosen = {name: known[name] for name in names}
-    return Vocabulary(vocabulary.category_ids, vocabulary.categories, chosen)
+    return replace(vocabulary, subcategories=chosen)
 
 
 def merge_vocabularies(first: Vocabulary, second: Vocabulary, path: object) -> Vocabulary:
@@ -298,7 +316,7 @@ def merge_vocabularies(first: Vocabulary, second: Vocabulary, path: object) -> V
     for name, classes in second.subcategories.items():
         there = merged.get(name, ())
         merged[name] = there + tuple(c for c in classes if c not in there)
-    return Vocabulary(first.category_ids, first.categories, merged)
+    return replace(first, subcategories=merged)
 
 
 def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Vocabulary:
@@ -321,7 +339,7 @@ def align_vocabulary(wanted: Vocabulary, found: Vocabulary, path: object) -> Voc
             'images with them to the training data, or list all classes under "subcategories" in the training file.'
         )
     ids = dict(zip(found.categories, found.category_ids, strict=True))
-    return Vocabulary(tuple(ids[name] for name in wanted.categories), wanted.categories, wanted.subcategories)
+    return replace(wanted, category_ids=tuple(ids[name] for name in wanted.categories))
 
 
 def _check_categories(wanted: Vocabulary, found: Vocabulary, path: object, whose: str) -> None:

@@ -21,6 +21,7 @@ from workbench.evaluation.evaluate import evaluate_results, save_metrics
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import collect, to_coco_results
 from workbench.evaluation.results import save_predictions
+from workbench.evaluation.segments import segment_rows
 from workbench.workflows.score import scoring_options
 
 
@@ -50,8 +51,10 @@ class WorkbenchEvaluator(DatasetEvaluator):
             rows = output["instances"]
             own = {"scores": rows.scores, "labels": rows.pred_classes, "masks": rows.pred_masks, "subcategories": {}}
             predictions = output.get("predictions", own)
-            results = to_coco_results(predictions, item["image_id"], self.dataset.vocabulary)
-            self._predicted[item["image_id"]] = results, predictions.get("no_object_fraction")
+            image_id, vocabulary = item["image_id"], self.dataset.vocabulary
+            results = to_coco_results(predictions, image_id, vocabulary)
+            segments = segment_rows(predictions, image_id, vocabulary)
+            self._predicted[image_id] = results, predictions.get("no_object_fraction"), segments
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return {"segm": {"AP": ..., ...}, "bbox": ..., "joint": ..., "<subcategory>": {"accuracy": ...}} in the main
@@ -66,7 +69,8 @@ class WorkbenchEvaluator(DatasetEvaluator):
         if self.output_dir is not None:
             save_predictions(Path(self.output_dir) / "predictions.json", results)
             save_metrics(Path(self.output_dir) / "metrics.json", metrics)
-        tables = {key: metrics[key] for key in ("segm", "bbox", "joint") if metrics.get(key) is not None}
+        kinds = ("segm", "bbox", "joint", "panoptic", "semantic")
+        tables = {key: metrics[key] for key in kinds if metrics.get(key) is not None}
         return {
             name: {key: math.nan if value is None else float(value) for key, value in scores.items()}
             for name, scores in (tables | metrics.get("subcategories", {})).items()

@@ -13,11 +13,14 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.evaluation.coco import check_max_dets, scores_of
 from workbench.evaluation.columns import read_inputs
 from workbench.evaluation.results import rank_results
+from workbench.evaluation.segments import panoptic_scores, semantic_scores
 from workbench.evaluation.subcategories import has_subcategories, subcategory_scores
 from workbench.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_PER_CATEGORY = {"per_category": "AP", "panoptic_per_category": "PQ", "semantic_per_category": "IoU"}
 
 
 @collector_paused()  # millions of JSON values, none in a cycle
@@ -29,11 +32,13 @@ def evaluate_results(
     max_dets: Sequence[int] = (1, 10, 100),
     rank_by: str = "main",
     scorer: str = "hotcoco",
+    instances: bool = True,
     stats: Mapping | None = None,
 ) -> dict:
     """Score COCO results, ranked by ``rank_by`` first, against a COCO ground truth.
 
     ``stats`` are those of ``run_inference``. Results without any mask are scored by their boxes, and "segm" is None.
+    Only things are instances; where there are none, or ``instances`` is False, "segm" and "bbox" are None.
 
     Returns:
         What metrics.json holds: "segm" and "bbox" {AP, AP50, AP75, APs, APm, APl, AR@k and AP@k for each k of
@@ -41,27 +46,31 @@ def evaluate_results(
         AP}}, "joint" {AP, AP50}, "no_object_fraction", "images", "instances" (crowd regions aside), "rank_by",
         "seconds" (inference and scoring). Scores are in percent, None where there is nothing to measure on.
         "subcategories" and "joint" are absent where the vocabulary has no subcategories or the results no attributes.
+        Where ``stats`` hold segments there are also "panoptic" and "semantic", and "panoptic_per_category" {name: PQ}
+        and "semantic_per_category" {name: IoU}: see :mod:`workbench.evaluation.segments`.
 
     Raises:
         WorkbenchError: malformed input.
     """
     start = time.perf_counter()
     check_max_dets(max_dets)
+    stats = stats or {}
     ranked = rank_results(results, rank_by)
     iou_type = "bbox" if ranked and not any("segmentation" in row for row in ranked) else "segm"
-    data = read_inputs(gt, ranked, iou_type=iou_type)
-    how = {"max_dets": max_dets, "scorer": scorer}
-    segm = scores_of(data, "segm", **how) if iou_type == "segm" else None
-    bbox = scores_of(data, "bbox", **how)
-    per_category = bbox.pop("per_category")
-    if segm is not None:
-        per_category = segm.pop("per_category")
-    metrics: dict = {"segm": segm, "bbox": bbox, "per_category": per_category}
-    if vocabulary.subcategories and has_subcategories(ranked):
-        metrics["subcategories"], metrics["joint"] = subcategory_scores(
-            data, vocabulary, iou_type=iou_type, scorer=scorer
-        )
-    stats = stats or {}
+    data = read_inputs(*_things(gt, ranked, vocabulary), iou_type=iou_type)
+    metrics: dict = {"segm": None, "bbox": None, "per_category": {}}
+    if instances and data.category_ids:
+        how = {"max_dets": max_dets, "scorer": scorer}
+        for kind in ("bbox", "segm") if iou_type == "segm" else ("bbox",):
+            metrics[kind] = scores_of(data, kind, **how)
+            metrics["per_category"] = metrics[kind].pop("per_category")
+        if vocabulary.subcategories and has_subcategories(ranked):
+            metrics["subcategories"], metrics["joint"] = subcategory_scores(
+                data, vocabulary, iou_type=iou_type, scorer=scorer
+            )
+    score_kind = {"panoptic": panoptic_scores, "semantic": semantic_scores}
+    for kind, rows in stats.get("segments", {}).items():
+        metrics[kind], metrics[f"{kind}_per_category"] = score_kind[kind](gt, rows, vocabulary)
     return metrics | {
         "no_object_fraction": stats.get("no_object_fraction"),
         "images": len(data.image_ids),
@@ -69,6 +78,17 @@ def evaluate_results(
         "rank_by": rank_by,
         "seconds": stats.get("seconds", 0.0) + time.perf_counter() - start,
     }
+
+
+def _things(gt: Mapping, results: list[dict], vocabulary: Vocabulary) -> tuple[Mapping, list[dict]]:
+    """Return ground truth and results without categories that are stuff, which has no instances."""
+    stuff = {vocabulary.category_ids[label] for label in vocabulary.stuff_labels}
+    if not stuff:
+        return gt, results
+    annotations = [each for each in gt["annotations"] if each["category_id"] not in stuff]
+    categories = [each for each in gt["categories"] if each["id"] not in stuff]
+    kept = [row for row in results if row.get("category_id") not in stuff]
+    return {**gt, "annotations": annotations, "categories": categories}, kept
 
 
 def save_metrics(path: str | Path, metrics: Mapping) -> Path:
@@ -86,8 +106,8 @@ def _finite(value: object) -> object:
 
 
 def metrics_frames(metrics: Mapping) -> dict[str, pd.DataFrame]:
-    """Return metrics as tables: "overall" (rows masks, boxes and joint), "per_category" and, where measured,
-    "subcategories". NaN stands for what could not be measured."""
+    """Return metrics as tables: "overall" (rows masks, boxes, joint, panoptic and semantic), "per_category" and, where
+    measured, "subcategories". NaN stands for what could not be measured."""
     import pandas as pd  # half a second, which scoring a file does not need
 
     heads = {"overall": None, "per_category": "category", "subcategories": "subcategory"}
@@ -103,9 +123,14 @@ def metrics_frames(metrics: Mapping) -> dict[str, pd.DataFrame]:
 def _rows(metrics: Mapping) -> dict[str, dict[str, Mapping]]:
     """Return the tables of :func:`metrics_frames` as {table: {row: {column: value}}}."""
     overall = {"masks": metrics.get("segm"), "boxes": metrics.get("bbox"), "joint": metrics.get("joint")}
+    overall |= {kind: metrics.get(kind) for kind in ("panoptic", "semantic")}
+    per_category: dict[str, dict] = {}
+    for key, score in _PER_CATEGORY.items():
+        for name, value in metrics.get(key, {}).items():
+            per_category.setdefault(name, {})[score] = value
     tables = {
         "overall": {name: scores for name, scores in overall.items() if scores is not None},
-        "per_category": {name: {"AP": value} for name, value in metrics.get("per_category", {}).items()},
+        "per_category": per_category,
     }
     return tables | ({"subcategories": metrics["subcategories"]} if metrics.get("subcategories") else {})
 
@@ -114,7 +139,10 @@ def metrics_table(metrics: Mapping) -> str:
     """Return metrics as plain text for a terminal, "-" where nothing could be measured."""
     tables = _rows(metrics)
     # AP@k is for looking into detection limits; beside AP it would fill the line with repetitions.
-    parts = [_text(tables["overall"], leave_out="AP@")]
+    overall = tables["overall"]
+    segments = [{kind: overall.pop(kind)} for kind in ("panoptic", "semantic") if kind in overall]
+    parts = [_text(overall, leave_out="AP@")] if overall else []
+    parts += [_text(rows) for rows in segments]
     if "subcategories" in tables:
         parts.append(_text(tables["subcategories"], "subcategory"))
     parts.append(_text(tables["per_category"], "category"))

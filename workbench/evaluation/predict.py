@@ -16,6 +16,7 @@ from workbench.console import follow
 from workbench.data.masks import encode_masks
 from workbench.data.vocabulary import Vocabulary
 from workbench.evaluation.results import rounded
+from workbench.evaluation.segments import segment_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,10 +34,11 @@ def run_inference(
 
     results: COCO results of all images, by image id, the rows of an image in the model's order. stats:
     {"images", "no_object_fraction": mean over images of the share of queries that say no-object, None for a model
-    without queries or where there was no image, "seconds"}. With an ``accelerator`` of several processes each
-    predicts what its loader gives it and all return the whole; an image two processes predicted counts once. The model
-    is in eval mode meanwhile and then as before. A model with an attribute ``encode_masks`` encodes its masks in
-    chunks.
+    without queries or where there was no image, "segments": {"panoptic" and "semantic", as far as the model predicts
+    them: rows of :func:`~workbench.evaluation.segments.segment_rows`}, "seconds"}. With an ``accelerator`` of several
+    processes each predicts what its loader gives it and all return the whole; an image two processes predicted counts
+    once. The model is in eval mode meanwhile and then as before. A model with an attribute ``encode_masks`` encodes its
+    masks in chunks.
     """
     start = time.perf_counter()
     shown = progress and (accelerator is None or accelerator.is_main_process)
@@ -50,6 +52,7 @@ def run_inference(
                     predicted[item["image_id"]] = (
                         to_coco_results(predictions, item["image_id"], vocabulary),
                         predictions.get("no_object_fraction"),
+                        segment_rows(predictions, item["image_id"], vocabulary),
                     )
     finally:
         model.train(was_training)
@@ -60,13 +63,24 @@ def run_inference(
     return collect(predicted, time.perf_counter() - start)
 
 
-def collect(predicted: Mapping[int | str, tuple[list[dict], float | None]], seconds: float) -> tuple[list[dict], dict]:
-    """Return (results, stats) of :func:`run_inference` for {image id: (rows, share of no-object queries or None)}."""
+def collect(
+    predicted: Mapping[int | str, tuple[list[dict], float | None, dict[str, list[dict]]]], seconds: float
+) -> tuple[list[dict], dict]:
+    """Return (results, stats) of :func:`run_inference`.
+
+    Args:
+        predicted: {image id: (rows, share of no-object queries or None, rows of segments by kind)}.
+        seconds: what the prediction took.
+    """
     ordered = [predicted[key] for key in sorted(predicted, key=lambda key: (isinstance(key, str), key))]
-    fractions = [float(fraction) for _, fraction in ordered if fraction is not None]
+    fractions = [float(fraction) for _, fraction, _ in ordered if fraction is not None]
     mean = sum(fractions) / len(fractions) if fractions else None
-    stats = {"images": len(ordered), "no_object_fraction": mean, "seconds": seconds}
-    return [row for rows, _ in ordered for row in rows], stats
+    segments: dict[str, list[dict]] = {}
+    for _, _, kinds in ordered:
+        for kind, rows in kinds.items():
+            segments.setdefault(kind, []).extend(rows)
+    stats = {"images": len(ordered), "no_object_fraction": mean, "segments": segments, "seconds": seconds}
+    return [row for rows, _, _ in ordered for row in rows], stats
 
 
 @contextmanager

@@ -13,6 +13,15 @@ FEW_FOUND = 30  # percent of the objects; where fewer are found, recall is the t
 FAR_POINTS, FAR_TIMES = 10, 1.5
 
 
+def main_score(metrics: Mapping) -> tuple[str, float | None]:
+    """Return the name and the value of the score that checkpoints are chosen by: the mask AP where instances are
+    predicted, else PQ, else mIoU."""
+    for kind, score, name in (("segm", "AP", "segm AP"), ("panoptic", "PQ", "PQ"), ("semantic", "mIoU", "mIoU")):
+        if metrics.get(kind) is not None:
+            return name, metrics[kind].get(score)
+    return "segm AP", None
+
+
 def summarise(metrics: Mapping, truth: Mapping | None = None, results: Sequence[Mapping] = ()) -> str:
     """Return a few sentences on what metrics.json says: the overall score, its extremes and its likeliest cause.
 
@@ -22,12 +31,16 @@ def summarise(metrics: Mapping, truth: Mapping | None = None, results: Sequence[
     if not metrics["images"]:
         return "There is no image to evaluate on."
     scores = metrics.get("segm") or metrics["bbox"]
+    kinds = _of_segments(metrics)
+    if scores is None:
+        return " ".join([f"{metrics['images']} images were evaluated.", *kinds])
     if not metrics["instances"] or scores["AP"] is None:
         return f"The {metrics['images']} images hold no object, so there is nothing to measure."
     parts = [
         f"On {metrics['images']} images with {metrics['instances']} objects the mask AP is {scores['AP']:.1f} "
         f"and AP50 {scores['AP50']:.1f}"
-        + (f"; joint with all subcategories it is {joint:.1f}." if (joint := _joint(metrics)) is not None else ".")
+        + (f"; joint with all subcategories it is {joint:.1f}." if (joint := _joint(metrics)) is not None else "."),
+        *kinds,
     ]
     if nothing_found(metrics):
         parts.append("Next to nothing was found. What to check, in this order:")
@@ -74,6 +87,18 @@ def what_to_check(metrics: Mapping, truth: Mapping | None, results: Sequence[Map
     if truth is None:
         return ["1. Masks moved?", "2. Classes permuted?", "3. Everything no-object?", "4. The same output everywhere?"]
     return explain_nothing_found(truth, results, metrics.get("no_object_fraction"))
+
+
+def _of_segments(metrics: Mapping) -> list[str]:
+    """Return a sentence each on the panoptic and the semantic scores, as far as there are."""
+    sentences = []
+    if (panoptic := metrics.get("panoptic")) and panoptic["PQ"] is not None:
+        parts = {"things": panoptic["PQ_th"], "stuff": panoptic["PQ_st"]}
+        known = [f"{name} {value:.1f}" for name, value in parts.items() if value is not None]
+        sentences.append(f"The panoptic quality is {panoptic['PQ']:.1f} ({', '.join(known)}).")
+    if (semantic := metrics.get("semantic")) and semantic["mIoU"] is not None:
+        sentences.append(f"The mean IoU of the categories is {semantic['mIoU']:.1f}.")
+    return sentences
 
 
 def _likeliest_cause(scores: Mapping) -> list[str]:
@@ -130,7 +155,7 @@ def compare_with_training(training: Mapping, validation: Mapping, start: str, *,
 
 
 def _mask_or_box_ap(metrics: Mapping) -> float | None:
-    return (metrics.get("segm") or metrics["bbox"])["AP"]
+    return (metrics.get("segm") or metrics["bbox"] or {}).get("AP")
 
 
 def _joint(metrics: Mapping) -> float | None:

@@ -29,6 +29,7 @@ from workbench.models.fpn import PyramidBackbone
 from workbench.models.mask2former import Mask2Former
 from workbench.models.mask_rcnn import MaskRCNN
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder, group_norm
+from workbench.models.postprocess import Kinds
 from workbench.models.solov2 import InstanceHead, MaskHead, SOLOv2
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
 from workbench.models.weights import load_backbone, torchvision_state
@@ -149,6 +150,18 @@ def _mask2former(cfg: CfgNode, vocabulary: Vocabulary, pretrained: bool) -> Mask
         top_k=cfg.TEST.DETECTIONS_PER_IMAGE,
         rank_by=cfg.TEST.RANK_BY,
         one_class_per_query=cfg.TEST.ONE_CLASS_PER_QUERY,
+        kinds=Kinds(
+            instances=former.TEST.INSTANCE_ON,
+            semantic=former.TEST.SEMANTIC_ON,
+            panoptic=former.TEST.PANOPTIC_ON,
+            stuff=vocabulary.stuff_labels,
+            object_mask_threshold=former.TEST.OBJECT_MASK_THRESHOLD,
+            overlap_threshold=former.TEST.OVERLAP_THRESHOLD,
+            # Published models enlarge masks wherever other predictions need them in full size.
+            enlarge_masks=former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+            or former.TEST.INSTANCE_ON
+            or former.TEST.PANOPTIC_ON,
+        ),
     )
 
 

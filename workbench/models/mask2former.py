@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from workbench.models.inputs import collate_images, collate_targets
 from workbench.models.pixel_decoder import MSDeformAttnPixelDecoder
-from workbench.models.postprocess import batch_inference
+from workbench.models.postprocess import INSTANCES, Kinds, batch_inference
 from workbench.models.transformer_decoder import MaskedTransformerDecoder
 
 
 class Mask2Former(nn.Module):
-    """Backbone, pixel decoder and transformer decoder; losses in training, instances in evaluation.
+    """Backbone, pixel decoder and transformer decoder; losses in training, predictions in evaluation.
 
     Args:
         backbone: (B, 3, H, W) -> {name: feature map}.
@@ -25,6 +25,7 @@ class Mask2Former(nn.Module):
         size_divisibility: images are padded at the right and bottom to a multiple of it.
         deep_supervision: whether earlier decoder layers are trained on their predictions too.
         top_k, rank_by, one_class_per_query: of :func:`~workbench.models.postprocess.instance_inference`.
+        kinds: what is inferred in evaluation.
 
     Attributes:
         encode_masks: of the same function; None keeps the masks of predictions as tensors.
@@ -46,6 +47,7 @@ class Mask2Former(nn.Module):
         top_k: int = 100,
         rank_by: str = "main",
         one_class_per_query: bool = False,
+        kinds: Kinds = INSTANCES,
     ):
         super().__init__()
         self.backbone = backbone
@@ -59,6 +61,7 @@ class Mask2Former(nn.Module):
         self.top_k = top_k
         self.rank_by = rank_by
         self.one_class_per_query = one_class_per_query
+        self.kinds = kinds
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +79,7 @@ class Mask2Former(nn.Module):
 
         Returns:
             In training, the weighted losses of :class:`~workbench.losses.criterion.SetCriterion`. In evaluation, for
-            each image the rows of :func:`~workbench.models.postprocess.instance_inference`, and ``image_id`` if given.
+            each image what :func:`~workbench.models.postprocess.batch_inference` returns.
 
         Raises:
             WorkbenchError: a label outside its range, with the image, the object and the range.
@@ -92,6 +95,7 @@ class Mask2Former(nn.Module):
             batched_inputs,
             sizes,
             padded_size=tuple(images.shape[-2:]),
+            kinds=self.kinds,
             top_k=self.top_k,
             rank_by=self.rank_by,
             one_class_per_query=self.one_class_per_query,

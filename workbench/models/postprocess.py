@@ -1,8 +1,9 @@
-"""From raw outputs to instances: which query and class each row is, how rows rank, masks at the original size."""
+"""From raw outputs to instances, semantic maps and panoptic segments at the size of the original image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ def instance_inference(
     top_k: int = 100,
     rank_by: str = "main",
     one_class_per_query: bool = False,
+    stuff: Collection[int] = (),
     encode_masks: Callable[[Tensor], Sequence[Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the predictions of one image.
@@ -89,6 +91,7 @@ def instance_inference(
         logits: (Q, K+1). mask_logits: (Q, h, w). subcategory_logits: {name: (Q, K_s+1)}: this image's raw outputs.
         padded_size: (height, width) that ``mask_logits`` cover. image_size: the part of it that is image.
         output_size: the original image's size.
+        stuff: labels whose rows are left out of the ``top_k``.
         encode_masks: (n, H, W) bool -> n encoded masks; called for each chunk.
 
     Returns:
@@ -104,6 +107,9 @@ def instance_inference(
     query, labels, rank, main = select_rows(
         logits, probabilities, top_k=top_k, rank_by=rank_by, one_class_per_query=one_class_per_query
     )
+    if stuff:
+        things = torch.isin(labels, torch.tensor(sorted(stuff), device=labels.device), invert=True)
+        query, labels, rank, main = (field[things] for field in (query, labels, rank, main))
     distinct, row = query.unique(return_inverse=True)
     pieces = []
     for maps in mask_logits[distinct].split(maps_at_once(output_size)):
@@ -132,23 +138,30 @@ def instance_inference(
     }
 
 
-def semantic_inference(logits: Tensor, mask_logits: Tensor, **sizes: tuple[int, int]) -> Tensor:
+def semantic_inference(
+    logits: Tensor, mask_logits: Tensor, *, enlarge_masks: bool = True, **sizes: tuple[int, int]
+) -> Tensor:
     """Return the score of each main category at each pixel of one image (Mask2Former's semantic inference).
 
     Args:
         logits: (Q, K+1). mask_logits: (Q, h, w). sizes: those of :func:`instance_inference`.
+        enlarge_masks: enlarge the masks to ``output_size``; False enlarges the scores instead, which takes less memory.
 
     Returns:
         (K, H, W) float32: the sum over queries of the category's probability times that of the mask.
     """
     classes = logits.float().softmax(-1)[:, :-1]
+    output_size = tuple(sizes["output_size"])
+    sizes |= {} if enlarge_masks else {"output_size": sizes["image_size"]}
     scores = torch.zeros(classes.shape[1], *sizes["output_size"], device=logits.device)
     done = 0
     for enlarged in enlarge_in_chunks(mask_logits.float(), **sizes):
         weights = classes[done : done + len(enlarged)]
         scores += torch.einsum("qk,qhw->khw", weights, enlarged.sigmoid_())
         done += len(enlarged)
-    return scores
+    if scores.shape[1:] == output_size:
+        return scores
+    return F.interpolate(scores.unsqueeze(0), output_size, mode="bilinear").squeeze(0)
 
 
 def panoptic_inference(
@@ -293,10 +306,38 @@ def masks_of_rows(chunks: Sequence[Tensor | Sequence[Any]], rows: Tensor) -> Ten
     return [encoded[i] for i in rows.tolist()]
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """What is inferred for an image.
+
+    Attributes:
+        instances: rows; without them there are none, and every field has length 0.
+        semantic, panoptic: whether :func:`semantic_inference` and :func:`panoptic_inference` run.
+        stuff: labels of no objects: they give no rows of instances, and one panoptic segment each.
+        object_mask_threshold, overlap_threshold: of :func:`panoptic_inference`.
+        enlarge_masks: of :func:`semantic_inference`.
+    """
+
+    instances: bool = True
+    semantic: bool = False
+    panoptic: bool = False
+    stuff: frozenset[int] = frozenset()
+    object_mask_threshold: float = 0.8
+    overlap_threshold: float = 0.8
+    enlarge_masks: bool = True
+
+
+INSTANCES = Kinds()
+
+
 def batch_inference(
     outputs: Mapping[str, Any],
     batched_inputs: Sequence[Mapping[str, Any]],
     image_sizes: Sequence[tuple[int, int]],
+    *,
+    padded_size: tuple[int, int],
+    kinds: Kinds = INSTANCES,
+    top_k: int = 100,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Return the predictions of a batch, one dict an image.
@@ -306,21 +347,40 @@ def batch_inference(
             {name: (B, Q, K_s+1)}.
         batched_inputs: ``height`` and ``width`` of the original images (default: ``image_sizes``), ``image_id``.
         image_sizes: (height, width) of each image within the padded batch.
-        settings: the other arguments of :func:`instance_inference`.
+        kinds: what is inferred.
+        padded_size, top_k, settings: the other arguments of :func:`instance_inference`.
 
     Returns:
-        for each image what :func:`instance_inference` returns, and its ``image_id`` where the input has one.
+        for each image what :func:`instance_inference` returns, and its ``image_id`` where the input has one. Where
+        ``kinds`` says so also ``semantic``, (H, W) int32, the label with the highest score at each pixel, and
+        ``panoptic``, what :func:`panoptic_inference` returns.
     """
     predictions = []
     for index, (inputs, size) in enumerate(zip(batched_inputs, image_sizes, strict=True)):
+        logits, masks = outputs["pred_logits"][index], outputs["pred_masks"][index]
+        output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
+        sizes = {"padded_size": padded_size, "image_size": size, "output_size": output_size}
         rows = instance_inference(
-            outputs["pred_logits"][index],
-            outputs["pred_masks"][index],
+            logits,
+            masks,
             {name: head[index] for name, head in outputs["pred_subcategories"].items()},
-            image_size=size,
-            output_size=(inputs.get("height", size[0]), inputs.get("width", size[1])),
+            top_k=top_k if kinds.instances else 0,
+            stuff=kinds.stuff,
+            **sizes,
             **settings,
         )
+        if kinds.semantic:
+            scores = semantic_inference(logits, masks, enlarge_masks=kinds.enlarge_masks, **sizes)
+            rows["semantic"] = scores.argmax(0).int()
+        if kinds.panoptic:
+            rows["panoptic"] = panoptic_inference(
+                logits,
+                masks,
+                stuff=kinds.stuff,
+                object_mask_threshold=kinds.object_mask_threshold,
+                overlap_threshold=kinds.overlap_threshold,
+                **sizes,
+            )
         predictions.append(rows | {key: inputs[key] for key in ("image_id",) if key in inputs})
     return predictions
 

@@ -402,10 +402,10 @@ def training_beside_validation(ckpt: str | Path) -> tuple[pd.DataFrame | None, s
         return None, f"Training and validation cannot be compared: {error}"
     rows = {}
     for label, metrics in {"training images (sample)": training, str(validation.dataset): validation.metrics}.items():
-        scores = metrics["segm"] or metrics["bbox"]
+        scores = metrics["segm"] or metrics["bbox"] or {}
         rows[label] = {
             "images": metrics["images"],
-            **{score: scores[score] for score in ("AP", "AP50")},
+            **{score: scores.get(score) for score in ("AP", "AP50")},
             "AR": largest_recall(scores),
             "joint AP": (metrics.get("joint") or {}).get("AP"),
         }

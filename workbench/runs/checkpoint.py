@@ -53,6 +53,7 @@ T = TypeVar("T")
 class _Category:
     id: Whole
     name: Text
+    isthing: Whole = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class ModelRecipe:
             tuple(category.id for category in self.categories),
             tuple(category.name for category in self.categories),
             {subcategory.name: subcategory.classes for subcategory in self.subcategories},
+            frozenset(category.name for category in self.categories if not category.isthing),
         )
 
 

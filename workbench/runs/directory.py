@@ -134,6 +134,8 @@ def differences(saved: CfgNode, wanted: CfgNode) -> list[str]:
 
 
 _Scores = dict[Text, Number | None]
+SEGMENT_SCORES = {"panoptic": "PQ", "semantic": "mIoU"}
+"""The main score of each kind of predictions beside instances in metrics.json."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,10 @@ class _Metrics:
     seconds: Number = 0.0
     subcategories: dict[Text, _Scores] = field(default_factory=dict)
     joint: _Scores | None = None
+    panoptic: _Scores | None = None
+    semantic: _Scores | None = None
+    panoptic_per_category: _Scores = field(default_factory=dict)
+    semantic_per_category: _Scores = field(default_factory=dict)
     no_object_fraction: Number | None = None
     dataset: str | None = None
     checkpoint: Any = ""

@@ -20,7 +20,7 @@ from PIL import Image
 from workbench.config import changes, get_cfg, load_config
 from workbench.errors import WorkbenchError, errors_as
 from workbench.files import write_text
-from workbench.runs.directory import RunDirectory, read_metrics_json
+from workbench.runs.directory import SEGMENT_SCORES, RunDirectory, read_metrics_json
 
 REPORT = "report.html"
 # The browser runs no script and fetches nothing, whatever an output holds: pictures and styles are in the file.
@@ -133,6 +133,7 @@ def _headline(metrics: dict[str, Any]) -> str:
     scores = metrics.get("segm") or metrics.get("bbox") or {}
     values = {name: scores.get(name) for name in ("AP", "AP50", "AP75")}
     values["joint AP"] = (metrics.get("joint") or {}).get("AP")
+    values |= {score: (metrics.get(kind) or {}).get(score) for kind, score in SEGMENT_SCORES.items()}
     for name, each in (metrics.get("subcategories") or {}).items():
         values[f"{name} accuracy"] = each.get("accuracy")
     known = {name: value for name, value in values.items() if isinstance(value, (int, float))}

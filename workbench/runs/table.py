@@ -11,7 +11,14 @@ import pandas as pd
 from workbench.config import flatten, load_config, reads
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import metrics_table
-from workbench.runs.directory import RunDirectory, describe_changes, list_evaluations, load_metrics, read_metrics
+from workbench.runs.directory import (
+    SEGMENT_SCORES,
+    RunDirectory,
+    describe_changes,
+    list_evaluations,
+    load_metrics,
+    read_metrics,
+)
 
 # The config keys that most often differ between the runs of a study, and their column names.
 SHOWN_KEYS = {
@@ -79,6 +86,7 @@ def _row(run: Path) -> dict[str, Any]:
 def _key_numbers(metrics: dict[str, Any]) -> dict[str, float]:
     segm, joint = metrics.get("segm") or {}, metrics.get("joint") or {}
     numbers = {"AP": segm.get("AP"), "AP50": segm.get("AP50"), "joint AP": joint.get("AP")}
+    numbers |= {score: metrics[kind].get(score) for kind, score in SEGMENT_SCORES.items() if metrics.get(kind)}
     for name, scores in (metrics.get("subcategories") or {}).items():
         numbers[f"{name} accuracy"] = scores.get("accuracy")
     return {name: float("nan") if number is None else float(number) for name, number in numbers.items()}

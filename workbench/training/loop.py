@@ -21,6 +21,7 @@ from workbench.data.loaders import step_seed
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.memory import peak_memory
 from workbench.errors import WorkbenchError, errors_as
+from workbench.evaluation.summary import main_score
 from workbench.runs.checkpoint import (
     STATE,
     check_vocabulary,
@@ -79,7 +80,7 @@ class Trainer:
         batches: ``batches(start_step)`` yields this process's share of the global batch of that step and of
             all later ones.
         evaluate: ``evaluate(model)``, called in every process with the model in eval mode, returns metrics
-            whose ``["segm"]["AP"]`` selects the best checkpoint; None never evaluates.
+            whose :func:`~workbench.evaluation.summary.main_score` selects the best checkpoint; None never evaluates.
         on_best: called in the main process after a new best checkpoint was written.
         picture: called in the main process after each evaluation; returns what TensorBoard shows of it, (H, W, 3)
             uint8.
@@ -301,14 +302,14 @@ class Trainer:
             if stop.name is None:
                 raise
             return None
-        ap = (self.metrics.get("segm") or {}).get("AP")
+        name, ap = main_score(self.metrics)
         ap = None if ap is None or not math.isfinite(ap) else float(ap)
         best = self.best["AP"]
         if self.best["step"] is None or (ap is not None and (best is None or ap >= best)):
             self.best = {"AP": ap, "step": self.step}
             run_on_main(lambda: self._save(self.run.best))
         shown = ["-" if value is None else f"{value:.2f}" for value in (ap, self.best["AP"])]
-        log.info(f"step {self.step}: segm AP {shown[0]}; best {shown[1]}, of step {self.best['step']}")
+        log.info(f"step {self.step}: {name} {shown[0]}; best {shown[1]}, of step {self.best['step']}")
         values = flatten(self.metrics, "/").items()
         return {name: v for name, v in values if isinstance(v, (int, float)) and not isinstance(v, bool)}
 

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -166,14 +167,14 @@ def _vocabulary(source: Source, cfg: CfgNode, dataset: str | Path | None) -> tup
         vocabulary, origin = source.vocabulary, "its own files"
     else:
         entries = [get_entry(name, cfg.DATASETS.ROOT) for name in ([dataset] if dataset else cfg.DATASETS.TRAIN[:1])]
-        entry = entries[0] if entries and (dataset or entries[0].annotations.is_file()) else None
+        entry = entries[0] if entries and (dataset or entries[0].annotations.exists()) else None
         if entry is None:
             names = tuple(f"category {number}" for number in range(count))
             return Vocabulary(tuple(range(count)), names), (
                 f"categories: the file names none, so the {count} are numbered; --dataset names them"
             )
         found = open_dataset(dataset or cfg.DATASETS.TRAIN[0], cfg.DATASETS.ROOT).vocabulary
-        vocabulary, origin = Vocabulary(found.category_ids, found.categories), f"{entry.annotations}, ordered by id"
+        vocabulary, origin = replace(found, subcategories={}), f"{entry.annotations}, ordered by id"
     if vocabulary.num_classes != count:
         raise WorkbenchError(
             f"weights {source.name} ({source.kind}) are for {count} categories, and {origin} has "

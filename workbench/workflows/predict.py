@@ -1,4 +1,4 @@
-"""Find objects in images: pictures and one COCO file."""
+"""Find objects in images: pictures and one COCO file, and the same for panoptic segments and semantic maps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
+from workbench.config import reads
 from workbench.console import follow
 from workbench.data.fingerprint import digest
 from workbench.data.image_files import ImageRules
@@ -30,13 +32,15 @@ from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.filters import FilterSettings, apply_filters
 from workbench.evaluation.predict import encoding_masks, to_coco_results
+from workbench.evaluation.segments import segment_rows
 from workbench.files import replacing, write_json
 from workbench.runs.checkpoint import checkpoint_config, load_model, resolve_checkpoint
 from workbench.training.progress import log, logging_to
-from workbench.visualization.drawing import draw_instances
+from workbench.visualization.drawing import draw_instances, drawables_of_annotations
 from workbench.workflows.convert import local_checkpoint
 
 _SOFTWARE = "workbench predict"
+_NOUNS = {"instances": "object", "panoptic": "panoptic segment", "semantic": "semantic region"}
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 
 
@@ -54,19 +58,22 @@ def predict(
 
     Shows how many images are done, and at the end logs how many images and objects there are and how long it took.
 
+    What the model predicts beside instances, ``panoptic`` and ``semantic``, is drawn into folders of these names and
+    written to panoptic.json and semantic.json. A model that predicts no instances gives only these.
+
     Args:
         ckpt: a checkpoint directory, a run (its best), or another program's model.
         inputs: image files, folders (searched through) and globs.
         output: folder for the files; made, and none of the inputs may lie directly in it. Files of an earlier
             prediction are replaced there, no others.
         score_threshold: instances that score less are left out; 0.5 by default, or what ``filters`` say.
-        filters: which instances are kept, as settings or as the JSON they were saved in.
+        filters: which instances are kept, as settings or as the JSON they were saved in. Neither concerns segments.
         device: cpu, cuda, ... instead of the checkpoint's.
         overrides: config keys and values in turn, over the checkpoint's config.
 
     Returns:
         the files written. predictions.json is a COCO instances file (images, annotations with ``score`` and
-        ``attributes``, categories, subcategories), so it can be opened, corrected and trained on.
+        ``attributes``, categories, subcategories), so it can be opened, corrected and trained on; so are the others.
 
     Raises:
         WorkbenchError: nothing to read; ``output`` holds other files or links of the same names; or some images could
@@ -82,44 +89,69 @@ def predict(
     for file in files:
         if file.parent.resolve() == output.resolve():
             raise WorkbenchError(f"the output folder {output} holds the input {file}; choose another folder")
-    names = _free_names(files)
-    for name in (*names, "predictions.json"):
+    kinds = _kinds(cfg)
+    names = [f"{folder}{name}" for folder, _ in kinds.values() for name in _free_names(files)]
+    for name in (*names, *(name for _, name in kinds.values())):
         _check_replaceable(output / name)
     model, checkpoint = load_model(path, choose_device(cfg.MODEL.DEVICE), config=cfg)
-    settings.check(checkpoint.vocabulary)
+    vocabulary = checkpoint.vocabulary
+    settings.check(vocabulary)
     output.mkdir(parents=True, exist_ok=True)
-    find = partial(_find_objects, model, build_mapper(cfg, is_train=False), checkpoint.vocabulary, settings)
-    images, annotations, written, unreadable = [], [], [], []
+    find = partial(_find, model, build_mapper(cfg, is_train=False), vocabulary, settings)
+    images, written, unreadable = [], [], []
+    annotations: dict[str, list[dict]] = {kind: [] for kind in kinds}
     began = time.perf_counter()
-    for number, (file, name) in enumerate(follow(list(zip(files, names, strict=True)), "predict", "image"), start=1):
+    named = list(zip(files, _free_names(files), strict=True))
+    for number, (file, name) in enumerate(follow(named, "predict", "image"), start=1):
         try:
             picture = read_image(str(file), ImageRules.from_config(cfg))
         except WorkbenchError as error:
             unreadable.append(str(error))
             continue
-        rows = find(picture, number)
         height, width = picture.shape[:2]
         images.append({"id": number, "file_name": str(file), "height": height, "width": width})
-        annotations += rows
+        found = find(picture, number)
+        for kind, (folder, _) in kinds.items():
+            annotations[kind] += found[kind]
+            drawn = found[kind]
+            if kind == "semantic":  # whose rows have no score
+                drawn = drawables_of_annotations(drawn, vocabulary, height, width)
+            written.append(output / f"{folder}{name}")
+            _save_picture(draw_instances(picture, drawn, vocabulary), written[-1])
+    for kind, (_, name) in kinds.items():
+        _write_annotations(output / name, images, annotations[kind], vocabulary)
         written.append(output / name)
-        _save_picture(draw_instances(picture, rows, checkpoint.vocabulary), written[-1])
-    areas = mask_areas([row["segmentation"] for row in annotations]).tolist()
-    for number, (row, area) in enumerate(zip(annotations, areas, strict=True), start=1):
-        row.update(id=number, iscrowd=0, area=float(area))
-    written.append(output / "predictions.json")
-    content = {"images": images, "annotations": annotations, **checkpoint.vocabulary.to_coco()}
-    write_json(written[-1], {"info": {"software": _SOFTWARE, "content": digest(content)}, **content})
     with logging_to(None):
         seconds = time.perf_counter() - began
-        log.info(f"{_counted(len(images), 'image')}, {_counted(len(annotations), 'object')} in {seconds:.1f} s")
+        counts = ", ".join(_counted(len(rows), _NOUNS[kind]) for kind, rows in annotations.items())
+        log.info(f"{_counted(len(images), 'image')}, {counts} in {seconds:.1f} s")
     if unreadable:
-        rest = f"; the other {len(written) - 1} are in {output}" if len(written) > 1 else ""
+        rest = f"; the other {len(images)} are in {output}" if images else ""
         raise WorkbenchError(f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}")
     return written
 
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _kinds(cfg: CfgNode) -> dict[str, tuple[str, str]]:
+    """Return what a model predicts, and for each kind the beginning of its pictures' names and its COCO file."""
+    keys, places = cfg.MODEL.MASK_FORMER.TEST, {"instances": ("", "predictions.json")}
+    if not reads(cfg, "MODEL.MASK_FORMER.TEST.INSTANCE_ON"):
+        return places
+    on = {"instances": keys.INSTANCE_ON, "panoptic": keys.PANOPTIC_ON, "semantic": keys.SEMANTIC_ON}
+    places |= {kind: (f"{kind}/", f"{kind}.json") for kind in ("panoptic", "semantic")}
+    return {kind: place for kind, place in places.items() if on[kind]}
+
+
+def _write_annotations(path: Path, images: list[dict], rows: list[dict], vocabulary: Vocabulary) -> None:
+    """Write rows of COCO results as a COCO instances file."""
+    areas = mask_areas([row["segmentation"] for row in rows]).tolist()
+    for number, (row, area) in enumerate(zip(rows, areas, strict=True), start=1):
+        row.update(id=number, iscrowd=0, area=float(area))
+    content = {"images": images, "annotations": rows, **vocabulary.to_coco()}
+    write_json(path, {"info": {"software": _SOFTWARE, "content": digest(content)}, **content})
 
 
 def _check_replaceable(path: Path) -> None:
@@ -150,20 +182,22 @@ def _save_picture(picture: np.ndarray, path: Path) -> None:
         Image.fromarray(picture).save(draft, format="PNG", pnginfo=note)
 
 
-def _find_objects(
+def _find(
     model: nn.Module,
     mapper: Callable[..., dict],
     vocabulary: Vocabulary,
     settings: FilterSettings,
     picture: np.ndarray,
     image_id: int,
-) -> list[dict[str, Any]]:
-    """Return the COCO results of one image, (H, W, 3) uint8 RGB, that pass the filters."""
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the COCO results of one image, (H, W, 3) uint8 RGB, by kind; instances are those that pass the filters."""
     height, width = picture.shape[:2]
     with torch.inference_mode(), encoding_masks(model):
         item = {"image": mapper.resize(picture), "height": height, "width": width, "image_id": image_id}
-        rows = to_coco_results(model([item])[0], image_id, vocabulary)
-    return apply_filters(rows, settings, vocabulary).rows
+        predictions = model([item])[0]
+        rows = to_coco_results(predictions, image_id, vocabulary)
+    instances = apply_filters(rows, settings, vocabulary).rows
+    return {"instances": instances, **segment_rows(predictions, image_id, vocabulary)}
 
 
 def find_images(inputs: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from workbench.config import load_config
+from workbench.config import load_config, reads
 from workbench.data.coco import Reading, open_dataset
 from workbench.data.reading import is_integer
 from workbench.errors import WorkbenchError
@@ -72,4 +72,7 @@ def _read_annotations(annotations: str | Path, predictions: Sequence[Mapping], c
 
 def scoring_options(cfg: CfgNode) -> dict[str, Any]:
     """Return the keyword arguments of ``evaluate_results`` that a config chooses."""
-    return {"max_dets": list(cfg.TEST.MAX_DETS), "rank_by": cfg.TEST.RANK_BY, "scorer": cfg.TEST.SCORER}
+    key = "MODEL.MASK_FORMER.TEST.INSTANCE_ON"
+    instances = not reads(cfg, key) or cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON
+    how = {"max_dets": list(cfg.TEST.MAX_DETS), "rank_by": cfg.TEST.RANK_BY, "scorer": cfg.TEST.SCORER}
+    return how | {"instances": instances}

@@ -20,6 +20,7 @@ from workbench.data.vocabulary import Vocabulary
 from workbench.environment.memory import check_memory
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.ground_truth import check_ground_truth
+from workbench.evaluation.summary import main_score
 from workbench.models import build_model
 from workbench.registry import imported_parts
 from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
@@ -47,10 +48,11 @@ def train(cfg: CfgNode, *, resume: bool = True, restart: bool = False, accept_da
     """Train what ``cfg`` describes into OUTPUT_DIR, or continue the run that is there.
 
     The datasets are checked before the first step. During training, and at its end, the model is evaluated on the
-    first of DATASETS.VAL; the best checkpoint by mask AP there is kept in ``checkpoints/best``, its results in
-    ``evaluations/<dataset>``. After training the best checkpoint is evaluated on the first of DATASETS.TEST, which
-    writes metrics.json and predictions.json of the run. TEST has no part in the choice. Where one of the two is
-    empty the other serves for both, and the log says that the score is flattering.
+    first of DATASETS.VAL. The best checkpoint there, by mask AP or, of a model that predicts no instances, by PQ or
+    mIoU, is kept in ``checkpoints/best``, its results in ``evaluations/<dataset>``. After training the best checkpoint
+    is evaluated on the first of DATASETS.TEST, which writes metrics.json and predictions.json of the run. TEST has no
+    part in the choice. Where one of the two is empty the other serves for both, and the log says that the score is
+    flattering.
 
     Args:
         cfg: the config; SEED -1 draws a seed.
@@ -185,8 +187,8 @@ def _report(cfg: CfgNode, run: RunDirectory, dataset: CocoDataset, processes: Pr
     if run_on_main(lambda: saved_metrics(run.path, fingerprint(run.best, cfg, data_fingerprint(dataset))) is None):
         log.info(f"evaluating the best checkpoint on {name}")
         metrics = evaluate_checkpoint(Evaluated(run.best, name), cfg, dataset, processes, run.path)
-        ap = (metrics["segm"] or {}).get("AP")
-        log.info(f"{name}: segm AP {'-' if ap is None else f'{ap:.2f}'} of the best checkpoint")
+        score, value = main_score(metrics)
+        log.info(f"{name}: {score} {'-' if value is None else f'{value:.2f}'} of the best checkpoint")
 
 
 def _log_data(cfg: CfgNode, data: _Splits) -> None:
