@@ -48,6 +48,15 @@ def test_classes_that_were_permuted() -> None:
     assert said_yes(lines) == CHECKS[1:2] and "disc as box (6)" in lines[1]
 
 
+def test_stuff_is_nothing_to_find() -> None:
+    truth, results = case(np.fliplr)
+    truth["categories"].append({"id": 9, "name": "sky", "isthing": 0})
+    for image in truth["images"] * 3:
+        add(truth, square(0, 0, 64), 9, image["id"])
+    lines = explain_nothing_found(truth, results)
+    assert said_yes(lines) == CHECKS[:1] and "100% of the objects" in lines[0]
+
+
 def test_boxes_that_fit_with_the_right_category_are_not_called_permuted() -> None:
     lines = explain_nothing_found(*case())
     assert said_yes(lines) == [] and "boxes are right and masks wrong" in lines[1] and len(lines) == 4
