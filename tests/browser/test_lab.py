@@ -126,7 +126,7 @@ def look_closely(page, before: str) -> None:
     assert root.get_attribute("data-isolated") == ""
 
 
-def test_narrow_and_dark_windows_cut_nothing_off(page) -> None:
+def test_narrow_and_dark_windows_cut_nothing_off(page, tmp_path: Path) -> None:
     page, complaints = page
     page.set_viewport_size({"width": 1000, "height": 1000})
     page.locator(".jp-Notebook").wait_for()
@@ -146,29 +146,32 @@ def test_narrow_and_dark_windows_cut_nothing_off(page) -> None:
         }"""
     )
     assert wide == []
-    contrast = page.evaluate(
+    faint = page.evaluate(
         """() => {
             const linear = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-            const light = colour => {
-                const [r, g, b] = colour.match(/[\\d.]+/g).map(Number);
-                return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-            };
+            const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+            const rgba = colour => [...colour.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+            const over = (under, [r, g, b, a]) => [r, g, b].map((c, i) => a * c + (1 - a) * under[i]);
             const behind = part => {
-                for (let p = part; p; p = p.parentElement) {
-                    const colour = getComputedStyle(p).backgroundColor;
-                    if (!/(, 0\\)|transparent)/.test(colour)) return colour;
-                }
-                return "rgb(255, 255, 255)";
+                const under = part ? behind(part.parentElement) : [255, 255, 255];
+                return part ? over(under, rgba(getComputedStyle(part).backgroundColor)) : under;
             };
-            const words = "select, label, figcaption";
-            const parts = document.querySelector(".workbench-browser").querySelectorAll(words);
-            return Math.min(...[...parts].map(part => {
-                const [a, b] = [light(getComputedStyle(part).color), light(behind(part))];
+            const speaks = part => part.innerText?.trim() && part.getClientRects().length && !part.children.length;
+            const parts = [...document.querySelector(".workbench-browser").querySelectorAll("*")].filter(speaks);
+            const contrast = part => {
+                const under = behind(part);
+                const [a, b] = [light(over(under, rgba(getComputedStyle(part).color))), light(under)];
                 return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-            }));
+            };
+            return parts.filter(part => contrast(part) < 4.5).map(part => part.outerHTML.slice(0, 120));
         }"""
     )
-    assert contrast >= 4.5
+    assert faint == []
+    page.get_by_role("button", name="Export PNG").click()
+    page.locator(".workbench-status", has_text="visualize_").wait_for()
+    (exported,) = (tmp_path / "out" / "figures").glob("visualize_*.png")
+    picture = Image.open(exported).convert("RGB")
+    assert max(picture.getpixel((picture.width - 1, 0))) < 64  # as dark as the screen
     assert complaints == []
 
 

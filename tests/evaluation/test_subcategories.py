@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -155,6 +156,9 @@ def test_confusion_rows_sum_to_the_labelled_objects():
     for name in matrix.index:
         there = [a for a in gt["annotations"] if a["attributes"].get("texture") == name and not a["iscrowd"]]
         assert matrix.loc[name].sum() == len(there) > 0
+    listed = Counter(tuple(names) for _, kind, *names in confusions(gt, results, VOCABULARY) if kind == "texture")
+    cells = {(true, name): n for true, row in matrix.iterrows() for name, n in row.items() if n and true != name}
+    assert listed == cells and any(name == "missed" for _, name in cells)
     scores = evaluate_results(gt, results, VOCABULARY)["subcategories"]["texture"]
     found = matrix.drop(columns="missed")
     assert scores["labelled"] == found.to_numpy().sum()

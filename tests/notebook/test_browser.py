@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import io
 import json
@@ -15,12 +16,12 @@ import pytest
 from matplotlib.path import Path as Path2D
 from PIL import Image
 
-from workbench.data.masks import encode_mask
+from workbench.data.masks import decode_mask, encode_mask
 from workbench.errors import WorkbenchError
-from workbench.evaluation.analysis import suspected_label_errors
 from workbench.evaluation.filters import FilterSettings, SubcategoryFilter
 from workbench.evaluation.thresholds import Suggestion
 from workbench.notebook.browser import PredictionBrowser
+from workbench.notebook.display import Page
 from workbench.notebook.gallery import Gallery, counts_table
 from workbench.notebook.viewer import trace
 
@@ -69,7 +70,12 @@ def test_it_shows_what_the_settings_say(gallery):
     best, _, unsure = viewer.content["panels"][1]["objects"]
     assert best["caption"][0] == "disc 0.90" and ["IoU with the ground truth", "1.00"] in best["details"]
     assert (best["dashed"], unsure["dashed"]) == (False, True)
-    assert viewer.titles[1]["alt"].endswith("1 right, 2 wrong")
+    assert viewer.titles[0]["alt"] == "1.png: 1 object · ground truth; 1 disc; 1 found"
+    assert viewer.titles[1]["alt"].endswith("; 2 disc, 1 box; 1 right, 2 wrong")
+    assert best["classes"] == {"category": "disc", "colour": "red", "texture": "plain"}
+    assert ["colour", "red 0.90, no colour 0.05, green 0.05"] in best["details"]
+    names = {name: {word for word, _ in legend} for name, legend in viewer.content["legends"].items()}
+    assert all(unsure["classes"][name] in names[name] for name in ("category", "colour", "texture"))
 
 
 def test_outlines_are_those_of_the_masks(gallery):
@@ -207,9 +213,13 @@ def test_names_are_shown_as_text(tmp_path):
 
 def test_without_a_kernel_the_picture_stands(gallery):
     browser = PredictionBrowser(gallery, OPEN)
-    bundle = browser._repr_mimebundle_()
-    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
+    bundle, described = browser._repr_mimebundle_()
     assert {"application/vnd.jupyter.widget-view+json", "image/jpeg"} <= bundle.keys()
+    assert described["image/jpeg"]["alt"].startswith("1.png, 1.png: 1 object · ground truth; 1 disc; 1 found")
+    sheet = Page(None).image(gallery.contact_sheet(OPEN, 2), "worst")
+    bundle, described = PredictionBrowser(gallery, OPEN, still=sheet)._repr_mimebundle_()
+    assert bundle["image/jpeg"] == base64.b64encode(sheet.data).decode("ascii")
+    assert described["image/jpeg"]["alt"] == "worst"
 
 
 def test_a_reset_and_the_suggestion_are_one_press_away(gallery):
@@ -231,12 +241,19 @@ def test_images_come_in_an_order_that_helps_and_by_what_they_have_in_common(gall
     assert browser.images == [2, 1]
     browser._only.value = "with disc"
     assert browser.images == [2, 1]
+    browser.settings = FilterSettings(score=1.0)
+    browser._list_groups_button.click()
+    assert {"category: disc missed", "colour: red missed"} <= set(dict(browser._only.options).values())
     browser.settings = OPEN
     browser._list_groups_button.click()
     assert "with box" in dict(browser._only.options).values()
     browser._only.value = "with box"
     assert browser.images == [1]
     assert PredictionBrowser(gallery, OPEN, images=[2], order="most false").images == [2]
+    assert PredictionBrowser(gallery, OPEN, images=[2, 1]).images == [2, 1]  # of a table, in its order
+    for images, message in (([], "no images to look at"), ([1, 9], "no image with the id 9")):
+        with pytest.raises(WorkbenchError, match=message):
+            PredictionBrowser(gallery, OPEN, images=images)
 
 
 def test_two_checkpoints_stand_beside_each_other(gallery):
@@ -259,13 +276,39 @@ def test_marked_images_and_suspected_errors_become_a_file_for_a_labelling_tool(g
     browser._save_review.click()
     table = pd.read_csv(tmp_path / "run" / "review.csv")
     assert table.values.tolist() == [[1, "1.png", "marked", "the disc, twice"]]
-    suspected = suspected_label_errors(gallery.truth, gallery.results, score_threshold=0.7)
-    browser.review.save(suspected)
+    assert "1 marked images, 0 suspected" in browser._status.value
+    browser.settings = FilterSettings(score=0.7)
+    browser._save_review.click()
+    assert "1 marked images, 1 suspected" in browser._status.value
     content = json.loads((tmp_path / "run" / "review.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert [a.get("attributes", {}).get("suspected") for a in content["annotations"]] == [None, "not annotated"]
     browser._mark.value = False
     assert len(browser.review) == 0
+
+
+def test_what_labelling_tools_read_has_polygons_a_box_and_an_area(tmp_path):
+    """Label Studio's converter reads nothing else, and Datumaro, which CVAT uses, wants a box."""
+    holes = np.zeros((64, 64), bool)
+    holes[10:40, 20:60] = True
+    holes[15:20, 25:30] = holes[30:31, 50:52] = holes[33:36, 55:56] = False
+    ring = annotation(1, 0, 0) | {"segmentation": encode_mask(holes)}
+    del ring["bbox"], ring["area"]
+    square = [5.0, 5.0, 15.0, 5.0, 15.0, 15.0, 5.0, 15.0]
+    polygon = annotation(2, 5, 5) | {"segmentation": [square]}
+    nothing = annotation(3, 5, 5) | {"segmentation": encode_mask(np.zeros((64, 64), bool)), "iscrowd": 1}
+    gallery = gallery_of(tmp_path, [row(20, 50, 0.9)], truth(ring, polygon, nothing), images=1)
+    browser = PredictionBrowser(gallery)
+    browser._mark.value = True
+    browser._save_review.click()
+    first, second, third, predicted = json.loads((tmp_path / "run" / "review.json").read_text())["annotations"]
+    assert len(first["segmentation"]) > 1
+    assert np.array_equal(decode_mask(first["segmentation"], 64, 64), holes)
+    assert (first["bbox"], first["area"]) == ([20, 10, 40, 30], holes.sum())
+    assert second["segmentation"] == [square] and second["bbox"] == [5, 5, 10, 10]
+    assert third["segmentation"] == [] and third["iscrowd"] == 1
+    assert np.array_equal(decode_mask(predicted["segmentation"], 64, 64), made.square(20, 50))
+    assert (predicted["bbox"], predicted["area"], predicted["iscrowd"]) == ([20, 50, 10, 10], 100, 0)
 
 
 def test_it_starts_with_what_was_saved_or_else_suggested(gallery, tmp_path):

@@ -14,6 +14,7 @@ from workbench.visualization.captions import place_plates, plate, readable_on
 from workbench.visualization.drawing import (
     GREY,
     PALETTE,
+    SHOWN_WIDTH,
     as_image,
     contact_sheet,
     draw_instances,
@@ -21,6 +22,7 @@ from workbench.visualization.drawing import (
     drawables_of_annotations,
     drawables_of_predictions,
     drawables_of_targets,
+    sheet_font,
     titled,
 )
 
@@ -229,6 +231,13 @@ def test_panels_of_different_sizes_stand_beside_each_other():
     assert (big[:-50] < 100).any()
     with pytest.raises(ValueError, match="zip"):
         contact_sheet(panels, titles=["one"])
+
+
+@pytest.mark.parametrize(("size", "across"), [((128, 128), 4), ((1000, 1600), 4), ((480, 640), 2), ((2000, 3000), 1)])
+def test_captions_of_a_sheet_can_be_read_at_the_width_it_is_shown(size: tuple[int, int], across: int) -> None:
+    picture = draw_masks(np.zeros((*size, 3), np.uint8), [])
+    shown = SHOWN_WIDTH / max(SHOWN_WIDTH, across * picture.shape[1])
+    assert sheet_font([size, (64, 32)], across) * shown >= 10.5
 
 
 def test_an_object_of_thin_parts_far_apart_gets_its_caption() -> None:

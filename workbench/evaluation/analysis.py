@@ -70,19 +70,20 @@ def confusion_matrices(gt: Mapping, results: Sequence[Mapping], vocabulary: Voca
 
 
 def confusions(gt: Mapping, results: Sequence[Mapping], vocabulary: Vocabulary) -> Iterator[tuple[int, str, str, str]]:
-    """Yield (image id, "category" or the subcategory, true class, predicted class) wherever a matched prediction has
-    another main category than its object, or another class of a subcategory that is labelled."""
+    """Yield (image id, "category" or the subcategory, true class, predicted class) for each object off the diagonal of
+    :func:`confusion_matrices`: matched to a prediction of another class, or of none ("no-object"), or "missed"."""
     data = read_inputs(gt, results)
     matches = match_predictions(data, same_category=False)
     d = np.flatnonzero(matches.object_of >= 0)
-    g = matches.object_of[d]
-    kinds = [("category", data.category_names, data.objects.category[g], data.predictions.category[d])]
+    kinds = [("category", data.category_names, data.objects.category, data.predictions.category)]
     for each in read_subcategories(data, vocabulary):
-        kinds.append((each.name, each.classes, each.truth[g], each.predicted[d]))
-    for kind, names, true, predicted in kinds:
-        for k in np.flatnonzero((true >= 0) & (true != predicted)):
-            word = names[predicted[k]] if 0 <= predicted[k] < len(names) else NO_OBJECT
-            yield data.image_ids[data.objects.image[g[k]]], kind, names[true[k]], word
+        kinds.append((each.name, each.classes, each.truth, each.predicted))
+    for kind, classes, true, predicted in kinds:
+        names = [*classes, NO_OBJECT, MISSED]
+        answer = np.full(len(true), len(names) - 1)
+        answer[matches.object_of[d]] = predicted[d]
+        for g in np.flatnonzero((true >= 0) & (true != answer) & ~data.objects.crowd):
+            yield data.image_ids[data.objects.image[g]], kind, names[true[g]], names[answer[g]]
 
 
 def tide_table(gt: Mapping, results: Sequence[Mapping]) -> pd.DataFrame:

@@ -20,10 +20,10 @@ from workbench.errors import WorkbenchError
 from workbench.evaluation.analysis import compare_results, tide_table
 from workbench.evaluation.filters import FilterSettings
 from workbench.notebook.evaluation import Evaluation, by_name
+from workbench.notebook.scene import SHEET_LONGEST, sheet
 from workbench.runs.directory import run_of
 from workbench.runs.table import metrics_frame
 from workbench.training.estimate import GB, data_objects, estimate
-from workbench.visualization.drawing import contact_sheet
 from workbench.workflows.train import train
 
 _TIMED = 8  # images
@@ -107,11 +107,11 @@ def same_images(evaluations: Sequence[Evaluation], count: int = 4, score_thresho
     images = sorted(evaluations[0].gallery.image_ids, key=lambda image: -objects.get(image, 0))[:count]
     settings = {name: FilterSettings(score=each.threshold(score_threshold)) for name, each in named.items()}
     pictures = [
-        each.gallery.scene(image).picture(settings[name], title=f"{name}, image {image}")
+        (each.gallery.scene(image, SHEET_LONGEST), settings[name], f"{name}, image {image}")
         for image in images
         for name, each in named.items()
     ]
-    return contact_sheet(pictures, columns=len(named))
+    return sheet(pictures, columns=len(named))
 
 
 def baseline_summary(table: pd.DataFrame, differences: pd.DataFrame, errors: pd.DataFrame) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 from collections import Counter
@@ -13,15 +12,17 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+from IPython import display as ipython
 
 from workbench.errors import WorkbenchError, errors_as
 from workbench.evaluation.filters import MEASURES, NMS, Filtered, FilterSettings, SubcategoryFilter
 from workbench.evaluation.thresholds import Suggestion
 from workbench.files import file_name, replacing
-from workbench.notebook.gallery import ORDERS, Gallery
+from workbench.notebook.gallery import AS_LISTED, ORDERS, Gallery
 from workbench.notebook.review import Review
-from workbench.notebook.scene import Scene, shown_name
+from workbench.notebook.scene import Scene, sheet, shown_name
 from workbench.notebook.viewer import Drawn, Viewer
+from workbench.visualization.drawing import SHOWN_WIDTH
 from workbench.visualization.painting import encode_jpeg
 
 _NARROW = "300px"
@@ -38,7 +39,7 @@ class PredictionBrowser(widgets.HBox):
 
     ``settings`` is what the controls say, and may be set; ``images`` is which images are gone through, in which order.
     Errors (a file that cannot be written, a logit that the predictions lack) stand under the controls. Where a notebook
-    is read without its kernel a picture stands, with the first settings.
+    is read without its kernel a picture stands.
 
     Args:
         gallery: images and predictions.
@@ -46,7 +47,11 @@ class PredictionBrowser(widgets.HBox):
         suggestion: thresholds that a button applies.
         other: the gallery of another checkpoint on the same images, shown beside.
         images: ids of the images to look at, such as ``gallery.groups(settings)["with ring"]``; None for all.
-        order: one of ``ORDERS``.
+        order: one of ``ORDERS``; "as listed" is the order of ``images``.
+        still: what stands where no kernel runs; by default the first image with the settings of then.
+
+    Raises:
+        WorkbenchError: there are no images, or one of ``images`` is unknown.
     """
 
     def __init__(
@@ -57,7 +62,8 @@ class PredictionBrowser(widgets.HBox):
         suggestion: Suggestion | None = None,
         other: Gallery | None = None,
         images: Sequence[int] | None = None,
-        order: str = "as listed",
+        order: str = AS_LISTED,
+        still: ipython.Image | None = None,
     ) -> None:
         settings = settings or FilterSettings()
         settings.check(gallery.vocabulary)
@@ -65,7 +71,9 @@ class PredictionBrowser(widgets.HBox):
         self._galleries = [gallery] if other is None else [gallery, other]
         self._scenes_of = lru_cache(maxsize=4)(lambda key: [each.scene(key) for each in self._galleries])
         self.review = Review(gallery)
+        self._still = still
         self._chosen = list(gallery.image_ids if images is None else images)
+        _check_images(self._chosen, gallery)
         self._ids = self._chosen
         self._quiet = True
         self._shown: int | None = None
@@ -168,6 +176,13 @@ class PredictionBrowser(widgets.HBox):
             draft.write_bytes(png)
         return path
 
+    def _keep_review(self) -> str:
+        """Write the marked images and the annotations that what is drawn contradicts; return where, in words."""
+        suspected = self._gallery.suspected(self.settings)
+        marked, count = len(self.review), 0 if suspected is None else len(suspected)
+        paths = " and ".join(map(str, self.review.save(suspected)))
+        return f"{paths}: {marked} marked images, {count} suspected label errors among what is drawn"
+
     def _press(self, action: Callable[[], object]) -> None:
         try:
             self._say(f"Wrote {action()}")
@@ -213,13 +228,13 @@ class PredictionBrowser(widgets.HBox):
             rows, objects = scene.judge(each.kept)
             if number == 0 and first.annotations is not None:
                 words = f"{first.truth_words()} · ground truth"
-                drawn.append(Drawn(words, _alt(words, objects), range(len(objects)), objects))
+                drawn.append(Drawn(words, _alt(words, first.contents(), objects), range(len(objects)), objects))
             words = scene.words(each.settings, each.kept)
             if len(scenes) > 1:
                 words = f"{self._galleries[number].label}: {words}"
             elif first.annotations is None:
                 words = f"{first.name} · {words}"
-            drawn.append(Drawn(words, _alt(words, rows), each.kept, rows))
+            drawn.append(Drawn(words, _alt(words, scene.contents(each.kept), rows), each.kept, rows))
         if self._shown == self.image_id:
             self._viewer.draw(drawn)
             return
@@ -228,15 +243,20 @@ class PredictionBrowser(widgets.HBox):
         self._viewer.show(str(self.image_id), first.image, panels, first.legends(), drawn)
         self._shown = self.image_id
 
-    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
         bundle = super()._repr_mimebundle_(**how)
         try:
-            picture = encode_jpeg(self.scene.picture(self.settings))
+            picture, described = (self._still or self._first_image())._repr_mimebundle_()
         except WorkbenchError:  # stands under the controls
             return bundle
-        # shown instead where no kernel runs: on GitHub, in an HTML report
-        bundle["image/jpeg"] = base64.b64encode(picture).decode("ascii")
-        return bundle
+        return {**bundle, **picture}, described  # the picture is shown on GitHub and in an HTML report
+
+    def _first_image(self) -> ipython.Image:
+        scene = self._gallery.scene(self.image_id)
+        picture = sheet([(scene, self.settings, "")])
+        alt = ", ".join([scene.name, *(panel["alt"] for panel in self._viewer.titles)])
+        width = min(picture.shape[1], SHOWN_WIDTH)
+        return ipython.Image(data=encode_jpeg(picture), format="jpeg", width=width, alt=alt)
 
     # which images, in which order
 
@@ -245,8 +265,10 @@ class PredictionBrowser(widgets.HBox):
         quiet, self._quiet = self._quiet, True
         chosen = set(self._chosen)
         if self._only.value != _ALL:
-            chosen &= set(self._group_lists()[self._only.value])
-        ids = [key for key in self._gallery.ordered(self._order.value, self.settings) if key in chosen]
+            chosen &= set(self._group_lists().get(self._only.value, ()))
+        listed = self._order.value == AS_LISTED
+        ordered = self._chosen if listed else self._gallery.ordered(self._order.value, self.settings)
+        ids = [key for key in ordered if key in chosen]
         if ids:
             self._ids = ids
             names = [shown_name(self._gallery.files[key]) for key in ids]
@@ -334,7 +356,9 @@ class PredictionBrowser(widgets.HBox):
         self._save = _button("Save settings", "save", "Write the filters as JSON")
         self._mark = widgets.Checkbox(description="annotations look wrong (key m)", indent=False)
         self._note = widgets.Text(placeholder="what is wrong", tooltip="Note", layout=widgets.Layout(width=_NARROW))
-        self._save_review = _button("Save review", "flag", "Write the marked images as CSV and COCO JSON")
+        self._save_review = _button(
+            "Save review", "flag", "Write marked images and suspected label errors as CSV and COCO JSON"
+        )
         self._open_why = widgets.ToggleButton(value=False, layout=widgets.Layout(width="auto"))
 
         self._before.on_click(lambda _: self.go(-1))
@@ -343,7 +367,7 @@ class PredictionBrowser(widgets.HBox):
         self._use.on_click(lambda _: setattr(self, "settings", self._suggestion.settings))
         self._export_button.on_click(lambda _: self._viewer.send({"export": True}))
         self._save.on_click(lambda _: self._press(self.save))
-        self._save_review.on_click(lambda _: self._press(lambda: " and ".join(map(str, self.review.save()))))
+        self._save_review.on_click(lambda _: self._press(self._keep_review))
         self._fold.observe(lambda change: setattr(self._panel.layout, "display", "" if change.new else "none"), "value")
         for part in (self._order, self._only):
             part.observe(lambda _: None if self._quiet else self._sort(), "value")
@@ -396,6 +420,14 @@ class PredictionBrowser(widgets.HBox):
         return self._limits[name]
 
 
+def _check_images(ids: Sequence[int], gallery: Gallery) -> None:
+    if not ids:
+        raise WorkbenchError("There are no images to look at.")
+    unknown = next((each for each in ids if each not in gallery.files), None)
+    if unknown is not None:
+        raise WorkbenchError(f"There is no image with the id {unknown!r} here; one is {gallery.image_ids[0]!r}.")
+
+
 def _short(path: Path) -> str:
     """Return the path from the working directory, where it lies in it."""
     path = path.absolute()
@@ -422,10 +454,11 @@ def _row(*parts: widgets.Widget) -> widgets.HBox:
     return widgets.HBox(parts, layout=widgets.Layout(width=_NARROW))
 
 
-def _alt(words: str, verdicts: dict[int, str]) -> str:
-    """Return a panel's title with the number of each verdict in it."""
+def _alt(words: str, contents: str, verdicts: dict[int, str]) -> str:
+    """Return a panel's title with what is in it, and the number of each verdict."""
     counts = Counter(verdicts.values())
-    return ", ".join([words, *(f"{count} {verdict}" for verdict, count in counts.items())])
+    judged = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return "; ".join(filter(None, [words, contents, judged]))
 
 
 def _heading(text: str) -> widgets.HTML:
@@ -435,11 +468,7 @@ def _heading(text: str) -> widgets.HTML:
 def _counts_html(filtered: Filtered, objects: int | None) -> str:
     """Return a table with a column for all rows, one for each rule in use or with rows dropped, and the rest."""
     cells = [("predictions", len(filtered.candidates), "")]
-    cells += [
-        (rule, -count, "" if count else "color:#8a8a8a")
-        for rule, count in filtered.counts.items()
-        if count or filtered.asks(rule) != "-"
-    ]
+    cells += [(rule, -count, "") for rule, count in filtered.counts.items() if count or filtered.asks(rule) != "-"]
     cells.append(("drawn", len(filtered.kept), "font-weight:bold"))
     if objects is not None:
         cells.append(("in the ground truth", objects, "border-left:1px solid #bbb"))

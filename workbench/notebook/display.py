@@ -27,11 +27,11 @@ from workbench.registry import import_parts
 from workbench.runs.directory import RunDirectory
 from workbench.runs.table import metrics_frame
 from workbench.visualization.charts import learning_curves, use_style
+from workbench.visualization.drawing import SHOWN_WIDTH
 from workbench.visualization.painting import encode_jpeg
 
 DPI = 144  # of the PNG files
 _SHOWN_DPI = 84  # at which the notebook shows them
-_WIDEST = 1100  # pixels
 
 
 def repository_root(start: str | Path | None = None) -> Path | None:
@@ -112,7 +112,7 @@ class Page:
             shown, kind, width = data.getvalue(), "png", round(Image.open(data).size[0] * _SHOWN_DPI / DPI)
         if path := self._path(name, ".png"):
             path.write_bytes(data.getvalue())
-        return ipython.Image(data=shown, format=kind, width=min(width, _WIDEST), alt=name.replace("_", " "))
+        return ipython.Image(data=shown, format=kind, width=min(width, SHOWN_WIDTH), alt=name.replace("_", " "))
 
     def table(
         self,

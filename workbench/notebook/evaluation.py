@@ -32,6 +32,7 @@ from workbench.evaluation.thresholds import Suggestion, suggest_thresholds
 from workbench.models.postprocess import RANK_BY
 from workbench.notebook.display import Page
 from workbench.notebook.gallery import Gallery
+from workbench.notebook.scene import SHEET_LONGEST, sheet
 from workbench.notebook.timing import affordable, image_seconds
 from workbench.runs.checkpoint import check_vocabulary, load_model, load_vocabulary
 from workbench.runs.directory import report_dataset, run_of, selection_dataset
@@ -140,13 +141,16 @@ class Evaluation:
     def contact_sheet(self, scores: pd.DataFrame, score_threshold: float = 0.5) -> np.ndarray:
         """Draw the images of a table of :func:`per_image_scores`, ground truth beside prediction, two in a row."""
         settings = FilterSettings(score=score_threshold)
-        pictures = [
-            self.gallery.scene(row.image_id).picture(
-                settings, title=f"image {row.image_id}: {row.matched} of {row.n_gt} found, {row.false} false"
-            )
-            for row in scores.itertuples()
-        ]
-        return contact_sheet(pictures, columns=2)
+        return sheet(
+            [
+                (
+                    self.gallery.scene(row.image_id, SHEET_LONGEST),
+                    settings,
+                    f"image {row.image_id}: {row.matched} of {row.n_gt} found, {row.false} false",
+                )
+                for row in scores.itertuples()
+            ]
+        )
 
     def query_outputs(self, max_images: int | None = None) -> QueryOutputs:
         """Run the model on a random sample of images, see :func:`affordable`, and return what every query does.

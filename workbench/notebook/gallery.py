@@ -23,22 +23,23 @@ from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
-from workbench.evaluation.analysis import confusions, per_image_scores
+from workbench.evaluation.analysis import confusions, per_image_scores, suspected_label_errors
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.ground_truth import ground_truth
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.results import load_predictions
+from workbench.evaluation.subcategories import MISSED
 from workbench.evaluation.thresholds import Suggestion
 from workbench.notebook.display import Page
-from workbench.notebook.scene import Scene
+from workbench.notebook.scene import LONGEST, SHEET_LONGEST, Scene, sheet
 from workbench.runs.checkpoint import check_vocabulary, load_model, load_vocabulary
 from workbench.runs.directory import report_dataset, run_of
 from workbench.runs.evaluations import evaluation_directory, find_evaluated, fingerprint, saved_metrics
-from workbench.visualization.drawing import contact_sheet
 from workbench.workflows.predict import find_images
 
+AS_LISTED = "as listed"
 ORDERS = {  # what the images are shown by: the column of per_image_scores, and 1 for lowest first
-    "as listed": ("", 1),
+    AS_LISTED: ("", 1),
     "most errors": ("errors", -1),
     "most missed": ("missed", -1),
     "most false": ("false", -1),
@@ -150,10 +151,10 @@ class Gallery:
         path = self.save(settings, "filters_in_use")
         return f"In use: {path}. {saved} holds what was saved before, and is left; Save settings replaces it."
 
-    def scene(self, image_id: int) -> Scene:
-        """Return one image, ready to be drawn."""
-        rows = self._rows[image_id]
-        return Scene(image_id, self.files[image_id], rows, self._truth_of(image_id), self.vocabulary, self.rules)
+    def scene(self, image_id: int, longest: int = LONGEST) -> Scene:
+        """Return one image, ready to be drawn with at most about ``longest`` pixels a side."""
+        file, rows, truth = self.files[image_id], self._rows[image_id], self._truth_of(image_id)
+        return Scene(image_id, file, rows, truth, self.vocabulary, self.rules, longest)
 
     def _truth_of(self, image_id: int) -> dict | None:
         if self.truth is None:
@@ -170,6 +171,12 @@ class Gallery:
         wanted = self.vocabulary.category_ids[self.vocabulary.categories.index(category)]
         rows = (row for row in self._rows[image_id] if row["category_id"] == wanted)
         return next((row for row in rows if abs(row["score"] - score) < 1e-6), None)
+
+    def suspected(self, settings: FilterSettings) -> pd.DataFrame | None:
+        """Return :func:`suspected_label_errors` of what the filters keep; None without ground truth."""
+        if self.truth is None:
+            return None
+        return suspected_label_errors(self.truth, self.filtered(settings).rows, score_threshold=settings.score)
 
     def ordered(self, by: str, settings: FilterSettings) -> list[int]:
         """Return the image ids in one of ``ORDERS``: what comes first is most, or lowest. Equal ones stay as listed."""
@@ -192,7 +199,7 @@ class Gallery:
 
     def groups(self, settings: FilterSettings) -> dict[str, list[int]]:
         """Return {what images have in common: their ids}: a category that is drawn or in the ground truth, or a main
-        category or class of a subcategory taken for another."""
+        category or class of a subcategory that was missed or taken for another."""
         images = defaultdict(set)
         rows = self.filtered(settings).rows
         names = dict(zip(self.vocabulary.category_ids, self.vocabulary.categories, strict=True))
@@ -200,15 +207,14 @@ class Gallery:
             images[f"with {names[row['category_id']]}"].add(row["image_id"])
         if self.truth is not None:
             for image_id, kind, true, predicted in confusions(self.truth, rows, self.vocabulary):
-                images[f"{kind}: {true} taken for {predicted}"].add(image_id)
+                images[f"{kind}: {true} {MISSED if predicted == MISSED else f'taken for {predicted}'}"].add(image_id)
         place = {image_id: place for place, image_id in enumerate(self.image_ids)}
         return {name: sorted(images[name], key=place.__getitem__) for name in sorted(images, key=_by_kind)}
 
     def contact_sheet(self, settings: FilterSettings, count: int = 6, columns: int = 2) -> np.ndarray:
         """Draw ground truth beside the predictions kept, of ``count`` images spread over all: (H, W, 3) uint8."""
         spread = np.linspace(0, len(self.files) - 1, max(1, min(count, len(self.files)))).round().astype(int)
-        scenes = (self.scene(self.image_ids[i]) for i in spread)
-        return contact_sheet([scene.picture(settings, font_size=18) for scene in scenes], columns=columns, gap=20)
+        return sheet([(self.scene(self.image_ids[i], SHEET_LONGEST), settings, "") for i in spread], columns)
 
 
 def _by_kind(name: str) -> tuple[bool, str]:

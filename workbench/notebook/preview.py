@@ -16,7 +16,9 @@ from workbench.data.mapper import build_mapper
 from workbench.data.summary import cautions, shared_images
 from workbench.environment.memory import check_memory
 from workbench.training.schedule import lr_factor, scaled_lr
-from workbench.visualization.drawing import contact_sheet, draw_instances, drawables_of_targets
+from workbench.visualization.drawing import contact_sheet, draw_instances, drawables_of_targets, sheet_font
+
+_ACROSS = 4  # samples beside each other
 
 
 def training_config(config: str | Path, output: str | Path, overrides: Sequence = ()) -> CfgNode:
@@ -59,10 +61,13 @@ def mapped_samples(cfg: CfgNode, dataset: CocoDataset, count: int = 8) -> np.nda
     check_memory(cfg, processes=1)
     mapper = build_mapper(cfg, is_train=True)
     loader = build_train_loader(dataset, mapper, batch_size=count, seed=max(cfg.SEED, 0), num_workers=0)
-    words = dataset.vocabulary
-    return contact_sheet(
-        [draw_instances(item["image"], drawables_of_targets(item["targets"], words), words) for item in next(loader)]
+    words, batch = dataset.vocabulary, next(loader)
+    font_size = sheet_font([tuple(item["image"].shape[1:]) for item in batch], _ACROSS)
+    pictures = (
+        draw_instances(item["image"], drawables_of_targets(item["targets"], words), words, font_size=font_size)
+        for item in batch
     )
+    return contact_sheet(list(pictures), columns=_ACROSS)
 
 
 def learning_rates(cfg: CfgNode, most: int = 500) -> pd.Series:

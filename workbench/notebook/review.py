@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from pycocotools import mask as coco_mask
+from scipy import ndimage
 
+from workbench.data.masks import encode_polygons, mask_areas, to_rle
 from workbench.errors import errors_as
 from workbench.files import write_json, write_text
 from workbench.notebook.scene import shown_name
@@ -46,8 +51,9 @@ class Review:
         Args:
             suspected: a table of :func:`workbench.evaluation.analysis.suspected_label_errors`, whose images are added.
 
-        The JSON holds the images as a COCO file with their annotations, which CVAT and Label Studio import. A
-        prediction that contradicts them is added as an annotation whose attribute ``suspected`` says why.
+        The JSON holds the images as a COCO file with their annotations, which CVAT and Label Studio import: each has a
+        box, an area and polygons, since Label Studio reads no run lengths. A prediction that contradicts them is added
+        as an annotation whose attribute ``suspected`` says why.
 
         Raises:
             WorkbenchError: the files cannot be written.
@@ -68,17 +74,51 @@ class Review:
         annotations = [row for key in sorted(image_ids) for row in self._gallery.annotations.get(key, ())]
         number = max((row["id"] for row in truth["annotations"]), default=0)
         for row in suspected:
-            found = self._gallery.prediction(row["image_id"], row["predicted"], row["score"])
-            if found is not None:
+            predicted = self._gallery.prediction(row["image_id"], row["predicted"], row["score"])
+            if predicted is not None:
                 number += 1
-                kept = {key: found[key] for key in ("image_id", "category_id", "segmentation") if key in found}
-                attributes = {name: value for name, value in (found.get("attributes") or {}).items() if value}
+                kept = {key: predicted[key] for key in ("image_id", "category_id", "segmentation")}
+                attributes = {name: value for name, value in (predicted.get("attributes") or {}).items() if value}
                 attributes[SUSPECTED] = row["suspicion"]
                 annotations.append({**kept, "id": number, "iscrowd": 0, "attributes": attributes})
-        images = [image for image in truth["images"] if image["id"] in image_ids]
-        return {"images": images, "categories": list(truth["categories"]), "annotations": annotations}
+        images = {image["id"]: image for image in truth["images"] if image["id"] in image_ids}
+        return {
+            "images": list(images.values()),
+            "categories": list(truth["categories"]),
+            "annotations": [_importable(row, images[row["image_id"]]) for row in annotations],
+        }
 
 
 def _in_words(row: dict[str, Any]) -> str:
     annotated = f", annotated {row['annotated']} (annotation {row['annotation_id']})" if row["annotated"] else ""
     return f"{row['predicted']} {row['score']:.2f}{annotated}"
+
+
+def _importable(annotation: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an annotation with a box, an area and polygons."""
+    segmentation = annotation["segmentation"]
+    rle = to_rle(segmentation, image["height"], image["width"])
+    measured = {"bbox": coco_mask.toBbox(rle).tolist(), "area": float(mask_areas([rle])[0]), "iscrowd": 0}
+    polygons = segmentation if isinstance(segmentation, list) else _polygons(rle)
+    return {**measured, **annotation, "segmentation": polygons}
+
+
+def _polygons(rle: Mapping[str, Any]) -> list[list[float]]:
+    """Return polygons that decode to exactly this mask; a part with holes is cut into several through them."""
+    x, y, width, height = (int(side) for side in coco_mask.toBbox(rle))
+    if not width:
+        return []
+    mask = coco_mask.decode(rle)[y : y + height, x : x + width].astype(bool)
+    shift = np.array([x, y])
+    return [(np.reshape(each, (-1, 2)) + shift).ravel().tolist() for each in _pieces(mask)]
+
+
+def _pieces(mask: np.ndarray) -> list[list[float]]:
+    polygons = encode_polygons(mask)
+    if polygons is not None or not mask.any():
+        return polygons or []
+    holes = np.flatnonzero((ndimage.binary_fill_holes(mask) & ~mask).any(axis=0))
+    column = int(holes[len(holes) // 2])
+    right = np.array([column, 0])
+    shifted = ((np.reshape(each, (-1, 2)) + right).ravel().tolist() for each in _pieces(mask[:, column:]))
+    return [*_pieces(mask[:, :column]), *shifted]

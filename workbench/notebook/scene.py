@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +26,14 @@ from workbench.visualization.drawing import (
     draw_instances,
     drawables_of_annotations,
     drawables_of_predictions,
+    sheet_font,
     titled,
 )
 
 LONGEST = 1600  # pixels of the longer side of what is shown
 JUDGED = "right or wrong"  # colours by verdict
+CROWD = "crowd region"  # its name in the legend of categories
+SHEET_LONGEST = 1100  # pixels of the longer side of an image on a sheet
 VERDICTS: dict[str, Colour] = {
     "right": (0, 158, 115),
     "wrong": (213, 94, 0),
@@ -44,8 +48,8 @@ _IOU = 0.5  # from which a prediction finds an object
 class Scene:
     """One image: what is read, decoded and drawn once is kept, so that the filters can be changed quickly.
 
-    rows: its COCO results. truth: a COCO dict of this image alone, None where there is no ground truth. Large photos
-    are read, and masks are drawn, at a half, a quarter or an eighth.
+    rows: its COCO results. truth: a COCO dict of this image alone, None where there is no ground truth. Images with
+    more than ``longest`` pixels a side are read, and their masks are drawn, at a half, a quarter or an eighth.
     """
 
     def __init__(
@@ -56,16 +60,17 @@ class Scene:
         truth: Mapping | None,
         vocabulary: Vocabulary,
         rules: ImageRules | None = None,
+        longest: int = LONGEST,
     ) -> None:
         self.image_id, self.name, self.vocabulary = image_id, shown_name(file), vocabulary
         self.candidates = Candidates(rows, vocabulary)
-        self._file, self._truth, self._rules = file, truth, rules
+        self._file, self._truth, self._rules, self._longest = file, truth, rules, longest
         self._drawables: dict[int, Drawable] = {}
         self._truth_panels: dict[int | None, np.ndarray] = {}
 
     @cached_property
     def _read(self) -> tuple[np.ndarray, tuple[int, int], int]:
-        return read_at_most(self._file, LONGEST, self._rules)
+        return read_at_most(self._file, self._longest, self._rules)
 
     @property
     def image(self) -> np.ndarray:
@@ -140,12 +145,12 @@ class Scene:
             details = [("category", self.vocabulary.categories[drawable.label]), *drawable.attributes.items()]
             details.append(("annotation", annotation.get("id", "-")))
             caption = drawable.caption(self.vocabulary).split("\n")
-            outlined.append(Outlined(drawable.mask, caption, self._colours(drawable), details))
+            outlined.append(Outlined(drawable.mask, caption, self._classes(drawable), details))
         return outlined
 
     def legends(self) -> dict[str, list[tuple[str, Colour]]]:
         """Return what the colours of a viewer stand for, by what they are chosen by."""
-        legends = {"category": _palette(self.vocabulary.categories)}
+        legends = {"category": [*_palette(self.vocabulary.categories), (CROWD, GREY)]}
         for name, classes in self.vocabulary.subcategories.items():
             legends[name] = [*_palette(classes), (f"no {name}", GREY)]
         if self.annotations is not None:
@@ -161,35 +166,47 @@ class Scene:
             details.append(("main score", f"{row['main_score']:.3f}"))
         for subcategory, chosen in zip(words.subcategories, classes, strict=True):
             values = (row.get("attribute_scores") or {}).get(subcategory)
-            details.append((subcategory, f"{chosen} {max(values):.2f}" if values else chosen))
+            details.append((subcategory, self._likeliest(subcategory, values) if values else chosen))
         if "query" in row:
             details.append(("query", row["query"]))
         if self.overlaps is not None:
             details.append(("IoU with the ground truth", f"{self.overlaps[i]:.2f}"))
         caption = [f"{name} {self.candidates.score[i]:.2f}", " · ".join(classes)][: 1 + bool(classes)]
         unsure = len(drawable.attributes) < len(words.subcategories)
-        return Outlined(drawable.mask, caption, self._colours(drawable), [*details, ("row", i)], unsure)
+        return Outlined(drawable.mask, caption, self._classes(drawable), [*details, ("row", i)], unsure)
 
-    def _colours(self, drawable: Drawable) -> dict[str, Colour]:
-        colours = {"category": GREY if drawable.crowd else PALETTE[drawable.label % len(PALETTE)]}
-        for name, classes in self.vocabulary.subcategories.items():
-            value = drawable.attributes.get(name)
-            colours[name] = PALETTE[classes.index(value) % len(PALETTE)] if value in classes else GREY
-        return colours
+    def _likeliest(self, subcategory: str, probabilities: Sequence[float], most: int = 4) -> str:
+        """Return the likeliest classes of a subcategory with their probabilities; the last one is no-object's."""
+        names = (*self.vocabulary.subcategories[subcategory], f"no {subcategory}")
+        falling = sorted(zip(probabilities, names, strict=False), reverse=True)
+        return ", ".join(f"{name} {value:.2f}" for value, name in falling[:most])
+
+    def _classes(self, drawable: Drawable) -> dict[str, str]:
+        """Return an object's name in each of ``legends``, verdicts aside."""
+        names = {name: drawable.attributes.get(name, f"no {name}") for name in self.vocabulary.subcategories}
+        return {"category": CROWD if drawable.crowd else self.vocabulary.categories[drawable.label], **names}
+
+    def contents(self, rows: Sequence[int] | None = None) -> str:
+        """Return in words how many of ``rows`` there are of each category, or of the true objects where it is None."""
+        if rows is None:
+            counts = Counter(self._classes(drawable)["category"] for drawable in self._true_drawables)
+        else:
+            counts = Counter(self.vocabulary.categories[label] for label in self.candidates.label[list(rows)])
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
 
     # pictures
 
     def picture(self, settings: FilterSettings, font_size: int | None = None, title: str = "") -> np.ndarray:
         """Draw the ground truth, where there is one, beside the predictions kept: (h, w, 3) uint8.
 
-        ``title`` replaces the file name and the number of objects.
+        ``title`` replaces the file name and the number of objects. ``font_size`` follows the picture by default.
         """
         kept = self.filtered(settings).kept
         panel = draw_instances(self.image, [self._drawable(i) for i in kept], self.vocabulary, font_size=font_size)
         if self.annotations is None:
-            return titled(panel, f"{title or self.name} · {self.words(settings, kept)}")
-        truth = titled(self._truth_panel(font_size), f"{title or self.truth_words()} · ground truth")
-        return contact_sheet([truth, titled(panel, self.words(settings, kept))], columns=2)
+            return titled(panel, f"{title or self.name} · {self.words(settings, kept)}", font_size)
+        truth = titled(self._truth_panel(font_size), f"{title or self.truth_words()} · ground truth", font_size)
+        return contact_sheet([truth, titled(panel, self.words(settings, kept), font_size)], columns=2)
 
     def truth_words(self) -> str:
         """Return the file name and the number of objects."""
@@ -198,6 +215,12 @@ class Scene:
     def words(self, settings: FilterSettings, kept: Sequence[int]) -> str:
         """Return how many rows are drawn, as the title of a panel."""
         return f"prediction: {len(kept)} of {len(self.candidates)} rows (score ≥ {settings.score:.3g})"
+
+    def release(self) -> None:
+        """Give the memory of decoded masks back; they are decoded again when they are drawn."""
+        self._drawables.clear()
+        self._truth_panels.clear()
+        self.__dict__.pop("_true_drawables", None)
 
     def _drawable(self, i: int) -> Drawable:
         if i not in self._drawables:
@@ -215,6 +238,23 @@ class Scene:
             drawn = draw_instances(self.image, self._true_drawables, self.vocabulary, font_size=font_size)
             self._truth_panels[font_size] = drawn
         return self._truth_panels[font_size]
+
+
+def sheet(pictures: Sequence[tuple[Scene, FilterSettings, str]], columns: int = 2, gap: int = 20) -> np.ndarray:
+    """Draw scenes, each with its filters and a title (or ""), in rows of ``columns``: (H, W, 3) uint8.
+
+    Captions can be read at the width at which a notebook shows the sheet.
+    """
+    if not pictures:
+        return contact_sheet([])
+    columns = min(columns, len(pictures))
+    panels = 1 if pictures[0][0].annotations is None else 2
+    font_size = sheet_font([scene.image.shape[:2] for scene, _, _ in pictures], columns * panels)
+    drawn = []
+    for scene, settings, title in pictures:
+        drawn.append(scene.picture(settings, font_size, title))
+        scene.release()
+    return contact_sheet(drawn, columns=columns, gap=gap)
 
 
 def _palette(names: Sequence[str]) -> list[tuple[str, Colour]]:

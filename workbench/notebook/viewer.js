@@ -2,6 +2,7 @@
 
 const STEP = 1.25; // of one press of a zoom button
 const MOST = 40; // times the size at which the image fits its panel
+const KEYS = 12; // names of a legend, beyond which only those on the screen are listed
 const MODES = { masks: "Masks", outlines: "Outlines", boxes: "Boxes", captions: "Captions" };
 
 function make(tag, attributes = {}, ...children) {
@@ -45,6 +46,7 @@ function render({ model, el }) {
   const content = () => model.get("content");
   const view = () => model.get("view");
   let panels = [];
+  let tints = new Map();
 
   const toolbar = make("div", { class: "wv-toolbar", role: "toolbar", "aria-label": "View" });
   const stage = make("div", { class: "wv-stage" });
@@ -82,10 +84,15 @@ function render({ model, el }) {
     for (const name of Object.keys(MODES)) boxes[name].checked = view()[name];
     opacity.value = view().opacity;
     const modes = Object.keys(content().legends ?? {});
-    colour.replaceChildren(...modes.map((name) => make("option", { value: name }, name)));
     colour.value = modes.includes(view().colour) ? view().colour : modes[0];
+    let names = content().legends?.[colour.value] ?? [];
+    tints = new Map(names);
+    if (names.length > KEYS) {
+      const there = new Set(panels.flatMap((_, number) => shownOf(number).map((i) => nameOf(number, i))));
+      names = names.filter(([name]) => there.has(name));
+    }
     legend.replaceChildren(
-      ...(content().legends?.[colour.value] ?? []).map(([name, value]) => {
+      ...names.map(([name, value]) => {
         const item = make("span", { class: "wv-key" }, name);
         item.style.setProperty("--key", value);
         return item;
@@ -130,12 +137,11 @@ function render({ model, el }) {
 
   // drawing
 
-  // What no object has a colour for is coloured by verdict.
+  function nameOf(number, i) {
+    return content().panels[number].objects[i].classes[colour.value] ?? model.get("verdicts")[number]?.[i];
+  }
   function colourOf(number, i) {
-    const own = content().panels[number].objects[i].colours[colour.value];
-    if (own) return own;
-    const verdict = model.get("verdicts")[number]?.[i];
-    return content().legends[colour.value]?.find(([name]) => name === verdict)?.[1] ?? "#969696";
+    return tints.get(nameOf(number, i)) ?? "#969696";
   }
   function draw() {
     const began = performance.now();
@@ -237,27 +243,50 @@ function render({ model, el }) {
     }
   }
 
-  // The panels as they are on the screen, with their titles above, as one PNG for Python to keep.
+  // What stands on the screen, without the toolbar, as one PNG for Python to keep.
   function save() {
-    const widths = panels.map(({ canvas }) => canvas.width);
     const ratio = window.devicePixelRatio || 1;
-    const band = 22 * ratio;
+    const frame = stage.getBoundingClientRect();
     const sheet = make("canvas");
-    sheet.width = widths.reduce((a, b) => a + b, 8 * ratio * (panels.length - 1));
-    sheet.height = band + Math.max(...panels.map(({ canvas }) => canvas.height));
+    sheet.width = Math.round(frame.width * ratio);
+    sheet.height = Math.round((legend.getBoundingClientRect().bottom - frame.top) * ratio);
     const context = sheet.getContext("2d");
-    context.fillStyle = "#fff";
-    context.fillRect(0, 0, sheet.width, sheet.height);
-    context.fillStyle = "#000";
-    context.font = `${13 * ratio}px sans-serif`;
-    context.textBaseline = "middle";
-    let x = 0;
+    context.setTransform(ratio, 0, 0, ratio, -frame.left * ratio, -frame.top * ratio);
+    context.fillStyle = backgroundOf(root);
+    context.fillRect(frame.left, frame.top, sheet.width, sheet.height);
     for (const { canvas, title } of panels) {
-      context.fillText(title.textContent, x + 2 * ratio, band / 2, canvas.width - 4 * ratio);
-      context.drawImage(canvas, x, band);
-      x += canvas.width + 8 * ratio;
+      const box = canvas.getBoundingClientRect();
+      context.drawImage(canvas, box.left, box.top, box.width, box.height);
+      write(context, title, title.firstChild);
+    }
+    for (const item of legend.children) {
+      const [box, size] = [item.getBoundingClientRect(), 10];
+      context.fillStyle = item.style.getPropertyValue("--key");
+      context.fillRect(box.left, box.top + (box.height - size) / 2, size, size);
+      write(context, item, item.firstChild);
     }
     sheet.toBlob(async (blob) => model.send({ png: true }, undefined, [await blob.arrayBuffer()]), "image/png");
+  }
+  // Words where the browser has put them, each word by itself, since lines may be broken.
+  function write(context, element, node) {
+    const style = getComputedStyle(element);
+    context.font = `${style.fontSize} ${style.fontFamily}`;
+    context.fillStyle = style.color;
+    context.textBaseline = "middle";
+    for (const { 0: word, index } of node?.data.matchAll(/\S+/g) ?? []) {
+      const range = document.createRange();
+      range.setStart(node, index);
+      range.setEnd(node, index + word.length);
+      const box = range.getClientRects()[0];
+      if (box) context.fillText(word, box.left, box.top + box.height / 2);
+    }
+  }
+  function backgroundOf(element) {
+    for (let each = element; each; each = each.parentElement) {
+      const colour = getComputedStyle(each).backgroundColor;
+      if (!/^rgba\(.*, 0\)$|transparent/.test(colour)) return colour;
+    }
+    return "#fff";
   }
 
   // pointing
@@ -361,6 +390,8 @@ function render({ model, el }) {
       return { canvas, title, context: canvas.getContext("2d") };
     });
     stage.replaceChildren(...panels.map(({ canvas }) => canvas.parentElement));
+    const modes = Object.keys(content().legends ?? {});
+    colour.replaceChildren(...modes.map((name) => make("option", { value: name }, name)));
     showView();
     showTitles();
     const key = `${content().key}`;

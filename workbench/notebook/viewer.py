@@ -27,13 +27,13 @@ START = {"masks": True, "outlines": True, "boxes": False, "captions": True, "opa
 class Outlined:
     """One object of a panel.
 
-    mask: (H, W) bool, at the size of the picture. caption: lines of text. colours: {what they stand for: RGB}. details:
-    (name, value) pairs, shown under the pointer. dashed: its outline is.
+    mask: (H, W) bool, at the size of the picture. caption: lines of text. classes: {legend: name in it}; in a legend
+    that is not named the verdict counts. details: (name, value) pairs, shown under the pointer. dashed: its outline is.
     """
 
     mask: np.ndarray
     caption: Sequence[str]
-    colours: Mapping[str, Colour]
+    classes: Mapping[str, str]
     details: Sequence[tuple[str, Any]] = ()
     dashed: bool = False
 
@@ -62,7 +62,7 @@ class Viewer(anywidget.AnyWidget):
     picture = traitlets.Bytes().tag(sync=True)  # JPEG
     outlines = traitlets.Bytes().tag(sync=True)  # (P, 2) int16: x, y of all points in quarters of a pixel
     # {"key": which image, "size": [w, h], "legends": {what colours stand for: [[name, colour]]},
-    #  "panels": [{"objects": [{"rings": [[start, end]], "box", "area", "caption", "colours", "details", "dashed"}]}]}
+    #  "panels": [{"objects": [{"rings": [[start, end]], "box", "area", "caption", "classes", "details", "dashed"}]}]}
     content = traitlets.Dict({"panels": []}).tag(sync=True)
     shown = traitlets.List().tag(sync=True)  # for each panel the numbers of its objects that are drawn, best first
     verdicts = traitlets.List().tag(sync=True)  # for each panel {number: verdict}
@@ -118,7 +118,7 @@ def _described(each: Outlined, rings: Sequence[np.ndarray], bounds: Sequence[int
         "box": [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()],
         "area": int(np.count_nonzero(each.mask)),
         "caption": list(each.caption),
-        "colours": {name: _css(colour) for name, colour in each.colours.items()},
+        "classes": dict(each.classes),
         "details": [[name, str(value)] for name, value in each.details],
         "dashed": each.dashed,
     }

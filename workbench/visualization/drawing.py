@@ -32,6 +32,8 @@ PALETTE: tuple[Colour, ...] = (
 )
 GREY: Colour = (150, 150, 150)  # crowd regions
 LEAST_SIDE = 512  # images whose longer side is shorter are enlarged by a whole factor to about this
+SHOWN_WIDTH = 1100  # pixels across at which notebooks and reports show a wide picture
+_READABLE = 11  # pixels of a font there
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def draw_masks(
         (H x scale, W x scale, 3) uint8.
     """
     picture = as_image(image)
-    scale = scale or max(1, math.ceil(LEAST_SIDE / max(picture.shape[:2])))
+    scale = scale or _enlargement(*picture.shape[:2])
     height, width = (side * scale for side in picture.shape[:2])
     canvas = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
     colours = list(colours or (PALETTE[i % len(PALETTE)] for i in range(len(masks))))
@@ -95,6 +97,19 @@ def draw_masks(
         plates = [plate(captions[i], size, colours[i], width) for i in shown]
         _caption(canvas, [pieces[i] for i in there], [pieces[i] for i in shown], plates, size)
     return canvas
+
+
+def _enlargement(height: int, width: int) -> int:
+    return max(1, math.ceil(LEAST_SIDE / max(height, width)))
+
+
+def sheet_font(sizes: Sequence[tuple[int, int]], across: int) -> int:
+    """Return the font size with which captions on a sheet of pictures can be read where a notebook shows the sheet.
+
+    sizes: (height, width) of the images, before they are drawn. across: how many stand beside each other.
+    """
+    widest = max((width * _enlargement(height, width) for height, width in sizes), default=0)
+    return max(12, round(_READABLE * widest * across / SHOWN_WIDTH))
 
 
 def _caption(
@@ -227,10 +242,10 @@ def draw_instances(
     )
 
 
-def titled(panel: np.ndarray, title: str) -> np.ndarray:
+def titled(panel: np.ndarray, title: str, font_size: int | None = None) -> np.ndarray:
     """Return the panel with a line of text above it."""
     width = panel.shape[1]
-    text = plate(title, max(11, round(width / 40)), WHITE, width)
+    text = plate(title, font_size or max(11, round(width / 40)), WHITE, width)
     strip = np.full((text.shape[0] + 4, width, 3), 255, dtype=np.uint8)
     strip[2 : 2 + text.shape[0], : text.shape[1]] = text
     return np.concatenate([strip, panel])
