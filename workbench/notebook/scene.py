@@ -150,7 +150,8 @@ class Scene:
 
     def legends(self) -> dict[str, list[tuple[str, Colour]]]:
         """Return what the colours of a viewer stand for, by what they are chosen by."""
-        legends = {"category": [*_palette(self.vocabulary.categories), (CROWD, GREY)]}
+        crowds = any(each.get("iscrowd", 0) for each in self.annotations or ())
+        legends = {"category": [*_palette(self.vocabulary.categories), *[(CROWD, GREY)] * crowds]}
         for name, classes in self.vocabulary.subcategories.items():
             legends[name] = [*_palette(classes), (f"no {name}", GREY)]
         if self.annotations is not None:

@@ -2,6 +2,9 @@
 
 const STEP = 1.25; // of one press of a zoom button
 const MOST = 40; // times the size at which the image fits its panel
+const LINE = 2; // pixels of an outline, in its colour; on one of twice its width in black
+const FONT = "12px sans-serif";
+const COPIED = 1e7; // pixels of a panel's copies of outlines, beyond which they are stroked again
 const KEYS = 12; // names of a legend, beyond which only those on the screen are listed
 const MODES = { masks: "Masks", outlines: "Outlines", boxes: "Boxes", captions: "Captions" };
 
@@ -143,9 +146,9 @@ function render({ model, el }) {
   function colourOf(number, i) {
     return tints.get(nameOf(number, i)) ?? "#969696";
   }
-  function draw() {
+  function draw(changed = panels.keys()) {
     const began = performance.now();
-    for (const [number, panel] of panels.entries()) drawPanel(number, panel);
+    for (const number of changed) drawPanel(number, panels[number]);
     root.dataset.zoom = state.zoom.toFixed(3);
     root.dataset.milliseconds = (performance.now() - began).toFixed(1);
     root.dataset.draws = Number(root.dataset.draws ?? 0) + 1;
@@ -153,7 +156,8 @@ function render({ model, el }) {
   function shownOf(number) {
     return model.get("shown")[number] ?? [];
   }
-  function drawPanel(number, { canvas, context }) {
+  function drawPanel(number, panel) {
+    const { canvas, context } = panel;
     const [w, h] = content().size;
     const ratio = window.devicePixelRatio || 1;
     const [cw, ch] = [canvas.clientWidth, Math.round((canvas.clientWidth * h) / w)];
@@ -163,61 +167,140 @@ function render({ model, el }) {
       canvas.style.aspectRatio = `${w} / ${h}`;
     }
     const s = scaleOf(canvas);
-    const place = () => context.setTransform(ratio * s, 0, 0, ratio * s, ratio * (cw / 2 - state.x * s), ratio * (ch / 2 - state.y * s));
-    context.setTransform(1, 0, 0, 1, 0, 0);
+    const [dx, dy] = [Math.round(ratio * (cw / 2 - state.x * s)), Math.round(ratio * (ch / 2 - state.y * s))];
+    const inImage = () => context.setTransform(ratio * s, 0, 0, ratio * s, dx, dy);
+    const onScreen = () => context.setTransform(1, 0, 0, 1, 0, 0);
+    onScreen();
     context.clearRect(0, 0, canvas.width, canvas.height);
-    place();
-    context.imageSmoothingEnabled = s < 4;
-    if (state.bitmap) context.drawImage(state.bitmap, 0, 0, w, h);
+    if (state.bitmap) {
+      if (state.zoom === 1) context.drawImage(backgroundOf(panel), 0, 0);
+      else {
+        inImage();
+        context.imageSmoothingEnabled = s < 4;
+        context.drawImage(state.bitmap, 0, 0, w, h);
+      }
+    }
     const objects = content().panels[number].objects;
     const shown = shownOf(number);
+    panel.drawn = looksOf(number);
     const alone = state.isolated?.panel === number ? state.isolated.object : null;
-    const bySize = [...shown].sort((a, b) => objects[b].area - objects[a].area);
-    const line = 2 / s;
+    const bySize = shown.filter((i) => inSight(objects[i].box, s, cw, ch)).sort((a, b) => objects[b].area - objects[a].area);
     for (const i of bySize) {
       const [object, path, tint] = [objects[i], state.paths[number][i], colourOf(number, i)];
       const chosen = alone === null || alone === i;
       const lit = state.hovered?.panel === number && state.hovered.object === i;
+      inImage();
       if (view().masks && chosen) {
         context.globalAlpha = Math.min(1, view().opacity + (lit ? 0.2 : 0));
         context.fillStyle = tint;
         context.fill(path, "evenodd");
       }
       context.globalAlpha = chosen ? 1 : 0.35;
-      if (view().outlines || lit) {
-        context.setLineDash(object.dashed ? [6 / s, 4 / s] : []);
-        context.strokeStyle = "#000";
-        context.lineWidth = 2 * line;
-        context.stroke(path);
-        context.strokeStyle = tint;
-        context.lineWidth = line * (lit ? 1.6 : 1);
-        context.stroke(path);
-        context.setLineDash([]);
-      }
       if (view().boxes && chosen) {
         const [x0, y0, x1, y1] = object.box;
         context.strokeStyle = tint;
-        context.lineWidth = line;
+        context.lineWidth = LINE / s;
         context.strokeRect(x0, y0, x1 - x0, y1 - y0);
       }
+      const outline = view().outlines && !lit && outlineOf(number, i, s * ratio, ratio, tint);
+      if (outline) {
+        onScreen();
+        context.drawImage(outline.bitmap, outline.x + dx, outline.y + dy);
+      } else if (view().outlines || lit) stroke(context, path, object.dashed, tint, s, lit);
     }
     context.globalAlpha = 1;
     if (view().captions) drawCaptions(number, context, s, [cw, ch], shown.filter((i) => alone === null || alone === i));
   }
+  function inSight([x0, y0, x1, y1], s, cw, ch) {
+    const [left, top] = [state.x - cw / 2 / s, state.y - ch / 2 / s];
+    return x1 >= left && y1 >= top && x0 <= left + cw / s && y0 <= top + ch / s;
+  }
+  function stroke(context, path, dashed, tint, s, lit) {
+    context.setLineDash(dashed ? [6 / s, 4 / s] : []);
+    context.strokeStyle = "#000";
+    context.lineWidth = (2 * LINE) / s;
+    context.stroke(path);
+    context.strokeStyle = tint;
+    context.lineWidth = (LINE / s) * (lit ? 1.6 : 1);
+    context.stroke(path);
+    context.setLineDash([]);
+  }
+
+  // Which objects a panel shows, in which colours: what a redraw would change.
+  function looksOf(number) {
+    return shownOf(number).map((i) => `${i}${colourOf(number, i)}`).join();
+  }
+
+  // Strokes and letters take most of a redraw, so each is painted once, at one scale, and copied from then on.
+  const noCopies = () => ({ scale: 0, pixels: 0, outlines: new Map(), plates: new Map(), background: null });
+  function forget(copies) {
+    for (const { bitmap } of [...copies.outlines.values(), ...copies.plates.values()]) bitmap.close();
+    copies.background?.close();
+    Object.assign(copies, noCopies());
+  }
+  function copyOf(width, height, paint) {
+    const sheet = new OffscreenCanvas(Math.max(1, width), Math.max(1, height));
+    paint(sheet.getContext("2d"));
+    return sheet.transferToImageBitmap();
+  }
+  function backgroundOf({ canvas: { width, height }, copies }) {
+    if (copies.background?.width !== width || copies.background.height !== height) {
+      copies.background?.close();
+      copies.background = copyOf(width, height, (context) => context.drawImage(state.bitmap, 0, 0, width, height));
+    }
+    return copies.background;
+  }
+  // scale: device pixels a pixel of the image. Null where the copies would take too much memory.
+  function outlineOf(number, i, scale, ratio, tint) {
+    const { copies } = panels[number];
+    if (copies.scale !== scale) {
+      forget(copies);
+      copies.scale = scale;
+    }
+    const key = `${i}:${tint}`;
+    if (!copies.outlines.has(key)) {
+      const { box, dashed } = content().panels[number].objects[i];
+      const [x, y] = [box[0], box[1]].map((value) => Math.floor(value * scale - 2 * LINE * ratio));
+      const [width, height] = [box[2] * scale - x, box[3] * scale - y].map((side) => Math.ceil(side + 2 * LINE * ratio));
+      if (copies.pixels + width * height > COPIED) return null;
+      copies.pixels += width * height;
+      const bitmap = copyOf(width, height, (context) => {
+        context.setTransform(scale, 0, 0, scale, -x, -y);
+        stroke(context, state.paths[number][i], dashed, tint, scale / ratio, false);
+      });
+      copies.outlines.set(key, { bitmap, x, y });
+    }
+    return copies.outlines.get(key);
+  }
+  function plateOf({ copies }, lines, tint, ratio) {
+    const key = `${tint}:${ratio}:${lines.join("\n")}`;
+    if (!copies.plates.has(key)) {
+      probe.font = FONT;
+      const width = Math.max(...lines.map((text) => probe.measureText(text).width)) + 6;
+      const height = 14 * lines.length + 4;
+      const bitmap = copyOf(Math.ceil(width * ratio), Math.ceil(height * ratio), (context) => {
+        context.setTransform(ratio, 0, 0, ratio, 0, 0);
+        context.fillStyle = tint;
+        context.fillRect(0, 0, width, height);
+        context.fillStyle = readable(tint);
+        context.font = FONT;
+        context.textBaseline = "top";
+        lines.forEach((text, k) => context.fillText(text, 3, 3 + 14 * k));
+      });
+      copies.plates.set(key, { bitmap, width, height });
+    }
+    return copies.plates.get(key);
+  }
   function drawCaptions(number, context, s, [cw, ch], shown) {
     const [ratio, objects] = [window.devicePixelRatio || 1, content().panels[number].objects];
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    context.font = "12px sans-serif";
-    context.textBaseline = "top";
+    context.setTransform(1, 0, 0, 1, 0, 0);
     const taken = [];
     let left = 0;
     for (const i of shown) {
-      const object = objects[i];
-      const lines = object.caption;
-      const width = Math.max(...lines.map((text) => context.measureText(text).width)) + 6;
-      const height = 14 * lines.length + 4;
-      const [x0, y0, x1, y1] = object.box.map((value, k) => (value - (k % 2 ? state.y : state.x)) * s + (k % 2 ? ch : cw) / 2);
-      if (x1 < 0 || y1 < 0 || x0 > cw || y0 > ch) continue; // out of sight
+      const { box, caption } = objects[i];
+      if (!inSight(box, s, cw, ch)) continue;
+      const { bitmap, width, height } = plateOf(panels[number], caption, colourOf(number, i), ratio);
+      const [x0, y0, x1, y1] = box.map((value, k) => (value - (k % 2 ? state.y : state.x)) * s + (k % 2 ? ch : cw) / 2);
       const spots = [[x0, y0 - height], [x0, y1], [x0, y0], [x1 - width, y1 - height], [x1, y0], [x0 - width, y0]];
       const spot = spots
         .map(([x, y]) => [Math.min(Math.max(x, 0), cw - width), Math.min(Math.max(y, 0), ch - height)])
@@ -227,19 +310,11 @@ function render({ model, el }) {
         continue;
       }
       taken.push([spot[0], spot[1], spot[0] + width, spot[1] + height]);
-      const tint = colourOf(number, i);
-      context.fillStyle = tint;
-      context.fillRect(spot[0], spot[1], width, height);
-      context.fillStyle = readable(tint);
-      lines.forEach((text, k) => context.fillText(text, spot[0] + 3, spot[1] + 3 + 14 * k));
+      context.drawImage(bitmap, Math.round(spot[0] * ratio), Math.round(spot[1] * ratio));
     }
     if (left) {
-      const text = `${left} captions left out`;
-      const width = context.measureText(text).width + 8;
-      context.fillStyle = "#000";
-      context.fillRect(cw - width, ch - 18, width, 18);
-      context.fillStyle = "#fff";
-      context.fillText(text, cw - width + 4, ch - 14);
+      const { bitmap } = plateOf(panels[number], [`${left} captions left out`], "#000000", ratio);
+      context.drawImage(bitmap, context.canvas.width - bitmap.width, context.canvas.height - bitmap.height);
     }
   }
 
@@ -252,7 +327,7 @@ function render({ model, el }) {
     sheet.height = Math.round((legend.getBoundingClientRect().bottom - frame.top) * ratio);
     const context = sheet.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, -frame.left * ratio, -frame.top * ratio);
-    context.fillStyle = backgroundOf(root);
+    context.fillStyle = colourBehind(root);
     context.fillRect(frame.left, frame.top, sheet.width, sheet.height);
     for (const { canvas, title } of panels) {
       const box = canvas.getBoundingClientRect();
@@ -281,7 +356,7 @@ function render({ model, el }) {
       if (box) context.fillText(word, box.left, box.top + box.height / 2);
     }
   }
-  function backgroundOf(element) {
+  function colourBehind(element) {
     for (let each = element; each; each = each.parentElement) {
       const colour = getComputedStyle(each).backgroundColor;
       if (!/^rgba\(.*, 0\)$|transparent/.test(colour)) return colour;
@@ -315,7 +390,8 @@ function render({ model, el }) {
     tip.hidden = false;
     const box = root.getBoundingClientRect();
     tip.style.left = `${Math.max(0, Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4))}px`;
-    tip.style.top = `${event.clientY - box.top + 14}px`;
+    const [below, above] = [event.clientY - box.top + 14, event.clientY - box.top - tip.offsetHeight - 8];
+    tip.style.top = `${below + tip.offsetHeight > box.height && above > 0 ? above : below}px`;
   }
   const same = (a, b) => a?.panel === b?.panel && a?.object === b?.object;
   function listen(canvas, number) {
@@ -380,6 +456,7 @@ function render({ model, el }) {
   // what Python changes
 
   function rebuild() {
+    for (const { copies } of panels) forget(copies);
     Object.assign(state, { isolated: null, hovered: null, paths: pathsOf(content(), model.get("outlines")) });
     tip.hidden = true;
     panels = content().panels.map((panel, number) => {
@@ -387,7 +464,7 @@ function render({ model, el }) {
       const title = make("figcaption");
       stage.append(make("figure", {}, title, canvas));
       listen(canvas, number);
-      return { canvas, title, context: canvas.getContext("2d") };
+      return { canvas, title, context: canvas.getContext("2d"), copies: noCopies(), drawn: "" };
     });
     stage.replaceChildren(...panels.map(({ canvas }) => canvas.parentElement));
     const modes = Object.keys(content().legends ?? {});
@@ -403,6 +480,7 @@ function render({ model, el }) {
     createImageBitmap(new Blob([bytes], { type: "image/jpeg" })).then((bitmap) => {
       if (state.key !== key) return;
       state.bitmap = bitmap;
+      for (const { copies } of panels) forget(copies);
       root.dataset.image = key;
       draw();
     });
@@ -416,25 +494,28 @@ function render({ model, el }) {
   }
   // Everything of a redraw arrives as one message; each trait of it raises an event of its own.
   let waiting = 0;
-  let stale = false;
-  const later = (whole) => () => {
-    stale ||= whole;
+  let stale = { content: false, view: false };
+  const later = (part) => () => {
+    if (part) stale[part] = true;
     waiting ||= requestAnimationFrame(() => {
+      const { content: whole, view: all } = stale;
       waiting = 0;
-      if (stale) rebuild();
-      else {
-        showView();
-        showTitles();
-        draw();
+      stale = { content: false, view: false };
+      if (whole) {
+        rebuild();
+        return;
       }
-      stale = false;
+      showView();
+      showTitles();
+      draw([...panels.keys()].filter((number) => all || panels[number].drawn !== looksOf(number)));
     });
   };
   model.on("msg:custom", (message) => {
     if (message.export) save();
   });
-  for (const name of ["content", "outlines", "picture"]) model.on(`change:${name}`, later(true));
-  for (const name of ["shown", "verdicts", "titles", "view"]) model.on(`change:${name}`, later(false));
+  for (const name of ["content", "outlines", "picture"]) model.on(`change:${name}`, later("content"));
+  for (const name of ["shown", "verdicts", "titles"]) model.on(`change:${name}`, later());
+  model.on("change:view", later("view"));
   const observer = new ResizeObserver(() => draw());
   observer.observe(stage);
   if (content().size) rebuild();
