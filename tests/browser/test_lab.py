@@ -14,6 +14,7 @@ from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_visualize.ipynb"
+CONTROLS = ":is(input, select, button, [role=slider])"
 PATIENCE = 180_000  # milliseconds; only a test that hangs waits so long
 
 spec = importlib.util.spec_from_file_location("lab", Path(__file__).with_name("lab.py"))
@@ -191,7 +192,7 @@ def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path
     before = picture(page)
     assert page.locator(".workbench-counts th", has_text="in the ground truth").count() == 1
     assert (
-        page.locator(".workbench-browser :is(input, select, button):not([aria-label], [title])").evaluate_all(
+        page.locator(f".workbench-browser {CONTROLS}:not([aria-label], [title])").evaluate_all(
             "parts => parts.filter(part => !part.labels?.length && !part.innerText.trim()).map(part => part.outerHTML)"
         )
         == []

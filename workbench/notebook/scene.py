@@ -180,7 +180,7 @@ class Scene:
         """Return the likeliest classes of a subcategory with their probabilities; the last one is no-object's."""
         names = (*self.vocabulary.subcategories[subcategory], f"no {subcategory}")
         falling = sorted(zip(probabilities, names, strict=False), reverse=True)
-        return ", ".join(f"{name} {value:.2f}" for value, name in falling[:most])
+        return ", ".join(f"{name} {value:.2f}" for value, name in falling[:most] if value >= 0.005)
 
     def _classes(self, drawable: Drawable) -> dict[str, str]:
         """Return an object's name in each of ``legends``, verdicts aside."""

@@ -313,7 +313,7 @@ function render({ model, el }) {
       context.drawImage(bitmap, Math.round(spot[0] * ratio), Math.round(spot[1] * ratio));
     }
     if (left) {
-      const { bitmap } = plateOf(panels[number], [`${left} captions left out`], "#000000", ratio);
+      const { bitmap } = plateOf(panels[number], [`${left} caption${left === 1 ? "" : "s"} left out`], "#000000", ratio);
       context.drawImage(bitmap, context.canvas.width - bitmap.width, context.canvas.height - bitmap.height);
     }
   }
@@ -516,7 +516,17 @@ function render({ model, el }) {
   for (const name of ["content", "outlines", "picture"]) model.on(`change:${name}`, later("content"));
   for (const name of ["shown", "verdicts", "titles"]) model.on(`change:${name}`, later());
   model.on("change:view", later("view"));
-  const observer = new ResizeObserver(() => draw());
+  // ipywidgets gives the handles of its sliders a role, and no name.
+  function nameSliders() {
+    for (const slider of el.closest(".workbench-browser")?.querySelectorAll(".widget-slider") ?? []) {
+      const name = slider.querySelector(".widget-label")?.textContent;
+      for (const handle of slider.querySelectorAll(".noUi-handle")) handle.setAttribute("aria-label", name);
+    }
+  }
+  const observer = new ResizeObserver(() => {
+    nameSliders();
+    draw();
+  });
   observer.observe(stage);
   if (content().size) rebuild();
   return () => observer.disconnect();
