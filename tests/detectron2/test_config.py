@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 
 from workbench.config import changes, load_config
@@ -39,3 +40,10 @@ def test_a_wrong_value_is_one_sentence() -> None:
     cfg.INPUT.FORMAT = "BGR"
     with pytest.raises(WorkbenchError, match="INPUT.FORMAT is 'BGR'; it must be one of RGB"):
         workbench_config(cfg)
+
+
+def test_the_device_is_one_that_detectron2_knows() -> None:
+    cfg = get_cfg()
+    add_workbench_config(cfg)
+    assert load_config(None).MODEL.DEVICE == "auto"
+    assert torch.device(cfg.MODEL.DEVICE).type == ("cuda" if torch.cuda.is_available() else "cpu")

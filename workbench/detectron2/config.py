@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 
 from workbench.config import config_from_dict, flatten, get_cfg
 from workbench.config_keys import KEYS
+from workbench.environment.device import choose_device
 
 PREFIX = "workbench_"  # of parts whose name detectron2 has taken
 
@@ -15,13 +16,16 @@ PREFIX = "workbench_"  # of parts whose name detectron2 has taken
 def add_workbench_config(cfg: CfgNode, config: CfgNode | None = None, *, defaults: bool = True) -> None:
     """Add the workbench's keys to a config of detectron2's ``get_cfg()``, in place and before any file is merged.
 
-    Their values are those of ``config``, a workbench config, or else the workbench's defaults, but for MODEL.DEVICE.
-    ``defaults`` False only adds keys that ``cfg`` lacks: files of detectron2's own models rely on its defaults.
+    Their values are those of ``config``, a workbench config, or else the workbench's defaults; MODEL.DEVICE auto
+    becomes cuda or cpu. ``defaults`` False only adds keys that ``cfg`` lacks: files of detectron2's own models rely on
+    its defaults.
     """
     for name, value in flatten(config or get_cfg()).items():
+        if (name, value) == ("MODEL.DEVICE", "auto"):
+            value = choose_device("auto").type
         *parents, leaf = name.split(".")
         node = reduce(lambda node, part: node.setdefault(part, type(cfg)()), parents, cfg)
-        if leaf not in node or config is not None or (defaults and name != "MODEL.DEVICE"):
+        if leaf not in node or config is not None or defaults:
             node[leaf] = value
 
 

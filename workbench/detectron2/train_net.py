@@ -28,7 +28,6 @@ from workbench.detectron2.config import add_workbench_config, workbench_config
 from workbench.detectron2.data import WorkbenchMapper, is_own, loaded_dataset, register_datasets, vocabulary_of
 from workbench.detectron2.modeling import hosted_model, register_parts
 from workbench.detectron2.results import WorkbenchEvaluator
-from workbench.environment.device import choose_device
 from workbench.errors import WorkbenchError
 from workbench.files import write_text
 from workbench.registry import import_parts
@@ -152,8 +151,8 @@ def run(config: CfgNode, args: Namespace) -> dict[str, Any] | None:
     register_datasets(config, load_vocabulary(weights) if args.eval_only and os.path.isdir(weights) else None)
     cfg = get_cfg()
     add_workbench_config(cfg, config)
-    if args.num_gpus == 0 or cfg.MODEL.DEVICE == "auto":
-        cfg.MODEL.DEVICE = "cpu" if args.num_gpus == 0 else choose_device("auto").type
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
     kept = directory.config.read_text("utf-8") if args.eval_only and directory.config.exists() else to_yaml(config)
     default_setup(cfg, args)  # which writes its whole config into config.yaml
     if comm.is_main_process():
