@@ -33,6 +33,8 @@ from tests.faults.tables import RUN, SCORE
 from tests.faults.workplace import CONFIG, PHOTO, TRAIN
 
 Tried = Iterator[tuple[str, Outcome]]
+_WRITES = ("open", "os.rename", "os.mkdir", "os.link")
+_CHANGES = (*_WRITES, "os.remove", "os.rmdir")
 NEW = "new"
 STEPS = ("SOLVER.MAX_ITER", "5", "SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "2", "SOLVER.EMA_DECAY", "0.9")
 TRAINING = ("train", "--config", CONFIG, "--output", NEW, *STEPS)
@@ -157,10 +159,11 @@ def full_disk(workplace: Path, seeds: range, short: bool) -> Tried:
     chosen = random.Random(seeds.start)
     for command, argv in WRITERS.items():
         with _Place(workplace) as place:
-            changes = _count_changes(place, argv)
+            changes = _count_changes(place, argv, _WRITES)
         numbers = chosen.sample(range(changes), min(changes, 1 if short else 12))
-        ways = [(f"at change {at} of {changes}", _at_change(at, _raise_no_space)) for at in sorted(numbers)]
-        sizes = (20_000,) if short else (0, 100, 1000, 20_000, 60_000, 150_000, 300_000)
+        ways = [(f"at change {at} of {changes}", _at_change(at, _raise_no_space, _WRITES)) for at in sorted(numbers)]
+        # What the command says is written to a file as well, so the limit leaves room for that.
+        sizes = (20_000,) if short else (4000, 8000, 20_000, 60_000, 150_000, 300_000)
         ways += [(f"files of {size} bytes at most", lambda size=size: _limit_files(size)) for size in sizes]
         for name, before in ways:
             with _Place(workplace) as place:
@@ -293,7 +296,7 @@ def _plain(value: Any) -> Any:
 # Changes of files
 
 
-def _count_changes(place: _Place, argv: Sequence[str]) -> int:
+def _count_changes(place: _Place, argv: Sequence[str], events: Sequence[str] = _CHANGES) -> int:
     """Return how often a command changes files: opens one to write, renames, removes, makes a folder."""
     report = place.scratch / "changes"
 
@@ -306,13 +309,13 @@ def _count_changes(place: _Place, argv: Sequence[str]) -> int:
             os.write(descriptor, str(count[0]).encode())
             os.close(descriptor)
 
-        _hook(note)
+        _hook(note, events)
 
     place.run(argv, before)
     return int(report.read_text())
 
 
-def _at_change(at: int, act: Callable[[], object]) -> Callable[[], object]:
+def _at_change(at: int, act: Callable[[], object], events: Sequence[str] = _CHANGES) -> Callable[[], object]:
     """Return a function that lets ``act`` be called at the ``at``-th change of files."""
 
     def before() -> None:
@@ -323,17 +326,17 @@ def _at_change(at: int, act: Callable[[], object]) -> Callable[[], object]:
             if left[0] == -1:
                 act()
 
-        _hook(note)
+        _hook(note, events)
 
     return before
 
 
-def _hook(note: Callable[[], None]) -> None:
-    """Call ``note`` at each change of files in this process, but for those of ``note`` itself and of its output."""
+def _hook(note: Callable[[], None], events: Sequence[str]) -> None:
+    """Call ``note`` at each of the ``events`` that change files in this process, but for those of ``note`` itself and of its output."""
     busy = [False]
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if busy[0] or event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link"):
+        if busy[0] or event not in events:
             return
         if event == "open":
             path, _, flags = arguments
