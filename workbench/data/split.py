@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from workbench.data.duplicates import difference_hashes, identical_files, near_p
 from workbench.data.reading import image_path, is_integer
 from workbench.data.vocabulary import Vocabulary, class_name
 from workbench.errors import WorkbenchError
-from workbench.files import replacing, write_json
+from workbench.files import write_json
 
 PARTS = ("train", "val", "test")
 Label = tuple[str, str]  # ("", category) or (subcategory, class)
@@ -108,14 +107,18 @@ def split_dataset(
     declared = vocabulary.to_coco()["subcategories"]
     part_of = {image["id"]: part for image, part in zip(images, parts, strict=True)}
     named = {}
-    with ExitStack() as drafts:  # all parts, or none where the disk is full
+    try:
         for name, path in files.items():
             records = {
                 "images": [image for image in images if part_of[image["id"]] == name],
                 "annotations": [each for each in content["annotations"] if part_of[each["image_id"]] == name],
             }
-            write_json(drafts.enter_context(replacing(path)), {**content, **records, "subcategories": declared})
+            write_json(path, {**content, **records, "subcategories": declared})
             named[name] = _dataset_name(path, records, entry.images)
+    except BaseException:  # all parts or none, so that the same command works once there is room
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        raise
     counts = {label: dict.fromkeys(shares, 0) for label in _all_labels(vocabulary)}
     for part, held in zip(parts, labels, strict=True):
         for label, count in held.items():
