@@ -332,7 +332,7 @@ def _at_change(at: int, act: Callable[[], object], events: Sequence[str] = _CHAN
 
 
 def _hook(note: Callable[[], None], events: Sequence[str]) -> None:
-    """Call ``note`` at each of the ``events`` that change files here, but for those of ``note`` itself and of its output."""
+    """Call ``note`` at each of the ``events``, but for those of ``note`` itself and of the output."""
     busy = [False]
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
