@@ -23,6 +23,7 @@ from workbench.visualization.features import feature_maps
 
 _MOST_QUERIES = 6  # drawn layer by layer
 _MOST_ROWS = 14  # of tables of queries
+_MOST_OBJECTS = 8  # in tables
 
 
 @opens(Mask2Former)
@@ -93,13 +94,15 @@ def assignments(step: Step, image: int = 0) -> pd.DataFrame:
 @opens(Mask2Former)
 def assignment_chart(step: Step, image: int = 0) -> Figure:
     """Draw which query each object took in each layer; where it is another one than in the layer before is shaded."""
-    table = assignments(step, image)
+    every = assignments(step, image)
+    table = every.head(_MOST_OBJECTS)
     if table.empty:
         return sentence("This image has no object, so every query learns that it has none.")
     changed = 100.0 * (table.ne(table.shift(axis=1)) & table.notna())
     changed.iloc[:, 0] = 0
     text = table.map(lambda query: "–" if np.isnan(query) else f"{query:.0f}")
-    return heat_table(table, title="The query of each object, by layer (dark: it changed)", shades=changed, text=text)
+    which = "each object" if len(table) == len(every) else f"the first {len(table)} of {len(every)} objects"
+    return heat_table(table, title=f"The query of {which}, by layer (dark: it changed)", shades=changed, text=text)
 
 
 @opens(Mask2Former)
@@ -174,12 +177,12 @@ def costs(step: Step, image: int = 0) -> dict[str, pd.DataFrame]:
 
 @opens(Mask2Former)
 def cost_chart(step: Step, image: int = 0) -> Figure:
-    """Draw the costs of the last layer: of the queries that objects took, and of the cheapest others."""
-    terms = costs(step, image)
+    """Draw the costs of the last layer: of the queries that the first objects took, and of the cheapest others."""
+    terms = {name: each.iloc[:, :_MOST_OBJECTS] for name, each in costs(step, image).items()}
     total = terms["cost"]
     if not total.shape[1]:
         return sentence("This image has no object, so there is nothing to match.")
-    taken = assignments(step, image).iloc[:, -1]
+    taken = assignments(step, image).iloc[:_MOST_OBJECTS, -1]
     pairs = [(int(query), column) for column, query in enumerate(taken) if not np.isnan(query)]
     others = total.min(axis=1).sort_values().index
     shown = sorted(dict.fromkeys([*(query for query, _ in pairs), *others][: max(_MOST_ROWS, len(pairs))]))

@@ -48,7 +48,8 @@ def _boxes_of_objects(step: Step, image: int) -> Boxes:
 
 @opens(MaskRCNN)
 def anchor_chart(step: Step, image: int = 0) -> Figure:
-    """Draw the anchors of each level that are taught an object (green), and those taught nothing (orange)."""
+    """Draw the anchors of each level that are taught an object (green), and those taught nothing (orange); of many
+    some, spread over the image."""
     objects = _boxes_of_objects(step, image)
     shown = []
     for name, (anchors, labels) in anchor_labels(step, image).items():
@@ -56,9 +57,13 @@ def anchor_chart(step: Step, image: int = 0) -> Figure:
         negative = int((labels == 0).sum())
         side = (anchors[:, 2:] - anchors[:, :2]).prod(1).sqrt().mean()
         title = f"{name}, {side:.0f} px: {len(positive)} positive,\n{len(ignored)} ignored, {negative} negative"
-        layers = (Boxes(ignored[:_MOST_BOXES], ORANGE, 0.7), Boxes(positive[:_MOST_BOXES], GREEN), objects)
+        layers = (Boxes(_some(ignored), ORANGE, 0.7), Boxes(_some(positive), GREEN), objects)
         shown.append(BoxPanel(title, layers))
     return box_panels(step.picture(image), shown)
+
+
+def _some(boxes: np.ndarray) -> np.ndarray:
+    return boxes[:: max(1, len(boxes) // _MOST_BOXES)]
 
 
 def proposals(step: Step, image: int = 0) -> tuple[Tensor, Tensor]:
@@ -129,7 +134,7 @@ def sample_chart(step: Step, image: int = 0) -> Figure:
     ]
     shown = (
         BoxPanel(f"{int(positive.sum())} with an object", (_boxes_of_objects(step, image), *of_objects)),
-        BoxPanel(f"{int((~positive).sum())} without", (Boxes(boxes[(~positive).cpu().numpy()], QUIET, 0.8),)),
+        BoxPanel(f"{int((~positive).sum())} without", (Boxes(_some(boxes[(~positive).cpu().numpy()]), QUIET, 0.8),)),
     )
     return box_panels(step.picture(image), shown)
 

@@ -60,20 +60,27 @@ def cell_chart(step: Step, image: int = 0) -> Figure:
 
 @opens(SOLOv2)
 def kernel_chart(step: Step, image: int = 0) -> Figure:
-    """Draw the mask that a kernel makes of the features, for the middle one of each object's cells on each level."""
+    """Draw the mask that a kernel makes of the features, for the middle one of each object's cells on each level that
+    one of the objects is on."""
     outputs = step.call("criterion").inputs[0]
     cells, objects = assigned_cells(step, image)
     picture, truth, names = step.picture(image), step.masks(image).numpy(), step.objects(image)
     shown = objects.unique().tolist()[:_MOST_OBJECTS]
     if not shown:
         return sentence("No object of this image takes a cell, so no kernel is taught.")
+    drawn = cells[torch.isin(objects, torch.tensor(shown, device=objects.device))]
+    levels = [
+        (level, first, side)
+        for level, (first, side) in enumerate(_levels(step))
+        if ((drawn >= first) & (drawn < first + side**2)).any()
+    ]
     masks, titles = [], []
     for number in shown:
         masks.append([])
         titles.append([])
-        for level, (first, side) in enumerate(_levels(step)):
+        for level, first, side in levels:
             own = cells[(objects == number) & (cells >= first) & (cells < first + side**2)]
-            title = f"{names[number]}\n" if level == 0 else "\n"
+            title = f"{names[number]}\n" if level == levels[0][0] else "\n"
             titles[-1].append(title + _LEVEL.format(level + 1, side, side) + ("" if len(own) else ": none"))
             masks[-1].append(_mask(outputs, image, own[len(own) // 2], picture.shape[:2]) if len(own) else None)
     return mask_grid(picture, masks, titles, truth=[truth[number] for number in shown])

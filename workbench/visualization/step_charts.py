@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from workbench.visualization.charts import GREEN, INK, LINES, QUIET, SKY, category_colour, sentence
 
 _PANEL = 2.3  # inches
+_WIDEST = 13  # inches
 
 
 def panels(rows: int, columns: int, size: float = _PANEL, head: float = 0.3) -> tuple[Figure, np.ndarray]:
@@ -101,9 +102,14 @@ def mask_grid(
 def cost_tables(terms: Mapping[str, pd.DataFrame], matched: Sequence[tuple[int, int]]) -> Figure:
     """Draw tables of costs beside each other, darker where dearer; the matched (row, column) places are framed."""
     shape = next(iter(terms.values())).shape
-    figure = Figure(figsize=(0.8 + len(terms) * max(1.1, 0.35 + 0.5 * shape[1]), 1.1 + 0.3 * shape[0]))
-    grid = figure.subplots(1, len(terms), squeeze=False, sharey=True)[0]
-    for axes, (name, costs) in zip(grid, terms.items(), strict=True):
+    width = max(1.1, 0.35 + 0.5 * shape[1])
+    columns = min(len(terms), max(1, int(_WIDEST / width)))
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(0.8 + columns * width, rows * (1.1 + 0.3 * shape[0])))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(terms) :]:
+        axes.set_axis_off()
+    for axes, (name, costs) in zip(grid.flat, terms.items(), strict=False):
         values = costs.to_numpy(float)
         low, high = np.nanmin(values), np.nanmax(values)
         axes.imshow(values, cmap="Blues", vmin=low, vmax=high + 0.1 * (high - low) + 1e-9, aspect="auto")
@@ -120,7 +126,8 @@ def cost_tables(terms: Mapping[str, pd.DataFrame], matched: Sequence[tuple[int, 
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-    grid[0].set_ylabel(next(iter(terms.values())).index.name or "", fontsize=8)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(next(iter(terms.values())).index.name or "", fontsize=8)
     return figure
 
 
