@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from workbench.notebook import inside_mask2former as inside
-from workbench.notebook.inside import Step
+from workbench.notebook.inside import Step, trace
 from workbench.ops import deform_attn
 
 
@@ -21,6 +21,16 @@ def test_the_costs_are_those_that_the_matching_minimised(former_step: Step, imag
     taken = inside.assignments(former_step, image).iloc[:, -1].to_numpy()
     assert taken[objects].tolist() == queries.tolist()
     assert total[queries, objects].sum() > 0 and len(objects) == len(former_step.objects(image)) > 0
+
+
+def test_the_costs_are_bitwise_the_steps(former_step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    matcher, computed = former_step.model.criterion.matcher, []
+    cost_terms = matcher.cost_terms
+    monkeypatch.setattr(matcher, "cost_terms", lambda *given: computed.append(cost_terms(*given)) or computed[-1])
+    trace(former_step.model, former_step.batch, former_step.cfg)
+    for image, terms in enumerate(list(computed)):
+        shown = inside.costs(former_step, image)
+        assert all((shown[name].to_numpy() == term[-1].numpy()).all() for name, term in terms.items())
 
 
 def test_every_layer_has_its_losses_and_they_are_all(former_step: Step) -> None:
