@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from workbench.config import config_to_dict, load_config
+from workbench.data.vocabulary import Vocabulary
 from workbench.errors import WorkbenchError
-from workbench.models import exportable
+from workbench.models import build_model, exportable
+from workbench.runs.checkpoint import save_checkpoint
 from workbench.workflows import export as workflow
 
 pytest.importorskip("onnxruntime")
@@ -48,21 +52,68 @@ def test_it_gives_what_the_model_gives_at_sizes_it_was_not_traced_with(exported:
     assert sum("peak memory" in line for line in exported[1]) == 2
 
 
-def test_the_script_beside_it_needs_neither_workbench_nor_torch(exported: tuple, tmp_path: Path) -> None:
+def test_the_script_beside_it_needs_neither_workbench_nor_torch(
+    exported: tuple, tiny_run: Path, tmp_path: Path
+) -> None:
     script = exported[0].with_name("run_onnx.py")
     text = script.read_text()
     assert "workbench" not in text and "torch" not in text
     picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    text = text.replace(">= 0.5", ">= 0.0")  # four steps of training find nothing surely
-    (tmp_path / "run.py").write_text(text)
+    (tmp_path / "run.py").write_text(text.replace(">= 0.5", ">= 0.0"))  # four steps of training find nothing surely
+    lines = _run(tmp_path, exported[0])
+    _, _, vocabulary = workflow.exportable(tiny_run)
+    texture = vocabulary.subcategories["texture"]
+    assert len(lines) == 10
+    assert all(line.split()[0] in vocabulary.categories and line.split()[2] in texture for line in lines)
+    boxes = [line.partition("box ")[2] for line in lines]
+    assert {box for box in boxes if box != "None"} and all(_within(box, 70, 50) for box in boxes)
+
+
+def test_the_script_fits_images_to_a_fixed_size_and_number(tiny_run: Path, tmp_path: Path) -> None:
+    path = workflow.export(tiny_run, tmp_path, size=(64, 96), batch=2, tell=lambda line: None)
+    Image.new("RGB", (50, 200), (200, 30, 30)).save(tmp_path / "a.png")
+    (tmp_path / "run.py").write_text(path.with_name("run_onnx.py").read_text().replace(">= 0.5", ">= 0.0"))
+    boxes = [line.partition("box ")[2] for line in _run(tmp_path, path)]
+    assert len(boxes) == 10 and all(_within(box, 50, 200) for box in boxes)
+
+
+def _run(folder: Path, model: Path) -> list[str]:
+    """Run ``folder/run.py`` on ``a.png``, where neither torch nor workbench can be imported; return what it printed."""
     blocked = "import sys; sys.modules.update(torch=None, workbench=None); import runpy; runpy.run_path(sys.argv[1], "
-    command = [sys.executable, "-c", f"{blocked}run_name='x')['main'](*sys.argv[2:])"]
-    done = subprocess.run(
-        [*command, "run.py", str(exported[0]), "a.png"], capture_output=True, text=True, cwd=tmp_path, check=True
+    command = [sys.executable, "-c", f"{blocked}run_name='x')['main'](*sys.argv[2:])", "run.py", str(model), "a.png"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout.splitlines()
+
+
+def _within(box: str, width: int, height: int) -> bool:
+    left, top, right, bottom = map(int, re.findall(r"\d+", box)) if box != "None" else (0, 0, 1, 1)
+    return 0 <= left < right <= width and 0 <= top < bottom <= height
+
+
+def test_a_swin_is_exported_at_a_fixed_size(tiny_config: Path, tmp_path: Path) -> None:
+    """Its windows are padded, shifted and masked by the size of the image."""
+    swin = [
+        "MODEL.BACKBONE.NAME",
+        "D2SwinTransformer",
+        "MODEL.SWIN.EMBED_DIM",
+        "8",
+        "MODEL.SWIN.DEPTHS",
+        "[1, 1, 2, 1]",
+    ]
+    cfg = load_config(tiny_config, [*swin, "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 4]"])
+    words = Vocabulary((1, 2), ("disc", "box"))
+    own = save_checkpoint(
+        tmp_path / "own", build_model(cfg, words), config=config_to_dict(cfg), vocabulary=words, step=0
     )
-    lines = done.stdout.splitlines()
-    assert len(lines) == 10 and all("in 70x50" in line and "colour" in line for line in lines)
+    lines: list[str] = []
+    path = workflow.export(own, tmp_path / "out", size=(96, 160), tell=lines.append)
+    assert sum("largest difference" in line for line in lines) == 1
+    module = workflow.exportable(own)[0]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = workflow.example_images(1, 96, 160, seed=3)
+    with torch.no_grad():
+        expected = [field.numpy() for field in module(images)]
+    assert workflow.disagreement(expected, session.run(None, {"images": images.numpy()})) < 1e-3
 
 
 def test_a_program_of_torch_export_is_checked_too(tiny_run: Path, tmp_path: Path) -> None:

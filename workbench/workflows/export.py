@@ -144,7 +144,11 @@ def exportable(ckpt: str | Path, overrides: Sequence[str] = ()) -> tuple[Exporta
     cfg = checkpoint_config(path, overrides)
     model, checkpoint = load_model(path, "cpu", config=cfg)
     if not isinstance(model, Mask2Former):
-        raise WorkbenchError(f"checkpoint {path} holds a {type(model).__name__}; only a Mask2Former can be exported")
+        raise WorkbenchError(
+            f"checkpoint {path} holds a {type(model).__name__} (MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE}), whose number of objects depends on the image; only a Mask2Former can be "
+            "exported"
+        )
     return ExportableMask2Former(model.to(memory_format=torch.contiguous_format)).eval(), cfg, checkpoint.vocabulary
 
 
@@ -210,7 +214,7 @@ def _notes(cfg: CfgNode, vocabulary: Vocabulary, multiple: int) -> dict[str, Any
         "mean": list(cfg.MODEL.PIXEL_MEAN),
         "multiple": multiple,
         "shortest": cfg.INPUT.MIN_SIZE_TEST,
-        "longest": cfg.INPUT.MAX_SIZE_TEST,
+        "longest": cfg.INPUT.MAX_SIZE_TEST or 10**9,
     }
 
 
