@@ -44,6 +44,7 @@ class Vocabulary:
     def __init__(self, **subcategories):
         self.num_classes = 3
         self.num_subcategory_classes = subcategories
+        self.stuff_labels = ()
 
 
 def tiny(*overrides, **subcategories):

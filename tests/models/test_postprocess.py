@@ -158,6 +158,13 @@ def test_strips_are_the_whole_enlargement_where_it_is_positive(monkeypatch, outp
     torch.testing.assert_close(actual[inside], expected[inside], rtol=1e-5, atol=1e-6)
 
 
+def test_outputs_that_require_gradients_are_predicted_alike():
+    logits, masks, heads = raw()
+    expected = infer(logits, masks, heads)
+    rows = infer(logits, masks.requires_grad_(), heads)
+    assert torch.equal(rows["scores"], expected["scores"]) and torch.equal(rows["masks"], expected["masks"])
+
+
 def test_only_the_surroundings_of_a_small_mask_are_enlarged():
     maps = torch.full((1, 32, 32), -9.0)
     maps[0, 10:14, 20:22] = 9.0

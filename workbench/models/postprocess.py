@@ -112,9 +112,9 @@ def instance_inference(
         query, labels, rank, main = (field[things] for field in (query, labels, rank, main))
     distinct, row = query.unique(return_inverse=True)
     pieces = []
-    for maps in mask_logits[distinct].split(maps_at_once(output_size)):
+    for maps in mask_logits[distinct].detach().split(maps_at_once(output_size)):
         masks = maps.new_zeros((len(maps), *output_size), dtype=torch.bool)
-        inside, total = maps.new_zeros((2, len(maps)), dtype=torch.float32)
+        inside, total = (maps.new_zeros(len(maps), dtype=torch.float32) for _ in range(2))
         for index, place, strip in enlarged_strips(maps.float(), padded_size, image_size, output_size):
             mask = strip > 0
             masks[index][place] = mask
