@@ -44,6 +44,8 @@ def open_content(entry: DatasetEntry) -> tuple[DatasetEntry, dict]:
             if not any(isinstance(item, dict) and "segments_info" in item for item in content["annotations"][:1]):
                 return entry, content
             content = _of_panoptic_file(path, content)
+        for number, annotation in enumerate(content["annotations"], start=1):
+            annotation["id"] = number
         with errors_as(f"the segments of {path} cannot be kept in {place}", OSError):
             write_json(place, content)
     images = entry.images or find_images(path, content, _png_folders(path))
@@ -80,8 +82,6 @@ def _of_panoptic_file(path: Path, content: dict) -> dict:
             for segment in segments:
                 category, crowd = segment["category_id"], segment.get("iscrowd", 0)
                 annotations.append(_annotation(numbers.get(image_id), category, rles.get(segment["id"]), crowd))
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
     images = [{**image, "id": numbers[image["id"]]} for image in images]
     return {"images": images, "annotations": annotations, "categories": content["categories"]}
 
@@ -129,8 +129,6 @@ def _of_label_maps(entry: DatasetEntry) -> dict:
             if rles and max(rles) >= len(names):
                 raise WorkbenchError(f"The label map {file} holds {max(rles)}, and there are {len(names)} classes.")
             annotations += [_annotation(number, value, rle, 0) for value, rle in rles.items()]
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
     categories = [{"id": value, "name": name, "isthing": 0} for value, name in enumerate(names)]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -250,8 +250,8 @@ def enlarged_strips(
         the number of the map, a place (rows, columns) in the output and a new tensor of that size. The strips of a map
         cover all that exceeds ``above``; a map that nowhere does has none.
     """
-    lower, upper, weights = zip(*map(_taps, image_size, output_size), strict=True)
-    weights = [weight.to(maps.device) for weight in weights]
+    taps = [_taps(source, target) for source, target in zip(image_size, output_size, strict=True)]
+    vertical, horizontal = ([part.to(maps.device) for part in each] for each in taps)
     first = 0
     for chunk in maps.split(maps_at_once(padded_size)):
         # Masks are a batch of one channel: torch enlarges three channels with another kernel, whose last bits differ.
@@ -264,16 +264,16 @@ def enlarged_strips(
                 yield first + index, place, inner[index][place].clone()
                 continue
             # Outputs of which one of the two source pixels lies in the rectangle.
-            top, left = (int(torch.searchsorted(u, edge)) for u, edge in zip(upper, (top, left), strict=True))
-            bottom, right = (int(torch.searchsorted(u, edge)) for u, edge in zip(lower, (bottom, right), strict=True))
+            top, left = (int(torch.searchsorted(t[1], edge)) for t, edge in zip(taps, (top, left), strict=True))
+            bottom, right = (int(torch.searchsorted(t[0], edge)) for t, edge in zip(taps, (bottom, right), strict=True))
             if bottom <= top or right <= left:  # between the pixels of a smaller output
                 continue
             columns = slice(left, right)
-            across = _blend(inner[index].t(), lower[1][columns], upper[1][columns], weights[1][columns]).t()
+            across = _blend(inner[index].t(), *(part[columns] for part in horizontal)).t()
             height = max(1, _STRIP_PIXELS // (right - left))
             for start in range(top, bottom, height):
                 rows = slice(start, min(start + height, bottom))
-                yield first + index, (rows, columns), _blend(across, lower[0][rows], upper[0][rows], weights[0][rows])
+                yield first + index, (rows, columns), _blend(across, *(part[rows] for part in vertical))
         first += len(chunk)
 
 
@@ -293,7 +293,6 @@ def _taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _blend(rows: Tensor, lower: Tensor, upper: Tensor, weights: Tensor) -> Tensor:
     """(h, w) -> (t, w): rows ``lower`` and ``upper``, (t,) int64, the latter weighted by ``weights`` (t,)."""
-    lower, upper = lower.to(rows.device), upper.to(rows.device)
     blended = rows.index_select(0, lower).mul_(1 - weights[:, None])
     return blended.addcmul_(rows.index_select(0, upper), weights[:, None])
 

@@ -90,7 +90,8 @@ def predict(
         if file.parent.resolve() == output.resolve():
             raise WorkbenchError(f"the output folder {output} holds the input {file}; choose another folder")
     kinds = _kinds(cfg)
-    names = [f"{folder}{name}" for folder, _ in kinds.values() for name in _free_names(files)]
+    free = _free_names(files)
+    names = [f"{folder}{name}" for folder, _ in kinds.values() for name in free]
     for name in (*names, *(name for _, name in kinds.values())):
         _check_replaceable(output / name)
     model, checkpoint = load_model(path, choose_device(cfg.MODEL.DEVICE), config=cfg)
@@ -101,7 +102,7 @@ def predict(
     images, written, unreadable = [], [], []
     annotations: dict[str, list[dict]] = {kind: [] for kind in kinds}
     began = time.perf_counter()
-    named = list(zip(files, _free_names(files), strict=True))
+    named = list(zip(files, free, strict=True))
     for number, (file, name) in enumerate(follow(named, "predict", "image"), start=1):
         try:
             picture = read_image(str(file), ImageRules.from_config(cfg))

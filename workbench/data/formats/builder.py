@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from workbench.data.formats.source import MOST_PIXELS, Source, reading
+from workbench.data.formats.source import Source, reading
 from workbench.data.image_files import ERRORS, ImageRules, open_image
 from workbench.data.images import oriented_size
-from workbench.data.masks import decode_mask, encode_mask, to_rle
+from workbench.data.masks import MOST_PIXELS, decode_mask, encode_mask, to_rle
 from workbench.data.vocabulary import name_problem
 from workbench.errors import WorkbenchError, reason_of
 

@@ -12,7 +12,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from workbench.data.formats.builder import Builder, Frame, Imported
-from workbench.data.formats.source import MOST_PIXELS, Source, as_number, as_points, ellipse, read_xml, reading
+from workbench.data.formats.source import Source, as_number, as_points, ellipse, read_xml, reading
+from workbench.data.masks import MOST_PIXELS
 from workbench.errors import WorkbenchError
 
 _NO_MASKS = {"polyline": "polylines", "points": "points", "cuboid": "cuboids", "skeleton": "skeletons"}

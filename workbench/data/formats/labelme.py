@@ -10,7 +10,6 @@ import numpy as np
 from workbench.data.formats.builder import Builder, Frame, Imported
 from workbench.data.formats.detect import LABELME, detect_format
 from workbench.data.formats.source import (
-    MOST_PIXELS,
     Source,
     as_points,
     decode_base64,
@@ -19,6 +18,7 @@ from workbench.data.formats.source import (
     reading,
     rectangle,
 )
+from workbench.data.masks import MOST_PIXELS
 
 IGNORED = "__ignore__"  # labelme's own label of what is to be left out
 _NO_MASKS = {"line": "lines", "linestrip": "lines", "point": "points", "points": "points"}

@@ -14,7 +14,8 @@ import numpy as np
 
 from workbench.data.formats.builder import Builder, Frame, Imported
 from workbench.data.formats.detect import LABEL_STUDIO, detect_format
-from workbench.data.formats.source import MOST_PIXELS, Source, as_number, as_points, ellipse, joined, reading
+from workbench.data.formats.source import Source, as_number, as_points, ellipse, joined, reading
+from workbench.data.masks import MOST_PIXELS
 from workbench.errors import WorkbenchError
 
 _SHAPES = ("polygon", "brush", "ellipse", "rectangle", "keypoint")

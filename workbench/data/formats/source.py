@@ -24,7 +24,6 @@ from workbench.data.reading import read_json
 from workbench.errors import WorkbenchError, is_number, reason_of
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
-MOST_PIXELS = 2**29  # of a mask; a longer run does not fit COCO's run lengths
 
 
 @contextmanager
