@@ -126,3 +126,20 @@ def test_steps_of_another_loop_are_clipped() -> None:
         parameter.grad = torch.tensor(gradient)
         optimizer.step()
     assert parameter.tolist() == pytest.approx([-0.6, -0.8], abs=1e-5)
+
+
+def test_a_grad_scaler_divides_by_its_scale_before_another_loop_s_step_is_clipped() -> None:
+    moved = []
+    for scale in (1.0, 1024.0):
+        parameter = nn.Parameter(torch.zeros(2))
+        cfg = settings().clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.update({"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 1.0})
+        optimizer = torch.optim.SGD([parameter], lr=1.0, fused=True)
+        clip_before_steps(optimizer, cfg)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale((parameter * torch.tensor([3.0, 4.0])).sum()).backward()
+        scaler.step(optimizer)
+        moved.append(parameter.tolist())
+    assert moved[0] == pytest.approx(moved[1], abs=1e-6)
+    assert moved[1] == pytest.approx([-0.6, -0.8], abs=1e-5)

@@ -13,10 +13,10 @@ except ImportError as error:
     ) from error
 
 from workbench.detectron2.config import add_workbench_config, workbench_config
-from workbench.detectron2.data import register_datasets, register_known_datasets
+from workbench.detectron2.data import register_datasets
 from workbench.detectron2.modeling import register_parts
 
 __all__ = ["add_workbench_config", "register_datasets", "register_parts", "workbench_config"]
 
 register_parts()
-register_known_datasets()
+register_datasets()

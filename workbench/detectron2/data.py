@@ -24,24 +24,23 @@ from workbench.visualization.drawing import PALETTE
 _readers: dict[str, Callable[[], CocoDataset]] = {}  # of the names that are the workbench's
 
 
-def register_known_datasets() -> None:
-    """Register every dataset that the workbench knows by name and detectron2 does not; each is read when it is used."""
-    names = [name for name in known_names() if name not in DatasetCatalog]
-    for name, read in dataset_readers(get_cfg(), names).items():
-        _register(name, read)
+def register_datasets(cfg: CfgNode | None = None, vocabulary: Vocabulary | None = None) -> None:
+    """Register the datasets, names and paths, of DATASETS.TRAIN, VAL and TEST of the workbench's config ``cfg``.
 
-
-def register_datasets(cfg: CfgNode, vocabulary: Vocabulary | None = None) -> None:
-    """Register the datasets of DATASETS.TRAIN, VAL and TEST, names and paths, as the workbench's config ``cfg`` says.
-
-    A name that the workbench knows becomes the workbench's dataset, also where detectron2 has one of that name. A name
-    that only detectron2 knows is left to it. The classes are those of ``vocabulary``, a checkpoint's, or else of the
-    datasets to train on. WorkbenchError for a name that neither knows, and for faults in the data to train on.
+    A name that both know becomes the workbench's; one that only detectron2 knows is left to it. Without ``cfg``, all
+    names are registered that the workbench knows and detectron2 does not. The classes are those of ``vocabulary``, or
+    else of the datasets to train on. WorkbenchError for a name that neither knows and for faults in the training data.
     """
-    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST))
-    own = [name for name in names if is_own(name, cfg.DATASETS.ROOT)]
+    if cfg is None:
+        cfg, own = get_cfg(), [name for name in known_names() if name not in DatasetCatalog]
+    else:
+        names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.VAL, *cfg.DATASETS.TEST))
+        own = [name for name in names if is_own(name, cfg.DATASETS.ROOT)]
     for name, read in dataset_readers(cfg, own, vocabulary).items():
-        _register(name, read)
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.pop(name, None)
+        DatasetCatalog.register(name, partial(_read, name))
+        _readers[name] = read
 
 
 def is_own(name: str, root: str) -> bool:
@@ -61,13 +60,16 @@ def loaded_dataset(name: str) -> CocoDataset | None:
 
 
 def vocabulary_of(cfg: CfgNode) -> Vocabulary:
-    """Return the classes of the first of DATASETS.TRAIN, or else of DATASETS.TEST, from detectron2's metadata.
+    """Return the classes of the first of DATASETS.TRAIN, or else of DATASETS.TEST.
 
-    Its ``subcategory_classes`` are read too. WorkbenchError where there is none, or it has no ``thing_classes``.
+    Those of detectron2's own datasets are the ``thing_classes`` and ``subcategory_classes`` of their metadata;
+    WorkbenchError where there is no dataset, or it has no ``thing_classes``.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if not names:
         raise WorkbenchError("the model's classes are those of a dataset: name one in DATASETS.TRAIN or DATASETS.TEST")
+    if (dataset := loaded_dataset(names[0])) is not None:
+        return dataset.vocabulary
     metadata = MetadataCatalog.get(names[0])
     if not hasattr(metadata, "thing_classes") and names[0] in DatasetCatalog:
         DatasetCatalog.get(names[0])  # which sets the metadata, as detectron2's own datasets do too
@@ -77,13 +79,6 @@ def vocabulary_of(cfg: CfgNode) -> Vocabulary:
     labels = metadata.get("thing_dataset_id_to_contiguous_id") or {k: k for k in range(len(classes))}
     subcategories = {name: tuple(values) for name, values in metadata.get("subcategory_classes", {}).items()}
     return Vocabulary(tuple(sorted(labels, key=labels.get)), classes, subcategories)
-
-
-def _register(name: str, read: Callable[[], CocoDataset]) -> None:
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        catalog.pop(name, None)
-    _readers[name] = read
-    DatasetCatalog.register(name, partial(_read, name))
 
 
 def _read(name: str) -> list[dict]:
@@ -105,10 +100,9 @@ def _read(name: str) -> list[dict]:
 class WorkbenchMapper:
     """The mapper that INPUT.DATASET_MAPPER_NAME names, for ``build_detection_train_loader`` and its sibling for tests.
 
-    It returns what the workbench's mapper does, but in training ``instances`` in place of ``targets``: ``gt_classes``,
-    ``gt_masks`` (``BitMasks``), ``gt_boxes``, ``annotation_ids`` and for each subcategory ``gt_<name>`` (N,) int64, -1
-    unlabelled. Its ``seed``, on which all that is random in an image and its losses depends, is drawn from torch's
-    global generator. Dicts of detectron2's own datasets are taken too; they have no subcategories.
+    In training it returns ``instances`` for ``targets``: ``gt_classes``, ``gt_masks`` (``BitMasks``), ``gt_boxes``,
+    ``annotation_ids`` and, for each subcategory, ``gt_<name>`` (N,) int64, -1 unlabelled. All that is random follows
+    from a seed of torch's global generator. Dicts of detectron2's own datasets, without subcategories, are taken too.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool):
@@ -124,12 +118,6 @@ class WorkbenchMapper:
 
 def target_instances(targets: dict[str, Any]) -> Instances:
     """Return the ``targets`` of a batched input as ground truth of detectron2."""
-    masks = targets["masks"]
-    return Instances(
-        tuple(masks.shape[-2:]),
-        gt_classes=targets["labels"],
-        gt_masks=BitMasks(masks),
-        gt_boxes=Boxes(boxes_of_masks(masks)),
-        annotation_ids=targets["annotation_ids"],
-        **{f"gt_{name}": values for name, values in targets["subcategories"].items()},
-    )
+    masks, subcategories = targets["masks"], {f"gt_{name}": k for name, k in targets["subcategories"].items()}
+    fields = {"gt_classes": targets["labels"], "annotation_ids": targets["annotation_ids"], **subcategories}
+    return Instances(tuple(masks.shape[-2:]), gt_masks=BitMasks(masks), gt_boxes=Boxes(boxes_of_masks(masks)), **fields)

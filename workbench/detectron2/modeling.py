@@ -47,9 +47,8 @@ class WorkbenchBackbone(Backbone):
 def register_parts() -> None:
     """Register the workbench's backbones and models, and those of the user's imported files, with detectron2.
 
-    A backbone ``build_<name>_backbone`` is also registered as ``build_<name>_fpn_backbone``, under a feature pyramid
-    network as MODEL.FPN says; other names get the ending ``_fpn``. Names that detectron2 has taken get the prefix
-    ``workbench_``. May be called again after parts were imported.
+    ``build_<name>_backbone`` is also registered under a feature pyramid network as ``build_<name>_fpn_backbone``; other
+    names get the ending ``_fpn``. Names that detectron2 has taken get the prefix ``workbench_``. May be called again.
     """
     names = [name for name in BACKBONES if not name.startswith("timm/") and not name.endswith("_fpn_backbone")]
     names += [f"timm/{name}" for name in (*timm.list_models(), *timm.list_pretrained())]
@@ -102,10 +101,8 @@ def host_model(model: nn.Module, subcategories: Sequence[str]) -> nn.Module:
         return ([_batched_input(inputs, subcategories) for inputs in args[0]],) if module.training else None
 
     def give(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, Mapping):
-            return output  # losses
-        pairs = zip(output, args[0], strict=True)
-        return [{"instances": _instances(rows, inputs), "predictions": rows} for rows, inputs in pairs]
+        losses = isinstance(output, Mapping)
+        return output if losses else [{"instances": _instances(rows), "predictions": rows} for rows in output]
 
     model.register_forward_pre_hook(take)
     model.register_forward_hook(give)
@@ -120,27 +117,17 @@ def _batched_input(inputs: Mapping[str, Any], subcategories: Sequence[str]) -> M
     masks = truth.gt_masks
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *truth.image_size)
-    targets = {
-        "labels": truth.gt_classes,
-        "masks": masks.tensor if isinstance(masks, BitMasks) else masks,
-        "subcategories": {name: truth.get(f"gt_{name}") for name in subcategories if truth.has(f"gt_{name}")},
-    }
+    labelled = {name: truth.get(f"gt_{name}") for name in subcategories if truth.has(f"gt_{name}")}
+    targets = {"labels": truth.gt_classes, "masks": getattr(masks, "tensor", masks), "subcategories": labelled}
     if truth.has("annotation_ids"):
         targets["annotation_ids"] = truth.annotation_ids
     return {**inputs, "targets": targets}
 
 
-def _instances(rows: Mapping[str, Any], inputs: Mapping[str, Any]) -> Instances:
+def _instances(rows: Mapping[str, Any]) -> Instances:
     """Return the predictions of one image as ``Instances`` of its original size, see :func:`host_model`."""
-    height, width = inputs["image"].shape[-2:]
-    instances = Instances(
-        (inputs.get("height", height), inputs.get("width", width)),
-        scores=rows["scores"],
-        pred_classes=rows["labels"],
-        pred_masks=rows["masks"],
-        pred_boxes=Boxes(rows["boxes"]),
-    )
+    fields = {"scores": rows["scores"], "pred_classes": rows["labels"], "pred_masks": rows["masks"]}
     for name, probabilities in rows["subcategories"].items():
         best = probabilities.argmax(-1)
-        instances.set(f"pred_{name}", best.masked_fill(best == probabilities.shape[-1] - 1, -1))
-    return instances
+        fields[f"pred_{name}"] = best.masked_fill(best == probabilities.shape[-1] - 1, -1)
+    return Instances(tuple(rows["masks"].shape[-2:]), pred_boxes=Boxes(rows["boxes"]), **fields)

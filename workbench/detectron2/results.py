@@ -19,21 +19,16 @@ from workbench.detectron2.data import loaded_dataset
 from workbench.errors import WorkbenchError
 from workbench.evaluation.evaluate import evaluate_results, save_metrics
 from workbench.evaluation.ground_truth import ground_truth
-from workbench.evaluation.predict import collect, to_coco_results
+from workbench.evaluation.predict import collect, image_results
 from workbench.evaluation.results import save_predictions
-from workbench.evaluation.segments import segment_rows
 from workbench.workflows.score import scoring_options
 
 
 class WorkbenchEvaluator(DatasetEvaluator):
     """Score predictions as the workbench does: AP, AR, subcategories and joint AP, as the keys under TEST say.
 
-    Models of detectron2, which have no subcategories, are scored without them.
-
-    Args:
-        cfg: detectron2's config, with the workbench's keys.
-        dataset_name: a dataset that the workbench registered; WorkbenchError for one that detectron2 alone knows.
-        output_dir: where ``metrics.json`` and ``predictions.json`` go; None writes nothing.
+    Models of detectron2 are scored without subcategories. ``metrics.json`` and ``predictions.json`` go to
+    ``output_dir``, if there is one. WorkbenchError for a dataset that the workbench did not register.
     """
 
     def __init__(self, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None):
@@ -51,10 +46,7 @@ class WorkbenchEvaluator(DatasetEvaluator):
             rows = output["instances"]
             own = {"scores": rows.scores, "labels": rows.pred_classes, "masks": rows.pred_masks, "subcategories": {}}
             predictions = output.get("predictions", own)
-            image_id, vocabulary = item["image_id"], self.dataset.vocabulary
-            results = to_coco_results(predictions, image_id, vocabulary)
-            segments = segment_rows(predictions, image_id, vocabulary)
-            self._predicted[image_id] = results, predictions.get("no_object_fraction"), segments
+            self._predicted[item["image_id"]] = image_results(predictions, item["image_id"], self.dataset.vocabulary)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return {"segm": {"AP": ..., ...}, "bbox": ..., "joint": ..., "<subcategory>": {"accuracy": ...}} in the main
@@ -69,19 +61,15 @@ class WorkbenchEvaluator(DatasetEvaluator):
         if self.output_dir is not None:
             save_predictions(Path(self.output_dir) / "predictions.json", results)
             save_metrics(Path(self.output_dir) / "metrics.json", metrics)
-        kinds = ("segm", "bbox", "joint", "panoptic", "semantic")
-        tables = {key: metrics[key] for key in kinds if metrics.get(key) is not None}
-        return {
-            name: {key: math.nan if value is None else float(value) for key, value in scores.items()}
-            for name, scores in (tables | metrics.get("subcategories", {})).items()
-        }
+        tables = {key: metrics.get(key) or {} for key in ("segm", "bbox", "joint", "panoptic", "semantic")}
+        tables |= metrics.get("subcategories", {})
+        return {k: {n: math.nan if v is None else float(v) for n, v in t.items()} for k, t in tables.items() if t}
 
 
 class SubcategoryVisualizer(Visualizer):
-    """detectron2's Visualizer, whose labels end in the names of the known subcategory classes.
+    """detectron2's Visualizer, whose labels end in the classes of ``subcategory_classes`` in the metadata.
 
-    The names are those of ``subcategory_classes`` in the metadata that it is given. An unlabelled or no-object class
-    adds nothing.
+    An unlabelled or no-object class adds nothing.
     """
 
     _captions: Sequence[str] = ()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -51,8 +52,7 @@ class WorkbenchCheckpointer(DetectionCheckpointer):
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, cfg: CfgNode, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
-        self.config = workbench_config(cfg)
-        self.run = HostedRun(self.config, vocabulary_of(cfg))
+        self.run = HostedRun(workbench_config(cfg), vocabulary_of(cfg))
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         if not path or path == self.get_checkpoint_file():  # a run is resumed
@@ -74,6 +74,8 @@ class Trainer(DefaultTrainer):
     evaluates on the dataset that chooses the best checkpoint, the first of DATASETS.VAL or else of DATASETS.TEST.
     """
 
+    build_model = staticmethod(hosted_model)
+
     def __init__(self, cfg: CfgNode):
         config = scale_to_processes(workbench_config(cfg), comm.get_world_size())
         cfg = cfg.clone()
@@ -88,12 +90,9 @@ class Trainer(DefaultTrainer):
         """Return DefaultTrainer's hooks, and two that keep the best checkpoint and metrics.csv, which charts read."""
         states = self.checkpointer.checkpointables
         self.checkpointer = WorkbenchCheckpointer(self.model, self.cfg.OUTPUT_DIR, cfg=self.cfg, **states)
-        run, chosen_on = self.checkpointer.run, selection_dataset(self.checkpointer.config)
+        run, chosen_on = self.checkpointer.run, selection_dataset(workbench_config(self.cfg))
         self.cfg.DATASETS.TEST = () if chosen_on is None else (chosen_on,)
-        if self.cfg.SOLVER.AMP.ENABLED:
-            self._trainer.precision = getattr(torch, self.cfg.SOLVER.AMP.DTYPE)
-            # AdamW's fused kernel would take gradients that are still scaled, after they were clipped.
-            self.optimizer._step_supports_amp_scaling = False
+        self._trainer.precision = getattr(torch, self.cfg.SOLVER.AMP.DTYPE)  # without AMP it is not read
         best = hooks.BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "segm/AP")
 
         def begin(trainer: DefaultTrainer) -> None:
@@ -103,17 +102,12 @@ class Trainer(DefaultTrainer):
             if trainer.iter % 20 == 19 or trainer.iter + 1 >= trainer.max_iter:  # as often as detectron2's writers
                 run.write(trainer.storage.latest())
 
-        own = [best] * bool(chosen_on)
-        own.append(hooks.CallbackHook(before_train=begin, after_step=record, after_train=record))
-        return [*super().build_hooks(), *(own if comm.is_main_process() else [])]
+        own = [*[best] * bool(chosen_on), hooks.CallbackHook(before_train=begin, after_step=record, after_train=record)]
+        return [*super().build_hooks(), *own * comm.is_main_process()]
 
     def build_writers(self) -> list[EventWriter]:
         # The run's own metrics.json holds scores.
         return default_writers(os.path.join(self.cfg.OUTPUT_DIR, "detectron2"), self.max_iter)
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        return hosted_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -170,26 +164,22 @@ def run(config: CfgNode, args: Namespace) -> dict[str, Any] | None:
     return results
 
 
-def main(config: CfgNode, args: Namespace) -> None:
-    """Do what a command line asks for, in as many processes; then score the best checkpoint, as every run is scored."""
+def main(words: Sequence[str] | None = None, config: CfgNode | None = None) -> None:
+    """Do what a command line asks for, with ``config`` or its own; score a run's best checkpoint, as all are scored."""
+    parser, about = default_argument_parser(), "a file or module of your own parts"
+    parser.add_argument("--import", dest="imports", action="append", default=[], help=about)
+    args = parser.parse_args(words)
+    import_parts(args.imports)
+    config = config or load_config(args.config_file or None, args.opts, saved=True)
     launch(run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(config, args))
     name = report_dataset(config)
     if not args.eval_only and args.machine_rank == 0 and name is not None and is_own(name, config.DATASETS.ROOT):
         evaluate(config.OUTPUT_DIR)
 
 
-def parser() -> ArgumentParser:
-    """Return detectron2's argument parser, with ``--import`` for the user's own parts."""
-    arguments, about = default_argument_parser(), "a file or module of your own parts"
-    arguments.add_argument("--import", dest="imports", action="append", default=[], help=about)
-    return arguments
-
-
 if __name__ == "__main__":
-    given = parser().parse_args()
     try:
-        import_parts(given.imports)
-        main(load_config(given.config_file or None, given.opts, saved=True), given)
+        main()
     except WorkbenchError as error:
         print(f"workbench: {error}", file=sys.stderr)
         sys.exit(2)

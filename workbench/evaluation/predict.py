@@ -21,6 +21,8 @@ from workbench.evaluation.segments import segment_rows
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+ImageResults = tuple[list[dict], float | None, dict[str, list[dict]]]
+
 
 def run_inference(
     model: nn.Module,
@@ -49,11 +51,7 @@ def run_inference(
         with torch.inference_mode(), encoding_masks(model):
             for batch in follow(loader, "predict", "batch", shown=shown):
                 for item, predictions in zip(batch, model(batch), strict=True):
-                    predicted[item["image_id"]] = (
-                        to_coco_results(predictions, item["image_id"], vocabulary),
-                        predictions.get("no_object_fraction"),
-                        segment_rows(predictions, item["image_id"], vocabulary),
-                    )
+                    predicted[item["image_id"]] = image_results(predictions, item["image_id"], vocabulary)
     finally:
         model.train(was_training)
     if accelerator is not None and accelerator.num_processes > 1:
@@ -63,15 +61,14 @@ def run_inference(
     return collect(predicted, time.perf_counter() - start)
 
 
-def collect(
-    predicted: Mapping[int | str, tuple[list[dict], float | None, dict[str, list[dict]]]], seconds: float
-) -> tuple[list[dict], dict]:
-    """Return (results, stats) of :func:`run_inference`.
+def image_results(predictions: Mapping, image_id: int | str, vocabulary: Vocabulary) -> ImageResults:
+    """Return one image's (rows, share of no-object queries or None, rows of segments by kind) for :func:`collect`."""
+    rows, segments = (of(predictions, image_id, vocabulary) for of in (to_coco_results, segment_rows))
+    return rows, predictions.get("no_object_fraction"), segments
 
-    Args:
-        predicted: {image id: (rows, share of no-object queries or None, rows of segments by kind)}.
-        seconds: what the prediction took.
-    """
+
+def collect(predicted: Mapping[int | str, ImageResults], seconds: float) -> tuple[list[dict], dict]:
+    """Return (results, stats) of :func:`run_inference` from {image id: :func:`image_results`} and what they took."""
     ordered = [predicted[key] for key in sorted(predicted, key=lambda key: (isinstance(key, str), key))]
     fractions = [float(fraction) for _, fraction, _ in ordered if fraction is not None]
     mean = sum(fractions) / len(fractions) if fractions else None

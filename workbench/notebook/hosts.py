@@ -41,5 +41,5 @@ def train(cfg: CfgNode, *, host: str = "workbench", resume: bool = True) -> Path
         raise WorkbenchError(f"OUTPUT_DIR {run.path} holds a run already; resume it, or choose another")
     is_detectron2_run = has_checkpoint(run.last) and (run.path / "last_checkpoint").exists()
     if not (is_detectron2_run and run.scores.exists() and read_description(run.last).step == cfg.SOLVER.MAX_ITER):
-        train_net.main(cfg, train_net.parser().parse_args(["--resume"]))
+        train_net.main(["--resume"], cfg)
     return run.path

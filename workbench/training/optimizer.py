@@ -100,3 +100,5 @@ def clip_before_steps(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> None:
         clip_gradients(parameters, cfg)
 
     optimizer.register_step_pre_hook(clip)
+    # Otherwise a GradScaler leaves it to fused kernels to divide by the scale, which is after this clipping.
+    optimizer._step_supports_amp_scaling = False
