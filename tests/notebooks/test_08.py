@@ -11,7 +11,7 @@ import pytest
 from tests.notebooks.running import pictures, run, text
 from tests.workflows.test_baselines import MODELS
 from workbench.errors import WorkbenchError
-from workbench.notebook import baseline_runs, baseline_summary
+from workbench.notebook import baseline_runs, baseline_summary, first_seeds, open_evaluations, seed_table
 
 
 def test_08_compares_a_run_with_one_that_it_trains(tiny_config: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -29,6 +29,16 @@ def test_08_compares_a_run_with_one_that_it_trains(tiny_config: Path, tiny_run: 
     assert (table[["M parameters", "GFLOPs", "seconds a step", "GB a step", "ms an image"]] > 0).all(axis=None)
     assert {"errors.csv", "differences.csv", "same_images.png"} <= {path.name for path in figures.iterdir()}
     assert "boxes loses most AP50 to" in text(executed)
+
+
+def test_seeds_of_one_model_are_one_model(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    keys = ["SEED", "11", "OUTPUT_DIR", str(tmp_path / "seed")]
+    evaluations = open_evaluations([tiny_run, *baseline_runs([tiny_config], overrides=keys)], output=tmp_path)
+    models = pd.DataFrame({"model": ["m", "m"], "AP": [4.0, 2.0]}, index=[each.label for each in evaluations])
+    seeds = seed_table(evaluations, models)
+    assert seeds.to_dict("index") == {evaluations[0].label: {"seeds": 2, "AP lowest": 2, "AP highest": 4, "AP": 3}}
+    assert first_seeds(evaluations) == evaluations[:1]
+    assert len(seed_table(evaluations[:1], models)) == 0
 
 
 def test_nothing_to_compare_is_one_sentence() -> None:

@@ -18,7 +18,8 @@ _HOMES = {  # module of the package: the names of it that notebooks use
     "evaluation.filters": "FilterSettings",
     "evaluation.queries": "detection_limits objects_per_image right_and_wrong",
     "evaluation.summary": "summarise",
-    "notebook.baselines": "baseline_runs baseline_summary error_table model_differences model_table same_images",
+    "notebook.baselines": "baseline_runs baseline_summary error_table first_seeds model_differences model_table "
+    "same_images seed_table",
     "notebook.browser": "PredictionBrowser",
     "notebook.display": "Page live_curves start",
     "notebook.evaluation": "compare_saturation open_evaluation open_evaluations query_comparison query_summary "

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.config import load_config
+from workbench.config import changes, load_config
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.errors import WorkbenchError
@@ -27,7 +27,8 @@ from workbench.training.estimate import GB, data_objects, estimate
 from workbench.workflows.train import train
 
 _TIMED = 8  # images
-_SCORES = ("AP", "AP50", "APs", "APm", "APl")
+_SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_OF_A_SEED = {"SEED", "OUTPUT_DIR"}  # keys in which runs of one model may differ
 
 
 def baseline_runs(
@@ -82,6 +83,38 @@ def _costs(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
+def first_seeds(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return the first evaluation of each model, as runs whose configs differ by the seed alone are of one model."""
+    return [group[0] for group in _by_model(evaluations).values()]
+
+
+def seed_table(evaluations: Sequence[Evaluation], models: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a model of which there are several seeds: their number, and the medians of ``models``.
+
+    "AP lowest" and "AP highest" are those of the seeds. ``models`` is the :func:`model_table` of ``evaluations``.
+    """
+    rows = {}
+    for name, group in _by_model(evaluations).items():
+        seeds = models.loc[[key for key, each in by_name(evaluations).items() if each in group]]
+        if len(group) > 1:
+            spread = {"AP lowest": seeds["AP"].min(), "AP highest": seeds["AP"].max()}
+            rows[name] = {"seeds": len(group), **spread, **seeds.select_dtypes("number").median()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+
+
+def _by_model(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    """Return {name of the first: evaluations of one model}."""
+    groups: dict[str, list[Evaluation]] = {}
+    for name, each in by_name(evaluations).items():
+        for group in groups.values():
+            if changes(each.config, group[0].config).keys() <= _OF_A_SEED:
+                group.append(each)
+                break
+        else:
+            groups[name] = [each]
+    return groups
+
+
 def model_differences(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """Return one row for each two models: AP of both, and the 95 % interval of the difference, from bootstrap samples
     of the images (:func:`compare_results`)."""
@@ -115,8 +148,11 @@ def same_images(evaluations: Sequence[Evaluation], count: int = 4, score_thresho
 
 
 def baseline_summary(table: pd.DataFrame, differences: pd.DataFrame, errors: pd.DataFrame) -> str:
-    """Say in words what each model is good at; the arguments are the three tables above."""
-    sentences = []
+    """Say in words what each model is good at; the arguments are the tables above.
+
+    Of ``table`` only the models of ``errors`` are spoken of.
+    """
+    table, sentences = table.loc[errors.columns], []
     if table["AP"].notna().any():
         best = table["AP"].idxmax()
         sentences.append(f"{best} has the highest AP, {table['AP'][best]:.1f}.")
