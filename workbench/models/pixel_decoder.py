@@ -195,14 +195,15 @@ class MSDeformAttnPixelDecoder(nn.Module):
             projection(features[name]) for projection, name in zip(self.input_proj, self.encoder_features, strict=True)
         ]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
-        device = maps[0].device
+        # Positions are at least float32 under autocast, and float64 where the model is.
+        factory = {"device": maps[0].device, "dtype": torch.promote_types(maps[0].dtype, torch.float32)}
         position = torch.cat(
             [
-                sine_position_encoding(*shape, self.dim, device=device).flatten(1).T + embed
+                sine_position_encoding(*shape, self.dim, **factory).flatten(1).T + embed
                 for shape, embed in zip(shapes, self.level_embed, strict=True)
             ]
         )
-        reference_points = torch.cat([_pixel_centres(*shape, device) for shape in shapes])
+        reference_points = torch.cat([_pixel_centres(*shape, **factory) for shape in shapes])
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
         for layer in self.layers:
             x = layer(x, position, reference_points, shapes)
@@ -217,8 +218,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(fine), maps
 
 
-def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """(height * width, 2) as (x, y) in (0, 1), row by row."""
-    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+def _pixel_centres(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(height * width, 2) ``dtype`` as (x, y) in (0, 1), row by row."""
+    y = (torch.arange(height, dtype=dtype, device=device) + 0.5) / height
+    x = (torch.arange(width, dtype=dtype, device=device) + 0.5) / width
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)

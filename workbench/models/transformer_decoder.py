@@ -163,10 +163,8 @@ class MaskedTransformerDecoder(nn.Module):
             prediction (empty unless ``every_layer``).
         """
         shapes = [m.shape[-2:] for m in maps]
-        positions = [
-            sine_position_encoding(*shape, self.hidden_dim, device=mask_features.device).flatten(1).T
-            for shape in shapes
-        ]
+        factory = {"device": mask_features.device, "dtype": torch.promote_types(mask_features.dtype, torch.float32)}
+        positions = [sine_position_encoding(*shape, self.hidden_dim, **factory).flatten(1).T for shape in shapes]
         memories = [
             projection(m).flatten(2).transpose(1, 2) + level
             for projection, m, level in zip(self.input_proj, maps, self.level_embed.weight, strict=True)
