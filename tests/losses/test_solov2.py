@@ -84,6 +84,28 @@ def test_masks_are_reduced_to_where_half_of_the_middle_is_covered() -> None:
     assert reduce_masks(torch.ones(1, 32, 32, dtype=torch.bool), (1, 3), (8, 8)).sum() == 1
 
 
+def test_masks_of_odd_sizes_are_reduced_as_opencv_does() -> None:
+    y, x = torch.meshgrid(torch.arange(43), torch.arange(50), indexing="ij")
+    mask = (3 * y + 5 * x) % 11 < 6
+    # cv2.resize(mask.astype(np.uint8), (13, 11), interpolation=cv2.INTER_LINEAR); exact interpolation sets 25 more.
+    expected = [
+        "...##..#..#.#",
+        "..###.......#",
+        "...##...#..#.",
+        "#..###.##....",
+        "#...##.###..#",
+        "##..######...",
+        "##...#..###..",
+        ".##..#..###..",
+        ".##......###.",
+        ".###..#..##..",
+        ".###......#..",
+    ]
+    reduced = reduce_masks(pad(mask[None], (0, 14, 0, 21)), (43, 50), (16, 16))[0]
+    assert ["".join(".#"[int(v)] for v in row[:13]) for row in reduced[:11]] == expected
+    assert not reduced[11:].any() and not reduced[:, 13:].any()
+
+
 def raw(images: int = 2, classes: int = 3, grids: tuple[int, ...] = GRIDS) -> dict:
     draw = torch.Generator().manual_seed(1)
     cells = sum(grid**2 for grid in grids)
