@@ -56,6 +56,11 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and what it counts, such as ``1 image`` and ``1,200 images``; ``plural`` where it has no s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def is_number(value: object) -> bool:
     """Return whether a value read from a file is a finite number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST

@@ -63,7 +63,7 @@ def wait_until_drawn(page, count: int, patience: int = PATIENCE) -> None:
     """Until the counts say so."""
     page.wait_for_function(
         """count => {
-            const rows = document.querySelectorAll(".workbench-counts table tr");
+            const rows = document.querySelectorAll(".wv-counts tr");
             if (rows.length < 2) return false;
             const place = [...rows[0].cells].findIndex(cell => cell.innerText === "drawn");
             return rows[1].cells[place]?.innerText === String(count);
@@ -190,7 +190,7 @@ def test_moving_the_score_slider_changes_picture_and_counts(page, tiny_run: Path
     assert scores
     wait_until_drawn(page, len(scores))
     before = picture(page)
-    assert page.locator(".workbench-counts th", has_text="in the ground truth").count() == 1
+    assert page.locator(".wv-counts th", has_text="in the ground truth").count() == 1
     assert (
         page.locator(f".workbench-browser {CONTROLS}:not([aria-label], [title])").evaluate_all(
             "parts => parts.filter(part => !part.labels?.length && !part.innerText.trim()).map(part => part.outerHTML)"

@@ -6,7 +6,6 @@ import base64
 import importlib.util
 import io
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,9 +52,7 @@ def gallery(tmp_path: Path) -> Gallery:
 
 
 def counts(browser: PredictionBrowser) -> dict[str, int]:
-    names = re.findall(r"<th[^>]*>(.*?)</th>", browser._counts.value)
-    values = re.findall(r"<td[^>]*>(.*?)</td>", browser._counts.value)
-    return {name: abs(int(value.replace("−", "-"))) for name, value in zip(names, values, strict=True)}
+    return {name: abs(number) for name, number, _ in browser._viewer.counts}
 
 
 def test_it_shows_what_the_settings_say(gallery):
@@ -105,13 +102,12 @@ def test_outlines_are_those_of_the_masks(gallery):
 def test_every_control_redraws_and_counts(gallery, change, rule):
     browser = PredictionBrowser(gallery, OPEN)
     before = browser._viewer.picture
-    browser._open_why.value = True
+    browser._viewer.explaining = True
     change(browser)
     assert counts(browser)[rule] > 0
     assert counts(browser)["drawn"] == 3 - counts(browser)[rule] == len(browser._viewer.shown[1])
     assert browser._viewer.picture is before  # no picture is sent
-    assert browser._open_why.description == f"Why {counts(browser)[rule]} are not drawn"
-    assert browser._why.value.count("<li>") == counts(browser)[rule]  # it stays open
+    assert browser._viewer.left_out == counts(browser)[rule] == len(browser._viewer.reasons)
     assert gallery.scene(1).filtered(browser.settings).counts[rule] == counts(browser)[rule]
 
 
@@ -203,12 +199,20 @@ def test_what_cannot_be_done_is_said_under_the_controls(tmp_path):
     assert browser._status.value == ""
 
 
-def test_names_are_shown_as_text(tmp_path):
-    gallery = gallery_of(tmp_path, [row(5, 5, 0.2)], None, images=1)
-    words = VOCABULARY.__class__((3, 7), ("<b>disc", "box"), VOCABULARY.subcategories)
-    browser = PredictionBrowser(Gallery(words, gallery.files, gallery.results, None, tmp_path))
-    browser._open_why.value = True
-    assert "&lt;b&gt;disc" in browser._why.value and "<b>disc" not in browser._why.value
+def test_reasons_are_listed_while_they_are_asked_for(gallery):
+    browser = PredictionBrowser(gallery, FilterSettings(score=0.7))
+    assert browser._viewer.reasons == []
+    browser._viewer.explaining = True
+    assert browser._viewer.reasons == ["row 1, box 0.60: score 0.600 < 0.7", "row 2, disc 0.30: score 0.300 < 0.7"]
+
+
+def test_a_move_of_a_slider_is_answered_by_one_message(gallery, monkeypatch):
+    browser, sent = PredictionBrowser(gallery, OPEN), []
+    monkeypatch.setattr("ipywidgets.Widget._send", lambda self, content, buffers=None: sent.append((self, content)))
+    browser._score.set_state({"value": 0.5})  # as the page sets it
+    assert [each for each, _ in sent] == [browser._viewer]
+    changed = {"shown", "verdicts", "titles", "counts", "left_out"}
+    assert sent[0][1]["method"] == "update" and set(sent[0][1]["state"]) == changed
 
 
 def test_without_a_kernel_the_picture_stands(gallery):

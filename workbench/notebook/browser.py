@@ -12,9 +12,10 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import traitlets
 from IPython import display as ipython
 
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, counted, errors_as
 from workbench.evaluation.filters import MEASURES, NMS, Filtered, FilterSettings, SubcategoryFilter
 from workbench.evaluation.thresholds import Suggestion
 from workbench.files import file_name, replacing
@@ -80,12 +81,12 @@ class PredictionBrowser(widgets.HBox):
         self._build_controls(settings, order)
         self._viewer = Viewer()
         self._viewer.on_msg(self._receive)
-        self._counts, self._why, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._counts.add_class("workbench-counts")
+        self._viewer.observe(self._changed, "explaining")
+        self._status = widgets.HTML()
         self._status.add_class("workbench-status")
         self._panel = widgets.VBox([*self._controls(), self._status])
         self._panel.add_class("workbench-controls")
-        right = widgets.VBox([self._navigation(), self._viewer, self._counts, self._open_why, self._why])
+        right = widgets.VBox([self._navigation(), self._viewer])
         right.add_class("workbench-look")
         super().__init__([self._panel, right], layout=widgets.Layout(width="100%", align_items="flex-end"))
         self.add_class("workbench-browser")
@@ -181,7 +182,9 @@ class PredictionBrowser(widgets.HBox):
         suspected = self._gallery.suspected(self.settings)
         marked, count = len(self.review), 0 if suspected is None else len(suspected)
         paths = " and ".join(map(str, self.review.save(suspected)))
-        return f"{paths}: {marked} marked images, {count} suspected label errors among what is drawn"
+        return (
+            f"{paths}: {counted(marked, 'marked image')}, {counted(count, 'suspected label error')} among what is drawn"
+        )
 
     def _press(self, action: Callable[[], object]) -> None:
         try:
@@ -213,11 +216,6 @@ class PredictionBrowser(widgets.HBox):
             self._say(str(error), problem=True)
             return
         self._say("")
-        self._counts.value = _counts_html(filtered[0], scenes[0].objects)
-        dropped = len(filtered[0].candidates) - len(filtered[0].kept)
-        self._open_why.description = f"Why {dropped} are not drawn"
-        self._open_why.layout.display = "" if dropped else "none"
-        self._why.value = _why_html(filtered[0]) if self._open_why.value else ""
         self._quiet = True
         self._mark.value, self._note.value = self.review.is_marked(self.image_id), self.review.note(self.image_id)
         self._quiet = False
@@ -235,12 +233,18 @@ class PredictionBrowser(widgets.HBox):
             elif first.annotations is None:
                 words = f"{first.name} · {words}"
             drawn.append(Drawn(words, _alt(words, scene.contents(each.kept), rows), each.kept, rows))
+        changes = {
+            "drawn": drawn,
+            "counts": _counts(filtered[0], first.objects),
+            "left_out": len(first.candidates) - len(filtered[0].kept),
+            "reasons": _reasons(filtered[0]) if self._viewer.explaining else (),
+        }
         if self._shown == self.image_id:
-            self._viewer.draw(drawn)
+            self._viewer.draw(**changes)
             return
         panels = [] if first.annotations is None else [first.outlined_objects()]
         panels += [scene.outlined_rows() for scene in scenes]
-        self._viewer.show(str(self.image_id), first.image, panels, first.legends(), drawn)
+        self._viewer.show(str(self.image_id), first.image, panels, first.legends(), **changes)
         self._shown = self.image_id
 
     def _repr_mimebundle_(self, **how: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
@@ -333,7 +337,7 @@ class PredictionBrowser(widgets.HBox):
             self._subcategories[name] = (measure, _slider("at least", f"Least value of the {name}"), drop)
             measure.observe(lambda change, name=name: self._set_range(name), "value")
         largest = max((row["segmentation"]["size"] for row in gallery.results), default=(0, 0))
-        self._area = widgets.FloatSlider(
+        self._area = _Slider(
             min=0,
             max=max(100, largest[0] * largest[1] // 20),
             step=1,
@@ -359,7 +363,6 @@ class PredictionBrowser(widgets.HBox):
         self._save_review = _button(
             "Save review", "flag", "Write marked images and suspected label errors as CSV and COCO JSON"
         )
-        self._open_why = widgets.ToggleButton(value=False, layout=widgets.Layout(width="auto"))
 
         self._before.on_click(lambda _: self.go(-1))
         self._after.on_click(lambda _: self.go(1))
@@ -375,7 +378,6 @@ class PredictionBrowser(widgets.HBox):
         for part in (self._mark, self._note):
             part.observe(self._mark_changed, "value")
         parts = [self._image, self._score, self._main_score, self._categories, self._area, self._nms, self._nms_iou]
-        parts.append(self._open_why)
         for part in [*parts, *(each for group in self._subcategories.values() for each in group[1:])]:
             part.observe(self._changed, "value")
 
@@ -434,8 +436,14 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _slider(name: str, tooltip: str) -> widgets.FloatSlider:
-    return widgets.FloatSlider(
+class _Slider(widgets.FloatSlider):
+    """A slider whose moves are not sent back to the page they come from."""
+
+    value = traitlets.CFloat(0.0).tag(sync=True, echo_update=False)
+
+
+def _slider(name: str, tooltip: str) -> _Slider:
+    return _Slider(
         min=0, max=1, step=0.01, description=name, tooltip=tooltip, style=_STYLE, layout=widgets.Layout(width=_NARROW)
     )
 
@@ -465,29 +473,19 @@ def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f'<b style="font-size:13px">{html.escape(text)}</b>')
 
 
-def _counts_html(filtered: Filtered, objects: int | None) -> str:
-    """Return a table with a column for all rows, one for each rule in use or with rows dropped, and the rest."""
-    cells = [("predictions", len(filtered.candidates), "")]
-    cells += [(rule, -count, "") for rule, count in filtered.counts.items() if count or filtered.asks(rule) != "-"]
-    cells.append(("drawn", len(filtered.kept), "font-weight:bold"))
-    if objects is not None:
-        cells.append(("in the ground truth", objects, "border-left:1px solid #bbb"))
-    cell = "padding:1px 10px;text-align:right;line-height:1.4;"
-    head = "".join(f'<th style="{cell}{style}">{html.escape(name)}</th>' for name, _, style in cells)
-    body = "".join(
-        f'<td style="{cell}{style}">{str(n).replace("-", "−")}</td>' for _, n, style in cells
-    )  # a minus sign
-    return f'<table style="border-collapse:collapse"><tr>{head}</tr><tr>{body}</tr></table>'
+def _counts(filtered: Filtered, objects: int | None) -> list[tuple[str, int, str]]:
+    """Return a column for all rows, one for each rule in use or with rows dropped, and the rest."""
+    columns = [("predictions", len(filtered.candidates), "")]
+    columns += [(rule, -count, "") for rule, count in filtered.counts.items() if count or filtered.asks(rule) != "-"]
+    columns.append(("drawn", len(filtered.kept), "total"))
+    return columns if objects is None else [*columns, ("in the ground truth", objects, "apart")]
 
 
-def _why_html(filtered: Filtered, most: int = 100) -> str:
-    """Return the dropped rows as a list, best first, each with its reason."""
+def _reasons(filtered: Filtered, most: int = 100) -> list[str]:
+    """Return a line for each dropped row, best first."""
     dropped = [int(i) for i in filtered.candidates.order if filtered.rule[i] >= 0]
     names, label = filtered.candidates.vocabulary.categories, filtered.candidates.label
-    lines = "".join(
-        f"<li>row {i}, {html.escape(names[label[i]])} {filtered.candidates.score[i]:.2f}: "
-        f"{html.escape(filtered.why(i))}</li>"
-        for i in dropped[:most]
-    )
-    rest = f"<p>and {len(dropped) - most} more</p>" if len(dropped) > most else ""
-    return f'<ul style="margin:0;line-height:1.35;max-height:220px;overflow-y:auto">{lines}</ul>{rest}'
+    lines = [
+        f"row {i}, {names[label[i]]} {filtered.candidates.score[i]:.2f}: {filtered.why(i)}" for i in dropped[:most]
+    ]
+    return [*lines, f"and {len(dropped) - most} more"] if len(dropped) > most else lines

@@ -18,6 +18,11 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// Text that is set invalidates the page's layout, even where it stays the same.
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 function readable(colour) {
   const [r, g, b] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16) / 255);
   const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
@@ -54,9 +59,17 @@ function render({ model, el }) {
   const toolbar = make("div", { class: "wv-toolbar", role: "toolbar", "aria-label": "View" });
   const stage = make("div", { class: "wv-stage" });
   const legend = make("div", { class: "wv-legend" });
+  const counts = make("table", { class: "wv-counts" });
+  const summary = make("summary");
+  const reasons = make("ul", { tabindex: "0", "aria-label": "Why objects are not drawn" });
+  const explain = () => {
+    model.set("explaining", why.open);
+    model.save_changes();
+  };
+  const why = make("details", { class: "wv-why", ontoggle: explain }, summary, reasons);
   const tip = make("div", { class: "wv-tip", role: "status", hidden: "" });
   const root = make("div", { class: "wv-root", tabindex: "0", role: "group", "aria-label": "Image viewer" });
-  root.append(toolbar, stage, legend, tip);
+  root.append(toolbar, stage, legend, make("div", { class: "wv-below" }, counts), why, tip);
   el.append(root);
 
   // the toolbar
@@ -94,6 +107,9 @@ function render({ model, el }) {
       const there = new Set(panels.flatMap((_, number) => shownOf(number).map((i) => nameOf(number, i))));
       names = names.filter(([name]) => there.has(name));
     }
+    const keys = JSON.stringify(names);
+    if (legend.dataset.keys === keys) return;
+    legend.dataset.keys = keys;
     legend.replaceChildren(
       ...names.map(([name, value]) => {
         const item = make("span", { class: "wv-key" }, name);
@@ -189,12 +205,18 @@ function render({ model, el }) {
       const [object, path, tint] = [objects[i], state.paths[number][i], colourOf(number, i)];
       const chosen = alone === null || alone === i;
       const lit = state.hovered?.panel === number && state.hovered.object === i;
-      inImage();
       if (view().masks && chosen) {
         context.globalAlpha = Math.min(1, view().opacity + (lit ? 0.2 : 0));
-        context.fillStyle = tint;
-        context.fill(path, "evenodd");
+        const mask = copied("mask", number, i, s * ratio, ratio, tint);
+        if (mask) {
+          onScreen();
+          context.drawImage(mask.bitmap, mask.x + dx, mask.y + dy);
+        } else {
+          inImage();
+          fill(context, path, tint);
+        }
       }
+      inImage();
       context.globalAlpha = chosen ? 1 : 0.35;
       if (view().boxes && chosen) {
         const [x0, y0, x1, y1] = object.box;
@@ -202,7 +224,7 @@ function render({ model, el }) {
         context.lineWidth = LINE / s;
         context.strokeRect(x0, y0, x1 - x0, y1 - y0);
       }
-      const outline = view().outlines && !lit && outlineOf(number, i, s * ratio, ratio, tint);
+      const outline = view().outlines && !lit && copied("outline", number, i, s * ratio, ratio, tint);
       if (outline) {
         onScreen();
         context.drawImage(outline.bitmap, outline.x + dx, outline.y + dy);
@@ -214,6 +236,10 @@ function render({ model, el }) {
   function inSight([x0, y0, x1, y1], s, cw, ch) {
     const [left, top] = [state.x - cw / 2 / s, state.y - ch / 2 / s];
     return x1 >= left && y1 >= top && x0 <= left + cw / s && y0 <= top + ch / s;
+  }
+  function fill(context, path, tint) {
+    context.fillStyle = tint;
+    context.fill(path, "evenodd");
   }
   function stroke(context, path, dashed, tint, s, lit) {
     context.setLineDash(dashed ? [6 / s, 4 / s] : []);
@@ -232,9 +258,9 @@ function render({ model, el }) {
   }
 
   // Strokes and letters take most of a redraw, so each is painted once, at one scale, and copied from then on.
-  const noCopies = () => ({ scale: 0, pixels: 0, outlines: new Map(), plates: new Map(), background: null });
+  const noCopies = () => ({ scale: 0, pixels: 0, shapes: new Map(), plates: new Map(), background: null });
   function forget(copies) {
-    for (const { bitmap } of [...copies.outlines.values(), ...copies.plates.values()]) bitmap.close();
+    for (const { bitmap } of [...copies.shapes.values(), ...copies.plates.values()]) bitmap.close();
     copies.background?.close();
     Object.assign(copies, noCopies());
   }
@@ -251,14 +277,14 @@ function render({ model, el }) {
     return copies.background;
   }
   // scale: device pixels a pixel of the image. Null where the copies would take too much memory.
-  function outlineOf(number, i, scale, ratio, tint) {
+  function copied(what, number, i, scale, ratio, tint) {
     const { copies } = panels[number];
     if (copies.scale !== scale) {
       forget(copies);
       copies.scale = scale;
     }
-    const key = `${i}:${tint}`;
-    if (!copies.outlines.has(key)) {
+    const key = `${what}:${i}:${tint}`;
+    if (!copies.shapes.has(key)) {
       const { box, dashed } = content().panels[number].objects[i];
       const [x, y] = [box[0], box[1]].map((value) => Math.floor(value * scale - 2 * LINE * ratio));
       const [width, height] = [box[2] * scale - x, box[3] * scale - y].map((side) => Math.ceil(side + 2 * LINE * ratio));
@@ -266,11 +292,13 @@ function render({ model, el }) {
       copies.pixels += width * height;
       const bitmap = copyOf(width, height, (context) => {
         context.setTransform(scale, 0, 0, scale, -x, -y);
-        stroke(context, state.paths[number][i], dashed, tint, scale / ratio, false);
+        const path = state.paths[number][i];
+        if (what === "mask") fill(context, path, tint);
+        else stroke(context, path, dashed, tint, scale / ratio, false);
       });
-      copies.outlines.set(key, { bitmap, x, y });
+      copies.shapes.set(key, { bitmap, x, y });
     }
-    return copies.outlines.get(key);
+    return copies.shapes.get(key);
   }
   function plateOf({ copies }, lines, tint, ratio) {
     const key = `${tint}:${ratio}:${lines.join("\n")}`;
@@ -471,6 +499,7 @@ function render({ model, el }) {
     colour.replaceChildren(...modes.map((name) => make("option", { value: name }, name)));
     showView();
     showTitles();
+    showCounts();
     const key = `${content().key}`;
     if (state.key !== key) {
       state.key = key;
@@ -488,9 +517,24 @@ function render({ model, el }) {
   function showTitles() {
     for (const [number, { canvas, title }] of panels.entries()) {
       const words = model.get("titles")[number] ?? {};
-      title.textContent = words.title ?? "";
+      setText(title, words.title ?? "");
       canvas.setAttribute("aria-label", words.alt ?? "");
     }
+  }
+  function showCounts() {
+    const columns = model.get("counts");
+    const kind = columns.map(([name, , style]) => `${name}:${style}`).join();
+    if (counts.dataset.kind !== kind) {
+      counts.dataset.kind = kind;
+      const cells = (tag) => columns.map(([name, , style]) => make(tag, { class: style }, tag === "th" ? name : ""));
+      counts.replaceChildren(make("tr", {}, ...cells("th")), make("tr", {}, ...cells("td")));
+    }
+    for (const [place, [, number]] of columns.entries()) setText(counts.rows[1].cells[place], `${number}`.replace("-", "−"));
+    const dropped = model.get("left_out");
+    why.hidden = !dropped;
+    why.open = model.get("explaining");
+    setText(summary, `Why ${dropped} ${dropped === 1 ? "is" : "are"} not drawn`);
+    if (why.open) reasons.replaceChildren(...model.get("reasons").map((line) => make("li", {}, line)));
   }
   // Everything of a redraw arrives as one message; each trait of it raises an event of its own.
   let waiting = 0;
@@ -507,6 +551,7 @@ function render({ model, el }) {
       }
       showView();
       showTitles();
+      showCounts();
       draw([...panels.keys()].filter((number) => all || panels[number].drawn !== looksOf(number)));
     });
   };
@@ -514,7 +559,7 @@ function render({ model, el }) {
     if (message.export) save();
   });
   for (const name of ["content", "outlines", "picture"]) model.on(`change:${name}`, later("content"));
-  for (const name of ["shown", "verdicts", "titles"]) model.on(`change:${name}`, later());
+  for (const name of ["shown", "verdicts", "titles", "counts", "reasons"]) model.on(`change:${name}`, later());
   model.on("change:view", later("view"));
   // ipywidgets gives the handles of its sliders a role, and no name.
   function nameSliders() {

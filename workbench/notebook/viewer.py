@@ -54,7 +54,8 @@ class Viewer(anywidget.AnyWidget):
 
     Keys, once it was clicked: + - 0 zoom, arrows move, Escape ends the isolation of an object. ``n``, ``p`` and ``m``
     are sent as the messages ``{"go": 1}``, ``{"go": -1}`` and ``{"mark": True}``. The message ``{"export": True}`` is
-    answered with ``{"png": True}`` and the picture on the screen.
+    answered with ``{"png": True}`` and the picture on the screen. Below the panels stand counts, and while
+    ``explaining`` the reasons why objects are not drawn.
     """
 
     _esm = Path(__file__).with_name("viewer.js")
@@ -67,6 +68,10 @@ class Viewer(anywidget.AnyWidget):
     shown = traitlets.List().tag(sync=True)  # for each panel the numbers of its objects that are drawn, best first
     verdicts = traitlets.List().tag(sync=True)  # for each panel {number: verdict}
     titles = traitlets.List().tag(sync=True)  # for each panel {"title", "alt"}
+    counts = traitlets.List().tag(sync=True)  # [what, how many, "" or "total" or "apart"], a column each
+    left_out = traitlets.Int().tag(sync=True)  # objects that are not drawn
+    reasons = traitlets.List().tag(sync=True)  # a line each, see ``explaining``
+    explaining = traitlets.Bool(False).tag(sync=True)  # the list of reasons is open
     view = traitlets.Dict(dict(START)).tag(sync=True)
 
     def show(
@@ -75,9 +80,12 @@ class Viewer(anywidget.AnyWidget):
         image: np.ndarray,
         panels: Sequence[Sequence[Outlined]],
         legends: Mapping[str, Sequence[tuple[str, Colour]]],
-        drawn: Sequence[Drawn],
+        **drawn: Any,
     ) -> None:
-        """Show another image, (H, W, 3) uint8; ``key`` tells it from others, so that the same one keeps its zoom."""
+        """Show another image, (H, W, 3) uint8; ``key`` tells it from others, so that the same one keeps its zoom.
+
+        ``drawn`` is what :meth:`draw` takes.
+        """
         outlines: list[np.ndarray] = []
         first = 0
         described = []
@@ -101,14 +109,21 @@ class Viewer(anywidget.AnyWidget):
                 "legends": coloured,
                 "panels": described,
             }
-            self.draw(drawn)
+            self.draw(**drawn)
 
-    def draw(self, drawn: Sequence[Drawn]) -> None:
-        """Draw other objects of the image that is shown: one entry a panel."""
+    def draw(
+        self,
+        drawn: Sequence[Drawn],
+        counts: Sequence[tuple[str, int, str]] = (),
+        left_out: int = 0,
+        reasons: Sequence[str] = (),
+    ) -> None:
+        """Draw other objects of the image that is shown, one entry a panel; everything is one message."""
         with self.hold_sync():
             self.shown = [list(panel.objects) for panel in drawn]
             self.verdicts = [{str(number): word for number, word in panel.verdicts.items()} for panel in drawn]
             self.titles = [{"title": panel.title, "alt": panel.alt} for panel in drawn]
+            self.counts, self.left_out, self.reasons = [list(each) for each in counts], left_out, list(reasons)
 
 
 def _described(each: Outlined, rings: Sequence[np.ndarray], bounds: Sequence[int]) -> dict[str, Any]:
