@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from workbench import __version__
 from workbench.console import flush_streams, open_streams, report_defect
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError, counted, nearest
 from workbench.registry import import_parts
 
 OVERRIDES = "KEY VALUE"
@@ -566,7 +566,7 @@ def sweep(args: argparse.Namespace) -> None:
     print(f"\ntable      {plan.output / TABLE}\nfigures    {plan.output / 'figures'}")
     failed = [run for run, status in zip(table["run"], table["status"], strict=True) if status == "failed"]
     if failed:
-        count = f"{len(failed)} of {len(table)} runs failed"
+        count = f"{len(failed)} of {counted(len(table), 'run')} failed"
         raise WorkbenchError(f"{count} (papermill.log says why): {', '.join(failed)}.")
 
 

@@ -47,7 +47,7 @@ def test_a_training_without_objects_is_refused(write: Callable, content: Callabl
     with pytest.raises(WorkbenchError, match=r"no object to train on .*2 crowds.*CROWDS_ARE_OBJECTS True"):
         load_data(cfg, [path], None, for_training=True)
     cfg.DATASETS.CROWDS_ARE_OBJECTS = True
-    assert load_data(cfg, [path], None, for_training=True).counted() == "1 images, 2 objects"
+    assert load_data(cfg, [path], None, for_training=True).counted() == "1 image, 2 objects"
 
 
 def test_a_training_without_objects_is_refused_after_skipping(
@@ -56,7 +56,7 @@ def test_a_training_without_objects_is_refused_after_skipping(
     cfg = get_cfg()
     cfg.DATASETS.SKIP_FAULTS = True
     path = write(content(annotations=[brush(1), annotation(2, category_id=99)]))
-    with pytest.raises(WorkbenchError, match=r"no object to train on .*1 crowds.*1 annotations and images left out"):
+    with pytest.raises(WorkbenchError, match=r"no object to train on .*1 crowd.*1 annotation or image left out"):
         load_data(cfg, [path], None, for_training=True)
 
 

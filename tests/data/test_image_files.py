@@ -94,7 +94,7 @@ def test_a_png_declares_its_significant_bits(tmp_path: Path, bits: int, values: 
     path.write_bytes(content[:33] + b"\0\0\0\1" + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:])
     got = read_image(str(path))[..., 0].ravel().astype(int)
     assert np.abs(got - expected).max() <= 1
-    assert describe_depth([str(path)], ImageRules())[0].startswith("1 deep images are scaled from 0..")
+    assert describe_depth([str(path)], ImageRules())[0].startswith("1 deep image is scaled from 0..")
 
 
 def test_a_range_is_the_same_for_every_deep_image(tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_what_was_used_and_found_is_said(tmp_path: Path) -> None:
         str(tmp_path / "missing.png"),
     ]
     whole, decimal, several = describe_depth(paths, ImageRules())
-    assert whole.startswith("2 deep images are scaled from 0..65535 (as the files declare); they hold 3..4095")
+    assert whole.startswith("2 deep images are scaled from 0..65535 (as the files declare), with values of 3..4095")
     assert "set INPUT.DEPTH_RANGE [3, 4095]" in whole
-    assert decimal == "1 deep images are scaled from 0..1 (as the files declare); they hold 0..1"
+    assert decimal == "1 deep image is scaled from 0..1 (as the files declare), with values of 0..1"
     assert "different bit depths" in several
     (chosen,) = describe_depth(paths[:2], ImageRules(depth_range=(0, 1000)))
     assert chosen.endswith("(INPUT.DEPTH_RANGE); they hold 3..4095, and what lies outside is cut off")

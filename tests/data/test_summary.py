@@ -34,10 +34,10 @@ def test_the_summary(labels: Path) -> None:
     (item,) = validate([labels])
     lines = item.text().splitlines()
     assert lines[0] == f"{labels}: No faults found."
-    assert lines[1] == f"{labels}: 2 images, 3 objects, 1 crowds"
+    assert lines[1] == f"{labels}: 2 images, 3 objects, 1 crowd"
     assert [" ".join(line.split()) for line in lines[2:12]] == [
         "sizes all 20x16",
-        "an image has 1.5 objects in the median, 3 at most (image 1, a.png); 1 images have none",
+        "an image has 1.5 objects in the median, 3 at most (image 1, a.png); 1 image has none",
         "categories pear 0 and 1 crowds, apple 3",
         "attribute colour: a subcategory; blue 2, red 1",
         "attribute needs_fix: no subcategory, as it is a reminder of the annotators; false 1, true 1",
@@ -132,11 +132,11 @@ def test_images_of_the_training_data_are_told(
         train.with_name(f"{name}.json").write_text(json.dumps(values))
     first, second = (load_dataset(train.with_name(f"{name}.json")) for name in ("train", "val"))
     same, versions = shared_images([first], second)
-    assert "1 images are in the training data too" in same and "copy.png = a.png" in same
-    assert "1 images are versions of photos in the training data" in versions and roboflow[1] in versions
+    assert "1 image is in the training data too" in same and "copy.png = a.png" in same
+    assert "1 image is a version of photos in the training data" in versions and roboflow[1] in versions
     assert shared_images([], second) == []
     assert cli.main(["validate", *map(str, (train.with_name("train.json"), train.with_name("val.json")))]) == 0
-    assert "caution: 1 images are in the training data too" in capsys.readouterr().out
+    assert "caution: 1 image is in the training data too" in capsys.readouterr().out
 
 
 def test_a_value_that_only_the_validation_set_has_is_named_with_its_remedy(

@@ -272,7 +272,7 @@ def test_what_becomes_of_a_mendable_fault(
     )
     fixed = path.with_name("fixed.json")
     assert cli.main(["validate", str(path), "--fix", str(fixed)]) == 0
-    assert "1 faults mended" in capsys.readouterr().out
+    assert "1 fault mended" in capsys.readouterr().out
     assert _validate(fixed) == []
     (record,) = load_dataset(fixed).dicts[:1]
     read = dataset.dicts[0]["annotations"][1]["segmentation"], record["annotations"][1]["segmentation"]
@@ -307,7 +307,7 @@ def test_the_report_says_how_to_train_without_what_is_broken(
             load_dataset(path)
         (item,) = validate([path])
         for text in (str(caught.value), item.text()):
-            assert ("SKIP_FAULTS True leaves out what is broken and keeps 2 images, 1 objects;" in text) is some_left
+            assert ("SKIP_FAULTS True leaves out what is broken and keeps 2 images, 1 object;" in text) is some_left
 
 
 def test_a_wrong_image_folder_is_one_line(

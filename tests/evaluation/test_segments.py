@@ -133,7 +133,7 @@ def test_without_instances_the_other_scores_count() -> None:
     assert metrics["segm"] is metrics["bbox"] is None and metrics["per_category"] == {}
     assert main_score(metrics) == ("mIoU", 100.0)
     assert main_score(metrics | {"panoptic": {"PQ": 30.0}}) == ("PQ", 30.0)
-    assert summarise(metrics) == "1 images were evaluated. The mean IoU of the categories is 100.0."
+    assert summarise(metrics) == "1 image was evaluated. The mean IoU of the categories is 100.0."
     assert "masks" not in metrics_table(metrics)
     only_stuff = Vocabulary((3, 7, 9), ("disc", "box", "sky"), stuff=frozenset({"disc", "box", "sky"}))
     assert evaluate_results(gt, [], only_stuff)["segm"] is None

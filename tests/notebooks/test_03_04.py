@@ -80,7 +80,7 @@ def test_04_with_one_image_and_nothing_above_the_threshold(tiny_run: Path, shape
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == image["id"]]
     file = _write(tmp_path, content, shapes_root)
     said = run_here("04_eval", ckpt=tiny_run, dataset=file, output=tmp_path / "out", score_threshold=1.0)
-    assert "On 1 images with" in said
+    assert "On 1 image with" in said
     assert "No prediction contradicts the annotations." in said
     assert "No other run to compare with" in said
     assert (tmp_path / "out" / "figures" / "worst.png").exists()

@@ -29,7 +29,7 @@ from workbench.data.vocabulary import (
     merge_vocabularies,
     read_vocabulary,
 )
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 
 __all__ = [
     "CocoDataset",
@@ -82,8 +82,16 @@ class CocoDataset:
 
     def counted(self) -> str:
         """Return its size in words, such as ``100 images, 830 objects, 9 crowds``."""
-        crowds = f", {self.crowds:,} crowds" if self.crowds else ""
-        return f"{len(self):,} images, {self.objects:,} objects{crowds}"
+        crowds = f", {counted(self.crowds, 'crowd')}" if self.crowds else ""
+        return f"{counted(len(self), 'image')}, {counted(self.objects, 'object')}{crowds}"
+
+    def left_out(self) -> str:
+        """Return the end of a sentence on its size: how much is left out for faults, nothing where nothing is."""
+        return f", {_left_out(self.skipped)} left out for faults" if self.skipped else ""
+
+
+def _left_out(number: int) -> str:
+    return counted(number, "annotation or image", "annotations and images")
 
 
 @dataclass
@@ -148,7 +156,7 @@ class Reading:
         if stopping:
             images, annotations = _sound(self.content, stopping)
             count = len(self.content["images"]) + len(self.content["annotations"]) - len(images) - len(annotations)
-            _warn_once(f"{path}: {count:,} annotations and images are left out for {len(stopping):,} faults")
+            _warn_once(f"{path}: {_left_out(count)} left out for {counted(len(stopping), 'fault')}")
 
     def sound_content(self) -> dict:
         """Return ``content`` without the images and annotations that are broken."""
@@ -367,7 +375,7 @@ def load_data(
     )
     if for_training:
         if not dataset.objects:
-            left_out = f", {dataset.skipped:,} annotations and images left out for faults" if dataset.skipped else ""
+            left_out = dataset.left_out()
             remedy = " If the crowds are single objects, set DATASETS.CROWDS_ARE_OBJECTS True." * bool(dataset.crowds)
             where = ", ".join(map(str, names))
             raise WorkbenchError(f"There is no object to train on in {where}: {dataset.counted()}{left_out}.{remedy}")

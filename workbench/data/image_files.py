@@ -166,9 +166,8 @@ def describe_depth(paths: Iterable[str], rules: ImageRules) -> list[str]:
     sentences = []
     for (low, high), extremes in found.items():
         least, most = min(pair[0] for pair in extremes), max(pair[1] for pair in extremes)
-        sentence = (
-            f"{len(extremes):,} deep images are scaled from {low:g}..{high:g} ({source}); they hold {least:g}..{most:g}"
-        )
+        images = counted(len(extremes), "deep image is", "deep images are")
+        sentence = f"{images} scaled from {low:g}..{high:g} ({source}), with values of {least:g}..{most:g}"
         if most - least < (high - low) * _NARROW:
             sentence += (
                 f", which leaves few grey levels: set INPUT.DEPTH_RANGE [{least:g}, {most:g}] if that is their range"

@@ -15,7 +15,7 @@ from workbench.data.coco import common_vocabulary, open_dataset
 from workbench.data.duplicates import difference_hashes, identical_files, near_pairs
 from workbench.data.reading import image_path, is_integer
 from workbench.data.vocabulary import Vocabulary, class_name
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 from workbench.files import write_json
 
 PARTS = ("train", "val", "test")
@@ -338,9 +338,10 @@ def describe_split(split: Split) -> str:
         cells = (f"{counts[part]:>8} {counts[part] / total:>6.1%}" for part in names)
         lines.append(f"{name:<{wide}}" + "".join(cells))
     if split.groups:
-        lines.append(f"{split.groups} groups of two or more images are in one part each")
+        lines.append(f"{counted(split.groups, 'group')} of two or more images, each in one part")
     if split.identical:
-        lines.append(f"{split.identical} images are copies of others; copies are in one part")
+        copies = counted(split.identical, "image is a copy of another", "images are copies of others")
+        lines.append(f"{copies}; copies are in one part")
     if split.unused:
         lines.append(f"note: no annotation has these categories, which are left out: {', '.join(split.unused)}")
     absent = [name for name, counts in rows if any(counts[part] == 0 for part in names)]

@@ -16,6 +16,7 @@ from workbench.data.coco import CocoDataset
 from workbench.data.duplicates import identical_files
 from workbench.data.masks import encode_segmentation, mask_areas
 from workbench.data.vocabulary import OF_TOOLS, Attribute, Vocabulary
+from workbench.errors import counted
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -47,13 +48,16 @@ def summarize(dataset: CocoDataset, attributes: Sequence[Attribute] = (), declar
         lines.append("  sizes       " + ", ".join(f"{n} {_size(s)}" for n, s in zip(_ENDS, ends, strict=True)))
     objects, _ = objects_and_edges(dataset)
     fullest = dataset.dicts[int(objects.argmax())]
+    none = counted(np.count_nonzero(objects == 0), "image has", "images have")
     lines.append(
         f"  an image    has {np.median(objects):g} objects in the median, {objects.max():,} at most (image "
-        f"{fullest['image_id']}, {_short(fullest['name'])}); {np.count_nonzero(objects == 0):,} images have none"
+        f"{fullest['image_id']}, {_short(fullest['name'])}); {none} none"
     )
     counts, crowds = _category_counts(dataset)
     names = dataset.vocabulary.categories
-    listed = [f"{names[k]} {counts[k]:,}" + f" and {crowds[k]:,} crowds" * bool(crowds[k]) for k in range(len(names))]
+    listed = [
+        f"{names[k]} {counts[k]:,}" + f" and {counted(crowds[k], 'crowd')}" * bool(crowds[k]) for k in range(len(names))
+    ]
     lines.append(f"  categories  {', '.join(listed)}")
     for attribute in attributes:
         share = _unlabelled(dataset, attribute.name)
@@ -84,7 +88,9 @@ def cautions(dataset: CocoDataset, cfg: CfgNode | None = None) -> list[str]:
         labelled = int(values.sum())
         if labelled and values.max() >= _SAME * labelled:
             share, usual = values.max() / labelled, classes[int(values.argmax())]
-            sentences.append(f"subcategory {name} hardly varies: {share:.1%} of {labelled:,} objects are {usual}")
+            sentences.append(
+                f"subcategory {name} hardly varies: {share:.1%} of {counted(labelled, 'object')} are {usual}"
+            )
     return sentences + (_config_cautions(dataset, cfg) if cfg is not None and things else [])
 
 
@@ -105,7 +111,7 @@ def _config_cautions(dataset: CocoDataset, cfg: CfgNode) -> list[str]:
     if small:
         needed = int(np.ceil(_SMALL / relative[len(relative) // 20] / 32) * 32)
         sentences.append(
-            f"{small:,} of {len(across):,} objects are less than {_SMALL} pixels across at INPUT.IMAGE_SIZE "
+            f"{small:,} of {counted(len(across), 'object')} are less than {_SMALL} pixels across at INPUT.IMAGE_SIZE "
             f"{cfg.INPUT.IMAGE_SIZE}" + f"; at {needed} it would be one in twenty" * (small > len(across) / 20)
         )
     return sentences
@@ -154,17 +160,16 @@ def shared_images(train: Sequence[CocoDataset], held_out: CocoDataset) -> list[s
     same = _same_content(training, others)
     if same:
         pairs = [f"{os.path.basename(a)} = {os.path.basename(b)}" for a, b in same]
-        sentences.append(
-            f"{len(same):,} images are in the training data too, so the score is flattering: {_list(pairs, 3)}"
-        )
+        images = counted(len(same), "image is", "images are")
+        sentences.append(f"{images} in the training data too, so the score is flattering: {_list(pairs, 3)}")
     sources = {_ROBOFLOW.sub("", os.path.basename(f)) for f in training if _ROBOFLOW.search(f)}
     matched = {path for path, _ in same}
     versions = [os.path.basename(f) for f in others if f not in matched and _ROBOFLOW.search(f)]
     versions = [name for name in versions if _ROBOFLOW.sub("", name) in sources]
     if versions:
         sentences.append(
-            f"{len(versions):,} images are versions of photos in the training data (equal names before .rf.), so the "
-            f"score is flattering: {_list(versions, 3)}"
+            f"{counted(len(versions), 'image is a version', 'images are versions')} of photos in the training data "
+            f"(equal names before .rf.), so the score is flattering: {_list(versions, 3)}"
         )
     return sentences
 

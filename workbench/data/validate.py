@@ -16,7 +16,7 @@ from workbench.data.image_files import ImageRules, describe_depth
 from workbench.data.masks import encode_segmentation, mask_areas, segmentation_problem
 from workbench.data.summary import cautions, describe_needs, shared_images, summarize
 from workbench.data.vocabulary import Vocabulary, read_attributes
-from workbench.errors import WorkbenchError, shown
+from workbench.errors import WorkbenchError, counted, shown
 from workbench.files import write_json
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def write_mended(reading: Reading, path: Path) -> str:
     write_json(path, reading.content)
     stopping = broken(reading.faults)
     left = sum(fault.image_id is not None or fault.annotation_id is not None for fault in stopping)
-    remaining = f", with {left:,} broken faults still in it" if left else ""
+    remaining = f", with {counted(left, 'broken fault')} still in it" if left else ""
     images = entry.images if left == len(stopping) else "IMAGES"  # the fault without an id: no folder was found
-    return f"Wrote {path}, {len(mended(reading.faults)):,} faults mended{remaining}; use it as {path}@{images}"
+    return f"Wrote {path}, {counted(len(mended(reading.faults)), 'fault')} mended{remaining}; use it as {path}@{images}"
 
 
 def _measure(content: dict) -> None:

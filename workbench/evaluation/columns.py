@@ -104,6 +104,17 @@ class EvaluationData:
         return self._pairs[iou_type]
 
 
+def things_of(gt: Mapping, results: Sequence[Mapping]) -> tuple[Mapping, Sequence[Mapping]]:
+    """Return ground truth and results without categories that are stuff (``isthing`` 0), which has no instances."""
+    stuff = {category["id"] for category in gt["categories"] if not category.get("isthing", 1)}
+    if not stuff:
+        return gt, results
+    annotations = [each for each in gt["annotations"] if each["category_id"] not in stuff]
+    categories = [each for each in gt["categories"] if each["id"] not in stuff]
+    kept = [row for row in results if row.get("category_id") not in stuff]
+    return {**gt, "annotations": annotations, "categories": categories}, kept
+
+
 def read_inputs(gt: Mapping, results: Sequence[Mapping], *, iou_type: str = "segm") -> EvaluationData:
     """Check a COCO ground truth and a list of COCO results and return both as columns.
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from workbench.data.reading import collector_paused
 from workbench.data.vocabulary import Vocabulary
+from workbench.errors import counted
 from workbench.evaluation.coco import check_max_dets, scores_of
-from workbench.evaluation.columns import read_inputs
+from workbench.evaluation.columns import read_inputs, things_of
 from workbench.evaluation.results import rank_results
 from workbench.evaluation.segments import panoptic_scores, semantic_scores
 from workbench.evaluation.subcategories import has_subcategories, subcategory_scores
@@ -57,7 +58,7 @@ def evaluate_results(
     stats = stats or {}
     ranked = rank_results(results, rank_by)
     iou_type = "bbox" if ranked and not any("segmentation" in row for row in ranked) else "segm"
-    data = read_inputs(*_things(gt, ranked, vocabulary), iou_type=iou_type)
+    data = read_inputs(*things_of(gt, ranked), iou_type=iou_type)
     metrics: dict = {"segm": None, "bbox": None, "per_category": {}}
     if instances and data.category_ids:
         how = {"max_dets": max_dets, "scorer": scorer}
@@ -78,17 +79,6 @@ def evaluate_results(
         "rank_by": rank_by,
         "seconds": stats.get("seconds", 0.0) + time.perf_counter() - start,
     }
-
-
-def _things(gt: Mapping, results: list[dict], vocabulary: Vocabulary) -> tuple[Mapping, list[dict]]:
-    """Return ground truth and results without categories that are stuff, which has no instances."""
-    stuff = {vocabulary.category_ids[label] for label in vocabulary.stuff_labels}
-    if not stuff:
-        return gt, results
-    annotations = [each for each in gt["annotations"] if each["category_id"] not in stuff]
-    categories = [each for each in gt["categories"] if each["id"] not in stuff]
-    kept = [row for row in results if row.get("category_id") not in stuff]
-    return {**gt, "annotations": annotations, "categories": categories}, kept
 
 
 def save_metrics(path: str | Path, metrics: Mapping) -> Path:
@@ -146,8 +136,8 @@ def metrics_table(metrics: Mapping) -> str:
     if "subcategories" in tables:
         parts.append(_text(tables["subcategories"], "subcategory"))
     parts.append(_text(tables["per_category"], "category"))
-    images, objects, rank_by = (metrics.get(key, "-") for key in ("images", "instances", "rank_by"))
-    line = f"{images} images, {objects} objects, ranked by {rank_by}"
+    images, objects = counted(metrics.get("images", 0), "image"), counted(metrics.get("instances", 0), "object")
+    line = f"{images}, {objects}, ranked by {metrics.get('rank_by', '-')}"
     if metrics.get("no_object_fraction") is not None:
         line += f", {100 * metrics['no_object_fraction']:.1f} % of the queries say no object"
     parts.append(f"{line}, {metrics.get('seconds', 0.0):.1f} s")

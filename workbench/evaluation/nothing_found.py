@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from workbench.evaluation.columns import EvaluationData, read_inputs
+from workbench.evaluation.columns import EvaluationData, read_inputs, things_of
 
 NOTHING = 0.5  # percent; an AP below it is shown as 0
 LITTLE = 10.0  # percent; an AP below it may have such a cause too
@@ -54,9 +54,7 @@ def check_predictions(gt: Mapping, results: Sequence[Mapping], no_object: float 
         masks moved, classes permuted, everything no-object, the same output for every image. Boxes are compared, of at
         most ``_MOST_IMAGES`` images.
     """
-    stuff = {category["id"] for category in gt["categories"] if not category.get("isthing", 1)}  # has no instances
-    things = [annotation for annotation in gt["annotations"] if annotation["category_id"] not in stuff]
-    data = read_inputs({**gt, "annotations": things}, results, iou_type="bbox")
+    data = read_inputs(*things_of(gt, results), iou_type="bbox")
     images = [_Image(data, i) for i in _with_objects(data)]
     return [_moved(images), _permuted(data, images), _silent(data, no_object), _same(images)]
 

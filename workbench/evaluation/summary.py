@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+from workbench.errors import counted
 from workbench.evaluation.nothing_found import LITTLE, NOTHING, check_predictions, explain_nothing_found
 
 _log = logging.getLogger(__name__)
@@ -33,12 +34,12 @@ def summarise(metrics: Mapping, truth: Mapping | None = None, results: Sequence[
     scores = metrics.get("segm") or metrics["bbox"]
     kinds = _of_segments(metrics)
     if scores is None:
-        return " ".join([f"{metrics['images']} images were evaluated.", *kinds])
+        return " ".join([f"{counted(metrics['images'], 'image was', 'images were')} evaluated.", *kinds])
     if not metrics["instances"] or scores["AP"] is None:
-        return f"The {metrics['images']} images hold no object, so there is nothing to measure."
+        return f"There is no object in {counted(metrics['images'], 'image')}, so there is nothing to measure."
     parts = [
-        f"On {metrics['images']} images with {metrics['instances']} objects the mask AP is {scores['AP']:.1f} "
-        f"and AP50 {scores['AP50']:.1f}"
+        f"On {counted(metrics['images'], 'image')} with {counted(metrics['instances'], 'object')} the mask AP is "
+        f"{scores['AP']:.1f} and AP50 {scores['AP50']:.1f}"
         + (f"; joint with all subcategories it is {joint:.1f}." if (joint := _joint(metrics)) is not None else "."),
         *kinds,
     ]
@@ -67,6 +68,12 @@ def nothing_found(metrics: Mapping) -> bool:
     return bool(metrics["instances"]) and ap is not None and ap < NOTHING
 
 
+def little_found(metrics: Mapping) -> bool:
+    """Return whether there are objects and the AP is so low that a mistake in the data may explain it."""
+    ap = _mask_or_box_ap(metrics)
+    return bool(metrics["instances"]) and ap is not None and ap < LITTLE
+
+
 def warn_of_nothing_found(metrics: Mapping, truth: Mapping, results: Sequence[Mapping]) -> None:
     """Log what to check where the AP is 0, a line each; where it is low, what of that the predictions confirm."""
     lines = summarise(metrics, truth, results).splitlines() if nothing_found(metrics) else []
@@ -75,8 +82,7 @@ def warn_of_nothing_found(metrics: Mapping, truth: Mapping, results: Sequence[Ma
 
 
 def _confirmed(metrics: Mapping, truth: Mapping, results: Sequence[Mapping]) -> list[str]:
-    ap = _mask_or_box_ap(metrics)
-    if ap is None or ap >= LITTLE:
+    if not little_found(metrics):
         return []
     checks = check_predictions(truth, results, metrics.get("no_object_fraction"))
     return [check.text for check in checks if check.yes]

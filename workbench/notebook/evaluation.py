@@ -19,7 +19,7 @@ from workbench.data.images import read_image
 from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.environment.device import choose_device
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 from workbench.evaluation.analysis import compare_results
 from workbench.evaluation.evaluate import evaluate_results
 from workbench.evaluation.filters import FilterSettings
@@ -214,7 +214,7 @@ def query_summary(objects: pd.Series, claims: pd.Series, queries: int) -> str:
     if not most:
         return f"{counts} Without ground truth nothing can be said about how many are needed."
     if most > queries:
-        return f"{counts} {int((objects > queries).sum())} images hold more objects than there are queries: take more."
+        return f"{counts} {counted(int((objects > queries).sum()), 'image')} with more objects than queries: take more."
     if queries < 1.5 * high:
         return f"{counts} The fullest images leave little room: try {int(np.ceil(2 * high))} queries."
     if queries > 6 * high:

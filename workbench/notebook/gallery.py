@@ -22,7 +22,7 @@ from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 from workbench.evaluation.analysis import confusions, per_image_scores, suspected_label_errors
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.ground_truth import ground_truth
@@ -291,7 +291,7 @@ def open_gallery(
     truth = None if reason else ground_truth(data)
     files = {item["image_id"]: item["file_name"] for item in data.dicts}
     results = [row for row in results if row["image_id"] in files]
-    note = f"{len(files)} images, {len(results)} predictions: {origin}."
+    note = f"{counted(len(files), 'image')}, {counted(len(results), 'prediction')}: {origin}."
     if reason:
         note += f" There is no ground truth beside them: {reason.rstrip('.')}."
     elif not truth["annotations"]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from workbench.errors import counted
 from workbench.losses.solov2 import assign_cells
 from workbench.models.solov2 import RankedCells, SOLOv2, rank_cells, soft_masks
 from workbench.notebook.inside import Step, opens
@@ -54,7 +55,9 @@ def cell_chart(step: Step, image: int = 0) -> Figure:
         taken = {cell - first: number for cell, number in pairs if first <= cell < first + side**2}
         least, largest = step.model.criterion.scale_ranges[level]
         title = _LEVEL.format(level + 1, side, side) + f", objects of {least:g} to {largest:g} px:\n"
-        shown.append(Grid(side, taken, f"{title}{len(taken)} cells of {len(set(taken.values()))} objects"))
+        shown.append(
+            Grid(side, taken, f"{title}{counted(len(taken), 'cell')} of {counted(len(set(taken.values())), 'object')}")
+        )
     return cell_grids(step.picture(image), shown, step.masks(image).numpy())
 
 

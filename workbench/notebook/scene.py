@@ -13,6 +13,7 @@ import numpy as np
 from workbench.data.image_files import ImageRules
 from workbench.data.images import read_at_most
 from workbench.data.vocabulary import Vocabulary
+from workbench.errors import counted
 from workbench.evaluation.columns import EvaluationData, read_inputs
 from workbench.evaluation.filters import Candidates, Filtered, FilterSettings, apply_filters
 from workbench.evaluation.matching import match_predictions
@@ -211,11 +212,11 @@ class Scene:
 
     def truth_words(self) -> str:
         """Return the file name and the number of objects."""
-        return f"{self.name}: {self.objects} object{'' if self.objects == 1 else 's'}"
+        return f"{self.name}: {counted(self.objects, 'object')}"
 
     def words(self, settings: FilterSettings, kept: Sequence[int]) -> str:
         """Return how many rows are drawn, as the title of a panel."""
-        return f"prediction: {len(kept)} of {len(self.candidates)} rows (score ≥ {settings.score:.3g})"
+        return f"prediction: {len(kept)} of {counted(len(self.candidates), 'row')} (score ≥ {settings.score:.3g})"
 
     def release(self) -> None:
         """Give the memory of decoded masks back; they are decoded again when they are drawn."""

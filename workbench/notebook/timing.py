@@ -16,7 +16,7 @@ from workbench.data.loaders import build_test_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.reading import read_coco_json
 from workbench.environment.device import choose_device
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 from workbench.evaluation.predict import run_inference
 from workbench.evaluation.saturation import SMALL_GRID
 from workbench.models.backbones import MobileNetV3Backbone
@@ -91,7 +91,7 @@ def _time_needed(
         count = affordable(seconds, images, max_images)
         total += count * seconds
         part = f" (a random sample of {images:,}; all would take {duration(images * seconds)})" * (count < images)
-        parts.append(f"{count:,} images of {name}{part}")
+        parts.append(f"{counted(count, 'image')} of {name}{part}")
     runs = 1 + len(compare) if counts else 0
     looked_at = affordable(seconds, len(data), max_images)
     sample = 0

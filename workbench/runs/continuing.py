@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from workbench.data.fingerprint import digest
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, counted, errors_as
 from workbench.files import write_json
 from workbench.runs.checkpoint import has_checkpoint, remove_leftovers
 from workbench.runs.directory import RunDirectory
@@ -93,7 +93,7 @@ def choice_digest(data: Mapping[str, Mapping[str, Any] | None]) -> str:
 def _compare(there: _Fingerprint | None, here: _Fingerprint | None) -> str:
     if there is None or here is None:
         return "none there" if there is None else "none here"
-    counts = [f"{each.images} images and {each.objects} objects" for each in (there, here)]
+    counts = [f"{counted(each.images, 'image')} and {counted(each.objects, 'object')}" for each in (there, here)]
     if counts[0] != counts[1]:
         return f"{counts[0]} there, {counts[1]} here"
     names = {"annotations": "annotations", "pictures": "image files"}

@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from workbench.config import changes, get_cfg, load_config
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, counted, errors_as
 from workbench.files import write_text
 from workbench.runs.directory import SEGMENT_SCORES, RunDirectory, read_metrics_json
 
@@ -141,8 +141,9 @@ def _headline(metrics: dict[str, Any]) -> str:
         return "This run has no scores yet."
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in known)
     cells = "".join(f"<td>{value:.1f}</td>" for value in known.values())
-    where = f"On {html.escape(str(metrics.get('dataset')))}: {metrics.get('images')} images, {metrics.get('instances')}"
-    return f"{where} objects.\n\n<table><tr>{heads}</tr><tr>{cells}</tr></table>"
+    where = f"On {html.escape(str(metrics.get('dataset')))}: "
+    where += f"{counted(metrics.get('images', 0), 'image')}, {counted(metrics.get('instances', 0), 'object')}"
+    return f"{where}.\n\n<table><tr>{heads}</tr><tr>{cells}</tr></table>"
 
 
 def _numbered(cell: NotebookNode, notebook: str, contents: list[tuple[str, str, int]]) -> NotebookNode:

@@ -16,7 +16,7 @@ from workbench.config import training_size
 from workbench.data.coco import CocoDataset
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.system import Memory, busy_cores, usable_cores, usable_memory
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 from workbench.training.distributed import Processes, world_size
 from workbench.training.progress import log
 
@@ -146,7 +146,9 @@ def check_memory(need: Need, memory: Memory, cfg: CfgNode, where: str) -> str | 
         WorkbenchError: it cannot fit; the sentence names what would.
     """
     key, size = training_size(cfg)
-    sentence = f"a step on {need.images} images of {size}x{size} needs at least {need.memory / GB:.1f} GB of memory"
+    sentence = (
+        f"a step on {counted(need.images, 'image')} of {size}x{size} needs at least {need.memory / GB:.1f} GB of memory"
+    )
     if need.memory < memory.free:
         return None
     smaller = int(size * (0.8 * min(memory.free, memory.total) / need.memory) ** 0.5) // 32 * 32
@@ -198,7 +200,7 @@ def log_cost(cfg: CfgNode, model: nn.Module, data: CocoDataset, processes: Proce
         log.warning(warning)
     log.info(
         f"a step needs at least {need.memory / GB:.1f} GB of memory ({memory.free / GB:.1f} GB are free) and, by a dry "
-        f"run, about {duration(need.seconds)}; {steps} steps take about "
+        f"run, about {duration(need.seconds)}; {counted(steps, 'step')} take about "
         f"{duration(need.seconds * steps)}, reading images and evaluation aside"
     )
 

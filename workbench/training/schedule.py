@@ -20,7 +20,7 @@ from fvcore.common.param_scheduler import (
 )
 
 from workbench.config import follow
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 
 
 def scaled_lr(cfg: CfgNode) -> float:
@@ -40,9 +40,9 @@ def lr_arithmetic(cfg: CfgNode) -> str:
     rate = f"{scaled_lr(cfg):.6g}"
     if solver.LR_SCALING == "none":
         images = solver.IMS_PER_BATCH
-        line = f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} (LR_SCALING none; {images} images a step)"
+        line = f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} (LR_SCALING none; {counted(images, 'image')} a step)"
     else:
-        ratio = f"{solver.IMS_PER_BATCH} images a step / {solver.REFERENCE_BATCH_SIZE} reference"
+        ratio = f"{counted(solver.IMS_PER_BATCH, 'image')} a step / {solver.REFERENCE_BATCH_SIZE} reference"
         ratio = f"sqrt({ratio})" if solver.LR_SCALING == "sqrt" else ratio
         line = f"learning rate {rate} = BASE_LR {solver.BASE_LR:g} × {ratio} (LR_SCALING {solver.LR_SCALING})"
     return line + _unreached(cfg)
@@ -66,7 +66,7 @@ def schedule_arithmetic(cfg: CfgNode) -> str:
     """Return one line that compares the steps with those of the reference batch."""
     solver = cfg.SOLVER
     steps, images, reference = solver.MAX_ITER, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH_SIZE
-    line = f"{steps} steps of {images} images"
+    line = f"{steps} steps of {counted(images, 'image')}"
     if images != reference and solver.LR_SCALING != "none":
         line += f", as many as in {steps} × {images} / {reference} = {steps * images / reference:.6g} of {reference}"
     return line

@@ -21,6 +21,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from workbench.errors import counted
 from workbench.visualization.drawing import PALETTE
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def category_bars(table: pd.DataFrame) -> Figure:
     shown = known if len(known) <= 40 else pd.concat([known.head(20), known.tail(20)])
     figure = Figure(figsize=(7.4, 1.2 + 0.32 * len(shown)))
     axes = figure.subplots()
-    names = [f"{name}  ({count} objects)" for name, count in zip(shown.index, shown.objects, strict=True)]
+    names = [f"{name}  ({counted(count, 'object')})" for name, count in zip(shown.index, shown.objects, strict=True)]
     colours = [category_colour(order[name]) for name in shown.index]
     bars = axes.barh(names, shown.AP, color=colours, label="AP")
     axes.plot(shown.AP50, range(len(shown)), "|", color=INK, markersize=13, markeredgewidth=2, label="AP50")

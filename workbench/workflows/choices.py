@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from workbench.data.needs import CELL, SMALLEST, STEP, Choice, round_up
+from workbench.errors import counted
 from workbench.training.estimate import GB, duration
 
 _LEAST_STEPS = 1000  # with fewer, smaller images learn more in the same time
@@ -55,7 +56,7 @@ def steps(images: int, per_step: int, seconds: float, minutes: float) -> Choice:
     wanted = min(max(_PASSES * images // per_step, _WORTHWHILE[0]), _WORTHWHILE[1])
     possible = int(minutes * 60 * _TRAINING / seconds)
     value = max(_FEWEST, min(wanted, possible) // 20 * 20)
-    taken = f"{value * per_step / images:.0f} passes over {images} images in {duration(value * seconds)}"
+    taken = f"{value * per_step / images:.0f} passes over {counted(images, 'image')} in {duration(value * seconds)}"
     if possible < wanted:
         needed = wanted * seconds / _TRAINING / 60
         taken += f" of {minutes:g} at hand; --minutes {needed:.0f} would give {wanted} steps"

@@ -18,7 +18,7 @@ from workbench.data.catalog import get_entry
 from workbench.data.coco import open_dataset
 from workbench.data.fingerprint import digest
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, counted, errors_as
 from workbench.files import cache_folder, file_name, replacing
 from workbench.models import build_model
 from workbench.models.weights import LoadReport, load_state, require_finite
@@ -177,8 +177,8 @@ def _vocabulary(source: Source, cfg: CfgNode, dataset: str | Path | None) -> tup
         vocabulary, origin = replace(found, subcategories={}), f"{entry.annotations}, ordered by id"
     if vocabulary.num_classes != count:
         raise WorkbenchError(
-            f"weights {source.name} ({source.kind}) are for {count} categories, and {origin} has "
-            f"{vocabulary.num_classes}: they were trained for other classes"
+            f"weights {source.name} ({source.kind}) are for {counted(count, 'category', 'categories')}, and {origin} "
+            f"has {vocabulary.num_classes}: they were trained for other classes"
         )
     return vocabulary, f"categories: {count} of {origin}"
 

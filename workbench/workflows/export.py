@@ -20,7 +20,7 @@ from torch import Tensor
 
 from workbench.data.masks import MOST_PIXELS
 from workbench.data.vocabulary import Vocabulary
-from workbench.errors import WorkbenchError, errors_as, shown
+from workbench.errors import WorkbenchError, counted, errors_as, shown
 from workbench.files import replacing
 from workbench.models.exportable import ExportableMask2Former
 from workbench.models.mask2former import Mask2Former
@@ -109,8 +109,8 @@ def export(
         )
     if batch * height * width > MOST_PIXELS:
         raise WorkbenchError(
-            f"{shown(batch)} image(s) of {shown(height)}x{shown(width)} are more than the {MOST_PIXELS:,} pixels that "
-            "can be exported at once (--batch, --size)"
+            f"a batch of {shown(batch)} images of {shown(height)}x{shown(width)} has more than the {MOST_PIXELS:,} "
+            "pixels that can be exported at once (--batch, --size)"
         )
     images = example_images(batch, height, width)
     program = _trace(module, images, dynamic)
@@ -134,7 +134,8 @@ def export(
     shape = f"{batch},3,{height},{width}"
     for name, which, file in (("this model", "eager", resolve_checkpoint(ckpt)), (path.name, kind, path)):
         seconds, peak = _measure(file, which, shape)
-        tell(f"{name}: {seconds:.3f} s for {batch} image(s) of {height}x{width}, peak memory {peak / 1e6:.0f} MB")
+        images = f"{counted(batch, 'image')} of {height}x{width}"
+        tell(f"{name}: {seconds:.3f} s for {images}, peak memory {peak / 1e6:.0f} MB")
     return path
 
 

@@ -23,7 +23,7 @@ from workbench.data.summary import objects_and_edges, relative_sizes
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
 from workbench.environment.system import busy_cores, usable_cores
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, counted, errors_as
 from workbench.files import write_text
 from workbench.models import build_model
 from workbench.models.weights import weights_at_hand
@@ -146,14 +146,14 @@ def _datasets(dataset: str, val: str | None) -> tuple[Lines, CocoDataset]:
             "none is there, so nothing tells how good the model is: `workbench split` makes one",
         )
     if crowds:
-        reason = f"{crowds} masks are marked as crowds, as CVAT marks those of its brush"
+        reason = f"{counted(crowds, 'mask is a crowd', 'masks are crowds')}, as CVAT marks those of its brush"
         lines["DATASETS.CROWDS_ARE_OBJECTS"] = (True, reason)
     if faults:
         reason = f"what is broken is left out: {heading(faults)}; `workbench validate` says where"
         lines["DATASETS.SKIP_FAULTS"] = (True, reason)
     classes = {name: len(values) for name, values in data.vocabulary.subcategories.items()}
-    counted = ", ".join(f"{name} has {count} classes" for name, count in classes.items())
-    lines["MODEL.SUBCATEGORIES"] = ([*classes], f"{counted}; leave out what needs no head" if classes else "none")
+    classes_of = ", ".join(f"{name} has {counted(count, 'class', 'classes')}" for name, count in classes.items())
+    lines["MODEL.SUBCATEGORIES"] = ([*classes], f"{classes_of}; leave out what needs no head" if classes else "none")
     return lines, data
 
 

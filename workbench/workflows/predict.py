@@ -29,7 +29,7 @@ from workbench.data.mapper import build_mapper
 from workbench.data.masks import mask_areas
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.device import choose_device
-from workbench.errors import WorkbenchError, errors_as
+from workbench.errors import WorkbenchError, counted, errors_as
 from workbench.evaluation.filters import FilterSettings, apply_filters
 from workbench.evaluation.predict import encoding_masks, to_coco_results
 from workbench.evaluation.segments import segment_rows
@@ -124,16 +124,14 @@ def predict(
         written.append(output / name)
     with logging_to(None):
         seconds = time.perf_counter() - began
-        counts = ", ".join(_counted(len(rows), _NOUNS[kind]) for kind, rows in annotations.items())
-        log.info(f"{_counted(len(images), 'image')}, {counts} in {seconds:.1f} s")
+        counts = ", ".join(counted(len(rows), _NOUNS[kind]) for kind, rows in annotations.items())
+        log.info(f"{counted(len(images), 'image')}, {counts} in {seconds:.1f} s")
     if unreadable:
         rest = f"; the other {len(images)} are in {output}" if images else ""
-        raise WorkbenchError(f"{len(unreadable)} of {len(files)} images cannot be used: {' '.join(unreadable)}{rest}")
+        raise WorkbenchError(
+            f"{len(unreadable)} of {counted(len(files), 'image')} cannot be used: {' '.join(unreadable)}{rest}"
+        )
     return written
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _kinds(cfg: CfgNode) -> dict[str, tuple[str, str]]:

@@ -35,7 +35,7 @@ from pydantic import BeforeValidator, Field
 
 from workbench.config import load_config
 from workbench.environment.system import usable_cores
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 from workbench.files import file_name, replacing, write_json, write_text
 from workbench.runs.table import runs_frame
 from workbench.training.interrupt import Interrupted, StopRequest
@@ -149,7 +149,7 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, say: Callable[[str], None] = print
     """
     trials = sweep.trials()
     waiting = [trial for trial in trials if not trial.done]
-    say(f"{len(trials)} runs, {len(trials) - len(waiting)} of them done")
+    say(f"{counted(len(trials), 'run')}, {len(trials) - len(waiting)} of them done")
     stopping, processes = threading.Event(), set()
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))

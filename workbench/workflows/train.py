@@ -18,9 +18,10 @@ from workbench.data.loaders import build_train_loader
 from workbench.data.mapper import build_mapper
 from workbench.data.vocabulary import Vocabulary
 from workbench.environment.memory import check_memory
-from workbench.errors import WorkbenchError, errors_as
-from workbench.evaluation.ground_truth import check_ground_truth
-from workbench.evaluation.summary import main_score
+from workbench.errors import WorkbenchError, counted, errors_as
+from workbench.evaluation.ground_truth import check_ground_truth, ground_truth
+from workbench.evaluation.results import load_predictions
+from workbench.evaluation.summary import little_found, main_score, warn_of_nothing_found
 from workbench.models import build_model
 from workbench.registry import imported_parts
 from workbench.runs.checkpoint import has_checkpoint, load_vocabulary
@@ -184,27 +185,31 @@ def _report(cfg: CfgNode, run: RunDirectory, dataset: CocoDataset, processes: Pr
     between the last step and the end of this evaluation leaves it to the next start of the same command.
     """
     name = report_dataset(cfg)
-    if run_on_main(lambda: saved_metrics(run.path, fingerprint(run.best, cfg, data_fingerprint(dataset))) is None):
-        log.info(f"evaluating the best checkpoint on {name}")
-        metrics = evaluate_checkpoint(Evaluated(run.best, name), cfg, dataset, processes, run.path)
-        score, value = main_score(metrics)
-        log.info(f"{name}: {score} {'-' if value is None else f'{value:.2f}'} of the best checkpoint")
+    current = run_on_main(lambda: saved_metrics(run.path, fingerprint(run.best, cfg, data_fingerprint(dataset))))
+    if current is not None:
+        if rank() == 0 and little_found(current):
+            warn_of_nothing_found(current, ground_truth(dataset), load_predictions(run.predictions))
+        return
+    log.info(f"evaluating the best checkpoint on {name}")
+    metrics = evaluate_checkpoint(Evaluated(run.best, name), cfg, dataset, processes, run.path)
+    score, value = main_score(metrics)
+    log.info(f"{name}: {score} {'-' if value is None else f'{value:.2f}'} of the best checkpoint")
 
 
 def _log_data(cfg: CfgNode, data: _Splits) -> None:
     for purpose, dataset in zip(("train", "evaluate", "report"), data, strict=True):
         if dataset is None or (purpose == "report" and dataset is data.selection):
             continue
-        left_out = f", {dataset.skipped} annotations and images left out for faults" if dataset.skipped else ""
         names = ", ".join(entry.name for entry in dataset.entries)
-        log.info(f"{purpose} on {names}: {dataset.counted()}{left_out}")
+        log.info(f"{purpose} on {names}: {dataset.counted()}{dataset.left_out()}")
     if data.selection is not None and data.selection is data.report:
         log.warning(
             f"{selection_dataset(cfg)} both chooses the best checkpoint and reports its score, so the score is "
             "flattering; name another dataset in DATASETS.VAL to choose on"
         )
     classes = [f"{n} ({len(c)})" for n, c in data.train.vocabulary.subcategories.items()]
-    log.info(f"{data.train.vocabulary.num_classes} categories, subcategories {', '.join(classes) or 'none'}")
+    categories = counted(data.train.vocabulary.num_classes, "category", "categories")
+    log.info(f"{categories}, subcategories {', '.join(classes) or 'none'}")
     split = f", split over {world_size()} processes" if world_size() > 1 else ""
     if cfg.SOLVER.ACCUMULATION_STEPS > 1:
         split += f", accumulated in {cfg.SOLVER.ACCUMULATION_STEPS} parts"
@@ -214,8 +219,8 @@ def _log_data(cfg: CfgNode, data: _Splits) -> None:
     rows, largest = cfg.TEST.DETECTIONS_PER_IMAGE, max(cfg.TEST.MAX_DETS)
     if rows < largest:
         log.warning(
-            f"TEST.DETECTIONS_PER_IMAGE keeps {rows} rows of an image, fewer than the largest of TEST.MAX_DETS: "
-            f"AR@{largest} counts {rows} rows too"
+            f"TEST.DETECTIONS_PER_IMAGE keeps {counted(rows, 'row')} of an image, fewer than the largest of "
+            f"TEST.MAX_DETS: AR@{largest} counts {counted(rows, 'row')} too"
         )
     unused = keys_without_effect(cfg)
     if unused:

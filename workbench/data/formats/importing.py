@@ -29,7 +29,7 @@ from workbench.data.formats.via import read_via
 from workbench.data.formats.voc import find_voc, read_voc
 from workbench.data.formats.yolo import find_yaml, read_yolo
 from workbench.data.vocabulary import collected_subcategories
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, counted
 from workbench.files import replacing, write_json
 
 READERS: dict[str, Callable[[Source], Imported]] = {
@@ -195,7 +195,7 @@ def describe_import(written: list[Path], imported: Imported) -> str:
     names = {item["id"]: item["name"] for item in content["categories"]}
     counts = Counter(names[each["category_id"]] for each in content["annotations"])
     lines = [
-        f"{len(content['images'])} images, {len(content['annotations'])} objects: "
+        f"{counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'object')}: "
         + ", ".join(f"{name} {count}" for name, count in counts.most_common())
     ]
     values: dict[str, Counter] = {}
