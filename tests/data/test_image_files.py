@@ -137,4 +137,4 @@ def test_what_was_used_and_found_is_said(tmp_path: Path) -> None:
     assert decimal == "1 deep image is scaled from 0..1 (as the files declare), with values of 0..1"
     assert "different bit depths" in several
     (chosen,) = describe_depth(paths[:2], ImageRules(depth_range=(0, 1000)))
-    assert chosen.endswith("(INPUT.DEPTH_RANGE); they hold 3..4095, and what lies outside is cut off")
+    assert chosen.endswith("(INPUT.DEPTH_RANGE), with values of 3..4095, and what lies outside is cut off")

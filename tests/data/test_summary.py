@@ -38,7 +38,7 @@ def test_the_summary(labels: Path) -> None:
     assert [" ".join(line.split()) for line in lines[2:12]] == [
         "sizes all 20x16",
         "an image has 1.5 objects in the median, 3 at most (image 1, a.png); 1 image has none",
-        "categories pear 0 and 1 crowds, apple 3",
+        "categories pear 0 and 1 crowd, apple 3",
         "attribute colour: a subcategory; blue 2, red 1",
         "attribute needs_fix: no subcategory, as it is a reminder of the annotators; false 1, true 1",
         "attribute note: no subcategory, as it has no value anywhere; no value",

@@ -385,7 +385,7 @@ def test_fix_keeps_what_is_broken_and_the_file_itself(
     assert "would overwrite" in capsys.readouterr().err and path.read_bytes() == before
     fixed = path.with_name("fixed.json")
     assert cli.main(["validate", str(path), "--fix", str(fixed)]) == 2
-    assert "1 broken faults still in it" in capsys.readouterr().out
+    assert "1 broken fault still in it" in capsys.readouterr().out
     assert [fault.kind for fault in _validate(fixed)] == ["unknown category"]
     assert cli.main(["validate", str(path), str(path), "--fix", str(fixed)]) == 2
     assert "exactly one" in capsys.readouterr().err

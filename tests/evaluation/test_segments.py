@@ -136,4 +136,5 @@ def test_without_instances_the_other_scores_count() -> None:
     assert summarise(metrics) == "1 image was evaluated. The mean IoU of the categories is 100.0."
     assert "masks" not in metrics_table(metrics)
     only_stuff = Vocabulary((3, 7, 9), ("disc", "box", "sky"), stuff=frozenset({"disc", "box", "sky"}))
+    gt["categories"] = only_stuff.to_coco()["categories"]
     assert evaluate_results(gt, [], only_stuff)["segm"] is None

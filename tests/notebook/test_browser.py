@@ -280,10 +280,10 @@ def test_marked_images_and_suspected_errors_become_a_file_for_a_labelling_tool(g
     browser._save_review.click()
     table = pd.read_csv(tmp_path / "run" / "review.csv")
     assert table.values.tolist()[0] == [1, "1.png", "marked", "the disc, twice"]
-    assert "1 marked images, 2 suspected" in browser._status.value
+    assert "1 marked image, 2 suspected" in browser._status.value
     browser.settings = FilterSettings(score=0.7)
     browser._save_review.click()
-    assert "1 marked images, 1 suspected" in browser._status.value
+    assert "1 marked image, 1 suspected" in browser._status.value
     content = json.loads((tmp_path / "run" / "review.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert [a.get("attributes", {}).get("suspected") for a in content["annotations"]] == [None, "not annotated"]

@@ -14,6 +14,8 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from PIL import Image, UnidentifiedImageError
 
+from workbench.errors import counted
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of all that Pillow opens; some start other programs
 ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what opening and decoding raise
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags

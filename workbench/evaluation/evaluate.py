@@ -39,7 +39,8 @@ def evaluate_results(
     """Score COCO results, ranked by ``rank_by`` first, against a COCO ground truth.
 
     ``stats`` are those of ``run_inference``. Results without any mask are scored by their boxes, and "segm" is None.
-    Only things are instances; where there are none, or ``instances`` is False, "segm" and "bbox" are None.
+    Only things (:func:`things_of`) are instances; where there are none, or ``instances`` is False, "segm" and "bbox"
+    are None.
 
     Returns:
         What metrics.json holds: "segm" and "bbox" {AP, AP50, AP75, APs, APm, APl, AR@k and AP@k for each k of
