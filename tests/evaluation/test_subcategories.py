@@ -144,7 +144,7 @@ def test_accuracy_reads_the_best_prediction_whatever_its_category():
     true, predicted = main.index[0], main.columns[1]  # category 3 taken for category 7
     assert main.loc[true, predicted] == main.to_numpy().sum() == 1 and "no-object" not in main.columns
     assert list(confusions(gt, results, COLOUR)) == [
-        (gt["images"][0]["id"], "category", true, predicted),
+        (gt["images"][0]["id"], "main category", true, predicted),
         (gt["images"][0]["id"], "colour", "red", "blue"),
     ]
 

@@ -36,7 +36,7 @@ def test_the_score_that_parts_true_from_false():
     assert found.table().loc["score", ["precision", "recall", "f1"]].tolist() == [100, 100, 100]
     assert apply_filters(rows, found.settings, VOCABULARY).kept == [0, 1, 2]
     curve = found.curves["score"]
-    assert curve.threshold.tolist() == [0.4, 0.5, 0.6, 0.8, 0.9]
+    assert curve.threshold.tolist() == [0.2, 0.5, 0.6, 0.7, 0.9]
     assert curve.f1.tolist() == pytest.approx([200 * n / (d + 3) for n, d in ((3, 5), (3, 4), (3, 3), (2, 2), (1, 1))])
 
 
@@ -44,6 +44,15 @@ def test_words_table_and_settings_name_one_score():
     found = suggest_thresholds(truth(annotation(1, 5, 5)), [row(5, 5, 0.97704756), row(30, 5, 0.2)], VOCABULARY)
     assert found.settings.score == found.table().loc["score", "threshold"] == 0.6
     assert "With a score of at least 0.6," in found.note
+
+
+def test_a_suggested_score_has_the_decimals_of_a_slider():
+    """0.7173 and 0.7179 cannot be parted by it; 0.7179 and 0.7211 can."""
+    gt = truth(annotation(1, 5, 5), annotation(2, 30, 5))
+    rows = [row(5, 5, 0.7211), row(30, 5, 0.7179), row(5, 30, 0.7173), row(30, 30, 0.0004)]
+    found = suggest_thresholds(gt, rows, VOCABULARY)
+    assert found.curves["score"].threshold.tolist() == [0.0, 0.4, 0.72]
+    assert found.settings.score == 0.4 and apply_filters(rows, found.settings, VOCABULARY).kept == [0, 1, 2]
 
 
 def test_a_subcategory_threshold_that_drops_the_wrong_ones():

@@ -247,7 +247,7 @@ def test_images_come_in_an_order_that_helps_and_by_what_they_have_in_common(gall
     assert browser.images == [2, 1]
     browser.settings = FilterSettings(score=1.0)
     browser._list_groups_button.click()
-    assert "category: disc missed" in dict(browser._only.options).values()
+    assert "main category: disc missed" in dict(browser._only.options).values()
     browser.settings = OPEN
     browser._list_groups_button.click()
     assert "with box" in dict(browser._only.options).values()

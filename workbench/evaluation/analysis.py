@@ -70,12 +70,12 @@ def confusion_matrices(gt: Mapping, results: Sequence[Mapping], vocabulary: Voca
 
 
 def confusions(gt: Mapping, results: Sequence[Mapping], vocabulary: Vocabulary) -> Iterator[tuple[int, str, str, str]]:
-    """Yield (image id, "category" or the subcategory, true class, predicted class) for each object off the diagonal of
+    """Yield (image id, "main category" or a subcategory, true class, predicted class) for each object off the diagonal of
     :func:`confusion_matrices`: matched to a prediction of another class, or of none ("no-object"), or "missed"."""
     data = read_inputs(gt, results)
     matches = match_predictions(data, same_category=False)
     d = np.flatnonzero(matches.object_of >= 0)
-    kinds = [("category", data.category_names, data.objects.category, data.predictions.category)]
+    kinds = [(MAIN, data.category_names, data.objects.category, data.predictions.category)]
     for each in read_subcategories(data, vocabulary):
         kinds.append((each.name, each.classes, each.truth, each.predicted))
     for kind, classes, true, predicted in kinds:

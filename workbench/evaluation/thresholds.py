@@ -19,6 +19,7 @@ from workbench.evaluation.matching import match_predictions
 from workbench.evaluation.subcategories import Subcategory, read_subcategories
 
 STEPS = 20  # thresholds tried for a subcategory
+_DECIMALS = 2  # of a threshold, as sliders and words show them
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ def suggest_thresholds(
         return Suggestion(chosen, {}, "The other filters leave no prediction, so no thresholds can be suggested.")
     if not curve.f1.max() > 0:
         return Suggestion(chosen, curves, "No prediction finds an object at any score, so none can be suggested.")
-    best = _best(curve)
-    curve.loc[best, "threshold"] = _between(curve.threshold, best)  # words, table, chart and settings name one number
-    settings = replace(settings, score=float(curve.threshold[best]))
+    settings = replace(settings, score=float(curve.threshold[_best(curve)]))
     for subcategory in read_subcategories(data, vocabulary):
         name = subcategory.name
         measure = settings.subcategories.get(name, SubcategoryFilter()).measure
@@ -91,7 +90,7 @@ def suggest_thresholds(
 
 
 def _score_curve(rows: Candidates, data: EvaluationData, settings: FilterSettings, iou: float) -> pd.DataFrame:
-    """Return the F1 at every score.
+    """Return the F1 at scores of at most ``_DECIMALS`` decimals, one for each set of predictions that they part.
 
     One matching serves all: a prediction's match, and what it overlaps, depend on better ones only.
     """
@@ -104,7 +103,10 @@ def _score_curve(rows: Candidates, data: EvaluationData, settings: FilterSetting
     last = np.flatnonzero(np.diff(falling, append=-np.inf))  # equal scores stand or fall together
     curve = _rates(np.cumsum(right)[last], last + 1, data)
     curve.insert(0, "threshold", falling[last])
-    return curve[::-1].reset_index(drop=True)
+    curve = curve[::-1].reset_index(drop=True)
+    scores = curve.threshold.tolist()
+    curve["threshold"] = [_between(*pair) for pair in zip([0.0, *scores], scores, strict=False)]
+    return curve.dropna().reset_index(drop=True)
 
 
 def _subcategory_curve(
@@ -116,7 +118,7 @@ def _subcategory_curve(
     left = apply_filters(rows, settings, rows.vocabulary).rule < 0
     values = rows.confidence(name, measure)[left]
     quantiles = np.quantile(values, np.linspace(0, 1, STEPS + 1)[1:-1]) if len(values) else []
-    tried = [-np.inf, *np.unique(np.round(quantiles, 3)).tolist()]
+    tried = [-np.inf, *np.unique(np.round(quantiles, _DECIMALS)).tolist()]
     true, drawn = [], []
     for threshold in tried:
         limit = threshold if np.isfinite(threshold) else None
@@ -161,15 +163,17 @@ def _best(curve: pd.DataFrame) -> int:
     return int(curve.f1.to_numpy().argmax())
 
 
-def _between(thresholds: pd.Series, best: int) -> float:
-    """Return a short number between the best threshold and the next lower one, to which it does the same."""
-    high = float(thresholds[best])
-    low = float(thresholds[best - 1]) if best else 0.0
-    for decimals in range(1, 9):
+def _between(low: float, high: float) -> float:
+    """Return a short number above ``low`` and at most ``high``, NaN where none has at most ``_DECIMALS`` decimals.
+
+    Each such number drops and keeps the same predictions. Below the lowest score it is 0 where there is no other.
+    """
+    for decimals in range(1, _DECIMALS + 1):
         middle = round((high + low) / 2, decimals)
         if low < middle <= high:
             return middle
-    return high
+    largest = round(np.floor(high * 10**_DECIMALS + 1e-9) / 10**_DECIMALS, _DECIMALS)
+    return largest if low < largest <= high or low == 0 else np.nan
 
 
 def _in_words(suggestion: Suggestion) -> str:

@@ -31,6 +31,10 @@ _STYLE = {"description_width": "80px"}
 _NMS_NAMES = {"off": "keep", "within": "drop within a category", "across": "drop across categories"}
 _ALL = "all images"
 _FEW = 50_000  # predictions whose groups are listed without being asked for
+_GROUPS = (
+    "Images with a category or a confusion. What the filters drop counts as missed; the matrices of notebook 04 count the "
+    "objects of all predictions."
+)
 _SCORE = "What rows are ranked by (TEST.RANK_BY); AP uses it"
 _MAIN_SCORE = "The probability of the main category alone, before subcategories and the mask's certainty change it"
 
@@ -227,15 +231,14 @@ class PredictionBrowser(widgets.HBox):
             if number == 0 and first.annotations is not None:
                 words = f"{first.truth_words()} · ground truth"
                 drawn.append(Drawn(words, _alt(words, first.contents(), objects), range(len(objects)), objects))
-            words = scene.words(each.settings, each.kept)
-            if len(scenes) > 1:
-                words = f"{self._galleries[number].label}: {words}"
-            elif first.annotations is None:
+            label = self._galleries[number].label if len(scenes) > 1 else "prediction"
+            words = scene.words(each.settings, each.kept, label)
+            if first.annotations is None and number == 0:
                 words = f"{first.name} · {words}"
             drawn.append(Drawn(words, _alt(words, scene.contents(each.kept), rows), each.kept, rows))
         changes = {
             "drawn": drawn,
-            "counts": _counts(filtered[0], first.objects),
+            "counts": _counts(filtered[0], first.objects, f"{self._gallery.label}: " if len(scenes) > 1 else ""),
             "left_out": len(first.candidates) - len(filtered[0].kept),
             "reasons": _reasons(filtered[0]) if self._viewer.explaining else (),
         }
@@ -291,7 +294,7 @@ class PredictionBrowser(widgets.HBox):
         kept = self._only.value
         quiet, self._quiet = self._quiet, True
         groups = self._group_lists()
-        options = [(_ALL, _ALL), *((f"{name} ({len(ids)})", name) for name, ids in groups.items())]
+        options = [(_ALL, _ALL), *((f"{name} ({counted(len(ids), 'image')})", name) for name, ids in groups.items())]
         self._only.options = options
         self._only.value = kept if kept in groups else _ALL
         self._quiet = quiet
@@ -312,6 +315,7 @@ class PredictionBrowser(widgets.HBox):
         self._order = _drop_down("order", [(name, name) for name in ORDERS])
         self._order.value = order
         self._only = _drop_down("only", [(_ALL, _ALL)])
+        self._only.tooltip = _GROUPS
         self._list_groups_button = widgets.Button(
             description="List groups", tooltip="Offer categories and confusions, as the filters of now leave them"
         )
@@ -473,9 +477,9 @@ def _heading(text: str) -> widgets.HTML:
     return widgets.HTML(f'<b style="font-size:13px">{html.escape(text)}</b>')
 
 
-def _counts(filtered: Filtered, objects: int | None) -> list[tuple[str, int, str]]:
+def _counts(filtered: Filtered, objects: int | None, whose: str) -> list[tuple[str, int, str]]:
     """Return a column for all rows, one for each rule in use or with rows dropped, and the rest."""
-    columns = [("predictions", len(filtered.candidates), "")]
+    columns = [(f"{whose}predictions", len(filtered.candidates), "")]
     columns += [(rule, -count, "") for rule, count in filtered.counts.items() if count or filtered.asks(rule) != "-"]
     columns.append(("drawn", len(filtered.kept), "total"))
     return columns if objects is None else [*columns, ("in the ground truth", objects, "apart")]

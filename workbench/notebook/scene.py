@@ -214,9 +214,9 @@ class Scene:
         """Return the file name and the number of objects."""
         return f"{self.name}: {counted(self.objects, 'object')}"
 
-    def words(self, settings: FilterSettings, kept: Sequence[int]) -> str:
+    def words(self, settings: FilterSettings, kept: Sequence[int], label: str = "prediction") -> str:
         """Return how many rows are drawn, as the title of a panel."""
-        return f"prediction: {len(kept)} of {counted(len(self.candidates), 'row')} (score ≥ {settings.score:.3g})"
+        return f"{label}: {len(kept)} of {counted(len(self.candidates), 'row')} (score ≥ {settings.score:.3g})"
 
     def release(self) -> None:
         """Give the memory of decoded masks back; they are decoded again when they are drawn."""

@@ -489,6 +489,7 @@ function render({ model, el }) {
     tip.hidden = true;
     panels = content().panels.map((panel, number) => {
       const canvas = make("canvas", { role: "img" });
+      canvas.style.setProperty("--aspect", content().size[0] / content().size[1]);
       const title = make("figcaption");
       stage.append(make("figure", {}, title, canvas));
       listen(canvas, number);
