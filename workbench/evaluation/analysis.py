@@ -70,8 +70,8 @@ def confusion_matrices(gt: Mapping, results: Sequence[Mapping], vocabulary: Voca
 
 
 def confusions(gt: Mapping, results: Sequence[Mapping], vocabulary: Vocabulary) -> Iterator[tuple[int, str, str, str]]:
-    """Yield (image id, "main category" or a subcategory, true class, predicted class) for each object off the diagonal of
-    :func:`confusion_matrices`: matched to a prediction of another class, or of none ("no-object"), or "missed"."""
+    """Yield (image id, "main category" or a subcategory, true class, predicted class) for each object off the diagonal
+    of :func:`confusion_matrices`: matched to a prediction of another class, or of none ("no-object"), or "missed"."""
     data = read_inputs(gt, results)
     matches = match_predictions(data, same_category=False)
     d = np.flatnonzero(matches.object_of >= 0)

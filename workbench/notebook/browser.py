@@ -32,8 +32,8 @@ _NMS_NAMES = {"off": "keep", "within": "drop within a category", "across": "drop
 _ALL = "all images"
 _FEW = 50_000  # predictions whose groups are listed without being asked for
 _GROUPS = (
-    "Images with a category or a confusion. What the filters drop counts as missed; the matrices of notebook 04 count the "
-    "objects of all predictions."
+    "Images with a category or a confusion. What the filters drop counts as missed; the matrices of notebook 04 count "
+    "the objects of all predictions."
 )
 _SCORE = "What rows are ranked by (TEST.RANK_BY); AP uses it"
 _MAIN_SCORE = "The probability of the main category alone, before subcategories and the mask's certainty change it"
