@@ -34,7 +34,12 @@ class ExportableMask2Former(nn.Module):
             (B, k, 4) float32 XYXY, and for each subcategory its probabilities (B, k, K_s+1).
         """
         model = self.model
-        outputs = model.raw_outputs((images - model.pixel_mean) / model.pixel_std)
+        # Sizes that are multiples by their form, which torch.export can divide; otherwise each stage of a backbone
+        # nests another remainder in its sizes, and tracing does not end. Multiples are not padded.
+        images = (images - model.pixel_mean) / model.pixel_std
+        height, width = (-(-size // model.size_divisibility) * model.size_divisibility for size in images.shape[2:])
+        images = F.pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
+        outputs = model.raw_outputs(images)
         subcategories = {name: head.softmax(-1) for name, head in outputs["pred_subcategories"].items()}
         main = outputs["pred_logits"].softmax(-1)[..., :-1]
         ranks = rank_scores(main, [p.unsqueeze(2) for p in subcategories.values()], model.rank_by)

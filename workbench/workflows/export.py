@@ -119,7 +119,8 @@ def export(
         draft = draft.with_name(f"{draft.name}{path.suffix}")  # torch.export.save insists on the suffix
         try:
             if kind == "onnx":
-                _write_onnx(program, module, draft, _notes(cfg, vocabulary, multiple))
+                shape = None if dynamic else (batch, height, width)
+                _write_onnx(program, module, draft, _notes(cfg, vocabulary, multiple, shape))
             else:
                 torch.export.save(program, draft)
             checks = [images] if not dynamic else [images, example_images(1, height + multiple, width, seed=1)]
@@ -207,15 +208,22 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _notes(cfg: CfgNode, vocabulary: Vocabulary, multiple: int) -> dict[str, Any]:
-    """Return what a program needs to know beside the network, as the file's metadata holds it."""
+def _notes(cfg: CfgNode, vocabulary: Vocabulary, multiple: int, shape: Sequence[int] | None) -> dict[str, Any]:
+    """Return what a program needs to know beside the network, as the file's metadata holds it.
+
+    Args:
+        shape: number, height and width of the images, where these are fixed.
+    """
+    batch, *size = shape or [1]
+    edges = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST or 10**9] if cfg.INPUT.MIN_SIZE_TEST else []
     return {
         "categories": list(vocabulary.categories),
         "subcategories": {name: list(classes) for name, classes in vocabulary.subcategories.items()},
         "mean": list(cfg.MODEL.PIXEL_MEAN),
         "multiple": multiple,
-        "shortest": cfg.INPUT.MIN_SIZE_TEST,
-        "longest": cfg.INPUT.MAX_SIZE_TEST or 10**9,
+        "batch": batch,
+        "size": size[::-1],  # width and height, as Pillow has them; none: any
+        "edges": edges,  # the shortest edge and at most the longest; none: those of the image
     }
 
 

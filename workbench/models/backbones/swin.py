@@ -16,16 +16,44 @@ _PATCH = 4
 
 
 class _Block(SwinTransformerBlock):
-    """timm shifts the map and then pads it to whole windows; the published weights learned the other order."""
+    """timm shifts the map and then pads it to whole windows; the published weights learned the other order.
+
+    Sizes are a number of windows times their side throughout: torch.export cannot simplify what timm derives from
+    padded sizes, and does not end.
+    """
 
     def __init__(self, dim: int, resolution: int, **settings) -> None:
         # The mask of shifted windows is made for each input's size, and small maps get whole windows too.
         super().__init__(dim, (resolution, resolution), always_partition=True, dynamic_mask=True, **settings)
 
     def _attn(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
-        return super()._attn(x)[:, :height, :width]
+        batch, height, width, channels = x.shape
+        side, shift = self.window_size[0], self.shift_size[0]
+        rows, columns = ((size + side - 1) // side for size in (height, width))
+        beyond = (0, 0, 0, columns * side - width, 0, rows * side - height)
+        x = F.pad(x, beyond)
+        if shift:
+            x = x.roll((-shift, -shift), (1, 2))
+        windows = x.view(batch, rows, side, columns, side, channels).transpose(2, 3).reshape(-1, side**2, channels)
+        windows = self.attn(windows, mask=self._mask(rows, columns, x) if shift else None)
+        x = windows.view(batch, rows, columns, side, side, channels).transpose(2, 3)
+        x = x.reshape(batch, rows * side, columns * side, channels)
+        if shift:
+            x = x.roll((shift, shift), (1, 2))
+        return F.pad(x, [-size for size in beyond])
+
+    def _mask(self, rows: int, columns: int, x: Tensor) -> Tensor:
+        """Return (windows, side^2, side^2): -100 where a shifted window joins two edges of the map, else 0."""
+        side, shift = self.window_size[0], self.shift_size[0]
+        parts = []
+        for number in (rows, columns):
+            place = torch.arange(number * side, device=x.device)
+            part = (place >= (number - 1) * side).int() + (place >= number * side - shift).int()
+            parts.append(part.view(number, side))
+        vertical, horizontal = parts
+        regions = 3 * vertical[:, None, :, None] + horizontal[None, :, None, :]
+        regions = regions.reshape(rows * columns, side**2)
+        return (regions[:, :, None] != regions[:, None, :]).to(x.dtype) * -100.0
 
 
 class _PatchEmbed(nn.Module):
