@@ -272,6 +272,31 @@ def test_the_published_defaults():
     assert criterion.no_object_weight == 0.1
 
 
+@pytest.mark.parametrize(
+    ("millions", "keys"),
+    [
+        (44, "BACKBONE.NAME build_resnet_backbone RESNETS.DEPTH 50"),
+        (63, "BACKBONE.NAME build_resnet_backbone RESNETS.DEPTH 101"),
+        (47, "BACKBONE.NAME D2SwinTransformer"),
+        (69, "BACKBONE.NAME D2SwinTransformer SWIN.DEPTHS [2,2,18,2]"),
+        (107, "BACKBONE.NAME D2SwinTransformer SWIN.DEPTHS [2,2,18,2] SWIN.EMBED_DIM 128 SWIN.NUM_HEADS [4,8,16,32]"),
+        (
+            216,
+            "BACKBONE.NAME D2SwinTransformer SWIN.DEPTHS [2,2,18,2] SWIN.EMBED_DIM 192 SWIN.NUM_HEADS [6,12,24,48] "
+            "SWIN.WINDOW_SIZE 12 MASK_FORMER.NUM_OBJECT_QUERIES 200",
+        ),
+    ],
+)
+def test_published_models_have_their_parameters(millions, keys):
+    """R50, R101 and Swin-T, S, B and L on COCO, as the model zoo and the paper have them."""
+    words = [part if index % 2 else f"MODEL.{part}" for index, part in enumerate(keys.split())]
+    classes = Vocabulary()
+    classes.num_classes = 80
+    with torch.device("meta"):
+        model = build_model(load_config(None, words), classes, pretrained=False)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
 def test_the_model_is_left_alone_by_its_inputs():
     """Batched inputs are not changed in place."""
     inputs = example(2)
