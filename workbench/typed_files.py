@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -77,6 +78,11 @@ def _within(value: Any, depth: int) -> bool:
     return depth > 0 and all(_within(item, depth - 1) for item in items)
 
 
+@lru_cache(maxsize=64)  # 30 ms each, and a checkpoint's description is read many times
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
 def check_type(kind: type[T] | Any, value: Any, title: str, unknown: str = "key") -> T:
     """Return a value from outside as ``kind``, a dataclass or another type that pydantic reads.
 
@@ -90,7 +96,7 @@ def check_type(kind: type[T] | Any, value: Any, title: str, unknown: str = "key"
         WorkbenchError: the value is not of that type. The sentence names the first field at fault, what it holds and
             what it should hold, and how many more faults there are.
     """
-    checked = TypeAdapter(kind)
+    checked = _adapter(kind) if isinstance(kind, type) else TypeAdapter(kind)
     try:
         return checked.validate_python(value)
     except ValidationError as error:

@@ -146,7 +146,8 @@ def saturation(
     merged: in how many percent of those missed a prediction covers the object together with others; NaN where none is
     missed or nothing is predicted.
 
-    For each n of ``counts``, ``repeats`` pictures with n cells drawn at random (the same for every model).
+    For each n of ``counts``, ``repeats`` pictures with n cells drawn at random (the same for every model); one picture
+    where n is all cells.
     Pictures reach the model as they are drawn; :func:`fit_tiles` gives tiles the size that objects have in evaluation.
     An object is found by a prediction of its category scoring at least ``score_threshold`` with a mask IoU of at least
     ``iou``, each prediction finding one; it covers what at least half of is in its mask.
@@ -159,7 +160,7 @@ def saturation(
     model.eval()
     try:
         for n in follow(counts, "saturation", "count", shown=progress):
-            for repeat in range(repeats):
+            for repeat in range(repeats if n < GRID * GRID else 1):
                 cells = np.random.default_rng([seed, n, repeat]).permutation(GRID * GRID)[:n]
                 canvas, masks = draw_grid(tiles, cells)
                 labels = np.array([tiles[cell % len(tiles)].label for cell in cells])
