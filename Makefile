@@ -113,7 +113,7 @@ gpu-check: env
 	@$(BIN)/python benchmarks/deform_attn.py --device cuda
 
 lab: env
-	@$(BIN)/jupyter lab
+	@$(BIN)/jupyter lab --ServerApp.kernel_websocket_connection_class=workbench.notebook.server.PromptConnection
 
 lint: env
 	@$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def jupyter_lab(workspace: Path) -> Iterator[str]:
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.open_browser": False,
         "ServerApp.root_dir": workspace,
+        "ServerApp.kernel_websocket_connection_class": "workbench.notebook.server.PromptConnection",  # as make lab
         "ServerApp.allow_root": True,
         "IdentityProvider.token": token,
     }
