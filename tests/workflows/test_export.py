@@ -129,7 +129,7 @@ def _run(folder: Path, model: Path) -> list[str]:
     command = [
         sys.executable,
         "-c",
-        f"{blocked}import runpy; runpy.run_path(sys.argv[0])",
+        f"{blocked}import runpy; runpy.run_path(sys.argv[0], run_name='__main__')",
         "run.py",
         str(model),
         "a.png",

@@ -234,7 +234,7 @@ def test_a_dataset_with_faults_stops_the_training_or_is_thinned_out(
     assert not (tmp_path / "a" / "metrics.csv").exists()
     overrides += ["DATASETS.SKIP_FAULTS", "True", "OUTPUT_DIR", str(tmp_path / "b")]
     run = train(load_config(tiny_config, overrides))
-    assert "1 annotations and images left out" in (run / "log.txt").read_text()
+    assert "1 annotation or image left out" in (run / "log.txt").read_text()
 
 
 def test_a_checkpoint_of_other_categories_is_refused_with_their_names(

@@ -200,7 +200,7 @@ def log_cost(cfg: CfgNode, model: nn.Module, data: CocoDataset, processes: Proce
         log.warning(warning)
     log.info(
         f"a step needs at least {need.memory / GB:.1f} GB of memory ({memory.free / GB:.1f} GB are free) and, by a dry "
-        f"run, about {duration(need.seconds)}; {counted(steps, 'step')} take about "
+        f"run, about {duration(need.seconds)}; {counted(steps, 'step takes', 'steps take')} about "
         f"{duration(need.seconds * steps)}, reading images and evaluation aside"
     )
 

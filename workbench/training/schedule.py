@@ -66,7 +66,7 @@ def schedule_arithmetic(cfg: CfgNode) -> str:
     """Return one line that compares the steps with those of the reference batch."""
     solver = cfg.SOLVER
     steps, images, reference = solver.MAX_ITER, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH_SIZE
-    line = f"{steps} steps of {counted(images, 'image')}"
+    line = f"{counted(steps, 'step')} of {counted(images, 'image')}"
     if images != reference and solver.LR_SCALING != "none":
         line += f", as many as in {steps} × {images} / {reference} = {steps * images / reference:.6g} of {reference}"
     return line
