@@ -85,7 +85,8 @@ def _costs(evaluation: Evaluation) -> dict[str, float]:
 
 def first_seeds(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Return the first evaluation of each model, as runs whose configs differ by the seed alone are of one model."""
-    return [group[0] for group in _by_model(evaluations).values()]
+    named = by_name(evaluations)
+    return [named[names[0]] for names in _by_model(named)]
 
 
 def seed_table(evaluations: Sequence[Evaluation], models: pd.DataFrame) -> pd.DataFrame:
@@ -94,24 +95,24 @@ def seed_table(evaluations: Sequence[Evaluation], models: pd.DataFrame) -> pd.Da
     "AP lowest" and "AP highest" are those of the seeds. ``models`` is the :func:`model_table` of ``evaluations``.
     """
     rows = {}
-    for name, group in _by_model(evaluations).items():
-        seeds = models.loc[[key for key, each in by_name(evaluations).items() if each in group]]
-        if len(group) > 1:
+    for names in _by_model(by_name(evaluations)):
+        if len(names) > 1:
+            seeds = models.loc[names]
             spread = {"AP lowest": seeds["AP"].min(), "AP highest": seeds["AP"].max()}
-            rows[name] = {"seeds": len(group), **spread, **seeds.select_dtypes("number").median()}
+            rows[names[0]] = {"seeds": len(names), **spread, **seeds.select_dtypes("number").median()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
-def _by_model(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """Return {name of the first: evaluations of one model}."""
-    groups: dict[str, list[Evaluation]] = {}
-    for name, each in by_name(evaluations).items():
-        for group in groups.values():
-            if changes(each.config, group[0].config).keys() <= _OF_A_SEED:
-                group.append(each)
+def _by_model(named: Mapping[str, Evaluation]) -> list[list[str]]:
+    """Return the names of the evaluations of each model."""
+    groups: list[list[str]] = []
+    for name, each in named.items():
+        for names in groups:
+            if changes(each.config, named[names[0]].config).keys() <= _OF_A_SEED:
+                names.append(name)
                 break
         else:
-            groups[name] = [each]
+            groups.append([name])
     return groups
 
 
